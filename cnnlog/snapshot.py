@@ -31,3 +31,28 @@ class Snapshot:
     global_step: int
     filters: Mapping[str, FloatArray] = field(default_factory=dict)
     feature_maps: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """What is kept of a snapshot: the shown part, exactly, and numbers of all channels.
+
+    Attributes:
+        step: see `Snapshot`; likewise `epoch` and `global_step`.
+        filters: layer -> shown filters `[n, k, kH, kW]` (k: 3 for `rgb`, 1 for `gray` and `mean`, input channels
+            for `slices`), raw values.
+        feature_maps: layer -> shown maps `[N, n, h, w]`, raw values, averaged by area where they are larger than
+            they are drawn.
+        numbers: name -> layer -> one value a channel (`filter_norm`, `map_mean`, ...) or one value a layer
+            (`dead_share`, `cka`).
+        ranges: picture kind (`filters`, `feature_maps`, `filters_change`, `feature_maps_change`) -> layer -> the
+            state of its value range, as plain arrays.
+    """
+
+    step: int
+    epoch: int
+    global_step: int
+    filters: Mapping[str, FloatArray] = field(default_factory=dict)
+    feature_maps: Mapping[str, FloatArray] = field(default_factory=dict)
+    numbers: Mapping[str, Mapping[str, npt.NDArray[np.float64]]] = field(default_factory=dict)
+    ranges: Mapping[str, Mapping[str, Mapping[str, npt.NDArray[np.generic]]]] = field(default_factory=dict)

@@ -1,0 +1,91 @@
+"""A thread with a short bounded queue: what keeps slow work out of the training thread."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+class Mailbox(Generic[T]):
+    """Hands items, in order, to one background thread.
+
+    The thread starts with the first item and is a daemon, so that a process that wants to end can. An exception of
+    `handle` goes to `on_error` and never stops the thread.
+
+    Args:
+        handle: called with every item, in the background thread.
+        on_error: called with the exception that `handle` raised, in the background thread.
+        name: the thread's name.
+        size: how many items may wait.
+        drop_when_full: whether `put` on a full queue drops the item (and counts it) or waits for a place.
+    """
+
+    def __init__(
+        self,
+        handle: Callable[[T], None],
+        on_error: Callable[[Exception], None],
+        *,
+        name: str,
+        size: int,
+        drop_when_full: bool = False,
+    ) -> None:
+        self.name = name
+        self.dropped = 0
+        self._handle = handle
+        self._on_error = on_error
+        self._drop_when_full = drop_when_full
+        self._queue: queue.Queue[T | None] = queue.Queue(size)
+        self._thread: threading.Thread | None = None
+
+    def put(self, item: T) -> bool:
+        """Queue `item`; says whether it was taken (`False` only if it was dropped)."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+            self._thread.start()
+        try:
+            self._queue.put(item, block=not self._drop_when_full)
+        except queue.Full:
+            self.dropped += 1
+            return False
+        return True
+
+    def drain(self, timeout: float | None = None) -> bool:
+        """Wait until everything queued so far is handled; says whether that came true within `timeout` seconds."""
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._queue.all_tasks_done:
+            while self._queue.unfinished_tasks:
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                self._queue.all_tasks_done.wait(left)
+        return True
+
+    def close(self, timeout: float | None = None) -> bool:
+        """Drain, then end the thread; says whether both came true within `timeout` seconds."""
+        if self._thread is None:
+            return True
+        drained = self.drain(timeout)
+        with contextlib.suppress(queue.Full):  # a hung daemon thread is left behind rather than waited for
+            self._queue.put(None, block=drained)
+        if drained:
+            self._thread.join(timeout)
+        self._thread = None
+        return drained
+
+    def _run(self) -> None:
+        while True:
+            item = self._queue.get()
+            try:
+                if item is None:
+                    return
+                self._handle(item)
+            except Exception as error:
+                self._on_error(error)
+            finally:
+                self._queue.task_done()

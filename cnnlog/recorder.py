@@ -1,0 +1,518 @@
+"""From snapshots to files and pictures, in the background.
+
+The training thread hands a `Snapshot` over; one background thread measures it, stores it and draws it, in this order;
+each tracker has a further thread, so that a slow one holds up neither the store nor the others.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnlog import drift, render
+from cnnlog.background import Mailbox
+from cnnlog.sinks import Sink
+from cnnlog.snapshot import FloatArray, Record, Snapshot
+from cnnlog.store import RunStore, WatchedLayer
+
+Kind = Literal["filters", "feature_maps"]
+Numbers = dict[str, dict[str, npt.NDArray[np.float64]]]
+
+SNAPSHOTS_WAITING = 2
+TRACKER_SNAPSHOTS_WAITING = 8
+TRACKER_PATIENCE = 30.0  # seconds that the end of a training waits for a tracker
+STRIP_STEPS = 8
+STRIP_CHANNELS = 8
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one kind of picture is drawn; see the monitors' arguments."""
+
+    shown: int = 64
+    value_range: render.RangeRule = "channel"
+    cmap: str = "auto"
+    width: int | None = 350
+    change: bool = True
+    histograms: bool = False
+    view: render.View = "auto"
+    slices: int = 16
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One drawn grid on its way to the trackers."""
+
+    tag: str
+    png: bytes
+    size: tuple[int, int]
+    description: str
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that the trackers get of one step."""
+
+    step: int
+    pictures: tuple[Picture, ...] = ()
+    scalars: Mapping[str, float] = field(default_factory=dict)
+    texts: Mapping[str, str] = field(default_factory=dict)
+    histograms: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that went wrong here, to be warned of once per `what`."""
+
+    what: str
+    message: str
+    error: Exception | None = None
+
+
+class _Drawer:
+    """Draws one layer's pictures of one kind, with ranges that stay anchored over the steps."""
+
+    def __init__(self, layer: WatchedLayer, kind: Kind, look: Look) -> None:
+        self.layer, self.kind, self.look = layer, kind, look
+        self.baseline: FloatArray | None = None
+        self._range = render.AnchoredRange(look.value_range, signed=True if kind == "filters" else None)
+        self._change_range: render.ChangeRange | None = None
+        self._limits: render.Limits
+        self._change_limits: render.Limits
+
+    def see(self, shown: FloatArray) -> None:
+        """Let the ranges take in one step's shown part `[n, k, kH, kW]` or `[N, n, h, w]`; the first is the baseline."""
+        if self.baseline is None:
+            self.baseline = shown
+        if self._change_range is None:
+            self._change_range = render.ChangeRange(render.peak(self.baseline))
+        self._limits = self._range.update(self._by_channel(shown))
+        self._change_limits = self._change_range.update(self._by_channel(self._difference(shown)))
+
+    def pictures(self, shown: FloatArray, step: int, since: int) -> list[Picture]:
+        """Draw what `see` has just seen, and its difference to the baseline."""
+        drawn = self._draw(shown, self._limits, "", step, since)
+        if self.look.change:
+            drawn += self._draw(self._difference(shown), self._change_limits, "_change", step, since)
+        return drawn
+
+    def strip(self, shown: Sequence[FloatArray]) -> render.Grid:
+        """The evolution of the first channels over some steps; one slice a filter, one probe image a map."""
+        limits = self._limits
+        if self.kind == "filters":
+            cells = np.stack([step[:STRIP_CHANNELS] for step in shown])
+            cells = cells if self.layer.view == "rgb" else cells[:, :, 0]
+        else:
+            cells = np.stack([step[0, :STRIP_CHANNELS] for step in shown])
+        some = render.Limits(limits.high[:STRIP_CHANNELS], limits.symmetric, limits.doubled[:STRIP_CHANNELS])
+        return render.strip(cells, some, cmap=self.look.cmap, width=self.look.width)
+
+    def states(self) -> dict[str, dict[str, npt.NDArray[Any]]]:
+        """Picture kind -> the state of its range."""
+        states: dict[str, dict[str, npt.NDArray[Any]]] = {self.kind: self._range.state()}
+        if self._change_range is not None:
+            states[f"{self.kind}_change"] = self._change_range.state()
+        return states
+
+    def restore(self, baseline: FloatArray, ranges: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
+        """Go on from a stored run: its baseline's shown part, and the ranges of its last step."""
+        name = self.layer.name
+        self.baseline = baseline
+        self._range = render.AnchoredRange.from_state(ranges[self.kind][name])
+        self._change_range = render.ChangeRange.from_state(ranges[f"{self.kind}_change"][name])
+
+    def _difference(self, shown: FloatArray) -> FloatArray:
+        assert self.baseline is not None, "see() comes first"
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN, and drawn as such
+            return shown - self.baseline
+
+    def _by_channel(self, shown: FloatArray) -> FloatArray:
+        return shown if self.kind == "filters" else shown.swapaxes(0, 1)
+
+    def _draw(self, shown: FloatArray, limits: render.Limits, suffix: str, step: int, since: int) -> list[Picture]:
+        look = self.look
+        if self.kind == "filters":
+            assert self.layer.view is not None, "a layer whose filters are watched has a view"
+            grids = [render.filters_grid(shown, limits, view=self.layer.view, cmap=look.cmap, width=look.width)]
+        else:
+            grids = [render.maps_grid(maps, limits, cmap=look.cmap, width=look.width) for maps in shown]
+        tag = f"{self.kind}{suffix}/{self.layer.tag}"
+        tags = [tag] if len(grids) == 1 else [f"{tag}/image{i}" for i in range(len(grids))]
+        grown = {int(i): int(limits.doubled[i]) for i in np.flatnonzero(limits.doubled)}
+        facts = {"layer": self.layer.name, "step": step, "range": look.value_range, "doubled": grown}
+        text = {"cnnlog": json.dumps(facts)}
+        return [
+            Picture(tag, render.png(grid, text=text), grid.size, self._describe(suffix, image, since))
+            for image, (tag, grid) in enumerate(zip(tags, grids, strict=True))
+        ]
+
+    def _describe(self, suffix: str, image: int, since: int) -> str:
+        layer, look = self.layer, self.look
+        if self.kind == "filters":
+            assert layer.weight_shape is not None, "a layer whose filters are watched has a weight"
+            what = f"Filters of `{layer.name}` ({layer.kind} {_by(layer.weight_shape)}), shown as {layer.view}"
+        else:
+            assert layer.output_shape is not None, "a layer whose maps are watched has an output"
+            what = (
+                f"Feature maps of `{layer.name}` ({layer.kind}, {_by(layer.output_shape[1:])}) of probe image {image}"
+            )
+        if suffix:
+            return f"{what}: difference to step {since}. One range for the layer; it doubles when outgrown."
+        ranges = {
+            "channel": f"Each channel has the range it had at step {since}; it doubles when outgrown, never shrinks.",
+            "layer": f"All channels share the range of step {since}; it doubles when outgrown, never shrinks.",
+            "step": "Each channel is scaled afresh at every step.",
+        }
+        return f"{what}. {ranges[look.value_range]} The first {look.shown} channels at most, always the same ones."
+
+
+class Recorder:
+    """Takes snapshots, keeps every one in the store, and sends pictures and numbers to the trackers.
+
+    Args:
+        layers: the watched layers, in the order of their tags.
+        filters: how filters are drawn, `None` if none are watched; likewise `maps`.
+        store: where to keep the run; `None` keeps nothing (Lightning's `fast_dev_run`).
+        sinks: the trackers.
+        probe: the probe's tensor `[N, C, H, W]`, and its picture.
+        texts: tag -> Markdown, logged once with the first snapshot.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[WatchedLayer],
+        *,
+        filters: Look | None,
+        maps: Look | None,
+        store: RunStore | None,
+        sinks: Sequence[Sink],
+        probe: tuple[FloatArray, Picture] | None,
+        texts: Mapping[str, str] | None = None,
+    ) -> None:
+        self.layers = tuple(layers)
+        self.store = store
+        self.baseline_step = 0
+        self.last_step = -1
+        self.event_bytes = 0
+        self.step_bytes = 0
+        self._looks = {"filters": filters, "feature_maps": maps}
+        self._probe = probe
+        self._texts = dict(texts or {})
+        self._drawers: dict[str, dict[str, _Drawer]] = {"filters": {}, "feature_maps": {}}
+        for layer in self.layers:
+            if filters is not None and layer.weight_shape is not None:
+                self._drawers["filters"][layer.name] = _Drawer(layer, "filters", filters)
+            if maps is not None and layer.output_shape is not None:
+                self._drawers["feature_maps"][layer.name] = _Drawer(layer, "feature_maps", maps)
+        self._weights_baseline: dict[str, FloatArray] = {}
+        self._weights_before: dict[str, FloatArray] = {}
+        self._samples_baseline: dict[str, FloatArray] = {}
+        self._unstored: list[Callable[[RunStore], None]] = []
+        self._problems: list[Problem] = []
+        self._lock = threading.Lock()
+        self._snapshots: Mailbox[Callable[[], None]] = Mailbox(
+            lambda work: work(), lambda e: self._note("recorder", "a snapshot was lost", e), name="cnnlog",
+            size=SNAPSHOTS_WAITING,
+        )  # fmt: skip
+        self._trackers = [self._tracker(sink) for sink in sinks]
+
+    def _tracker(self, sink: Sink) -> Mailbox[Page]:
+        def send(page: Page) -> None:
+            for tag, markdown in page.texts.items():
+                sink.add_text(tag, markdown, page.step)
+            for picture in page.pictures:
+                sink.add_image(picture.tag, picture.png, picture.size, page.step, description=picture.description)
+            for tag, value in page.scalars.items():
+                sink.add_scalar(tag, value, page.step)
+            for tag, values in page.histograms.items():
+                sink.add_histogram(tag, values, page.step)
+            sink.commit(page.step)
+
+        def failed(error: Exception) -> None:
+            kept = f"; every snapshot is in {self.store.folder}" if self.store else ""
+            self._note(sink.name, f"{sink.name} did not take the pictures of a step{kept}", error)
+
+        name = f"cnnlog to {sink.name}"
+        return Mailbox(send, failed, name=name, size=TRACKER_SNAPSHOTS_WAITING, drop_when_full=True)
+
+    # ---- the training thread's side
+
+    def record(self, snapshot: Snapshot) -> None:
+        """Hand a snapshot over; waits only if the store is more than two snapshots behind."""
+        self.last_step = snapshot.step
+        self._snapshots.put(lambda: self._process(snapshot))
+
+    def drain(self) -> None:
+        """Wait until all is stored, and until the trackers took what they were given or their patience ran out."""
+        self._snapshots.drain()
+        for tracker in self._trackers:
+            if not tracker.drain(TRACKER_PATIENCE):
+                self._note(tracker.name, f"{tracker.name} still has work after {TRACKER_PATIENCE:.0f} s; left behind")
+
+    def finish(self) -> None:
+        """Draw the evolution strips, then drain."""
+        if self.store is not None and self.last_step >= 0:
+            self._snapshots.put(self._draw_evolution)
+        self.drain()
+
+    def close(self) -> None:
+        """Drain and end the threads; says how many steps' pictures a tracker was too slow for."""
+        self.drain()
+        self._snapshots.close()
+        for tracker in self._trackers:
+            tracker.close(TRACKER_PATIENCE)
+            if tracker.dropped:
+                self._note(
+                    f"{tracker.name} dropped",
+                    f"{tracker.name} was too slow for the pictures of {tracker.dropped} steps, which were left out",
+                )
+
+    def take_problems(self) -> list[Problem]:
+        """What went wrong since the last call."""
+        with self._lock:
+            problems, self._problems = self._problems, []
+        return problems
+
+    def resume(self, old: RunStore, *, carried: bool) -> None:
+        """Go on from a stored run: its baseline, ranges, last weights and last step.
+
+        Args:
+            old: the stored run.
+            carried: whether it lies in another folder, so that its baseline must be written into this one's.
+
+        Raises:
+            OSError, ValueError: something of it cannot be read; nothing was taken over.
+        """
+        first, last = old.manifest.baseline_step, max(old.steps)
+        baseline, latest = old.read_record(first), old.read_record(last)
+        weights = old.read_weights("baseline")[0] if self._drawers["filters"] else {}
+        before = old.read_weights("latest")[0] if self._drawers["filters"] else {}
+        samples = old.read_sampled_maps() if self._drawers["feature_maps"] else {}
+        for kind, shown in (("filters", baseline.filters), ("feature_maps", baseline.feature_maps)):
+            for name, drawer in self._drawers[kind].items():
+                drawer.restore(shown[name], latest.ranges)
+        self._weights_baseline, self._weights_before, self._samples_baseline = weights, before, samples
+        self.baseline_step = first
+        self.last_step = first if carried else last
+        if carried:
+            self._snapshots.put(lambda: self._carry(baseline))
+
+    # ---- the background thread's side
+
+    def _process(self, snapshot: Snapshot) -> None:
+        is_baseline = not self._samples_baseline and not self._weights_baseline
+        samples = {name: _sample(maps) for name, maps in snapshot.feature_maps.items()}
+        if is_baseline:
+            self.baseline_step = snapshot.step
+            self._weights_baseline, self._samples_baseline = dict(snapshot.filters), samples
+        numbers = self._measure(snapshot, samples)
+        shown = self._shown(snapshot)
+        counts = (snapshot.step, snapshot.epoch, snapshot.global_step)
+        record = Record(*counts, shown["filters"], shown["feature_maps"], numbers)
+        self._see(record)
+        ranges: dict[str, dict[str, dict[str, npt.NDArray[Any]]]] = {}
+        for kind, arrays in shown.items():
+            for name in arrays:
+                for picture_kind, state in self._drawers[kind][name].states().items():
+                    ranges.setdefault(picture_kind, {})[name] = state
+        self._keep(dataclasses.replace(record, ranges=ranges), snapshot.filters, is_baseline=is_baseline)
+        self._weights_before = {**self._weights_before, **snapshot.filters}
+        self._check(record, snapshot)
+        if self._trackers:
+            histograms = self._histograms(snapshot)
+            self._send(self._page(record, histograms=histograms, is_baseline=is_baseline))
+
+    def _shown(self, snapshot: Snapshot) -> dict[str, dict[str, FloatArray]]:
+        shown: dict[str, dict[str, FloatArray]] = {"filters": {}, "feature_maps": {}}
+        for name, weight in snapshot.filters.items():
+            drawer = self._drawers["filters"][name]
+            look, view = drawer.look, drawer.layer.view
+            assert view is not None, "a layer whose filters are watched has a view"
+            shown["filters"][name] = render.select_filters(
+                weight, view=view, max_filters=look.shown, max_slices=look.slices
+            )
+        for name, maps in snapshot.feature_maps.items():
+            look = self._drawers["feature_maps"][name].look
+            count = min(maps.shape[1], look.shown)
+            cell = render.cell_width(render.columns(count), look.width)
+            shown["feature_maps"][name] = render.select_maps(maps, max_maps=look.shown, cell=cell)
+        return shown
+
+    def _measure(self, snapshot: Snapshot, samples: Mapping[str, FloatArray]) -> Numbers:
+        numbers: Numbers = {}
+
+        def note(number: str, layer: str, value: npt.NDArray[np.float64] | float) -> None:
+            numbers.setdefault(number, {})[layer] = np.atleast_1d(np.asarray(value, dtype=np.float64))
+
+        for name, weight in snapshot.filters.items():
+            baseline = self._weights_baseline[name]
+            note("filter_norm", name, drift.norm(weight))
+            note("filter_drift_cosine", name, drift.cosine_distance(baseline, weight))
+            note("filter_drift_l2", name, drift.relative_l2(baseline, weight))
+            if name in self._weights_before:
+                note("filter_update_l2", name, drift.relative_l2(self._weights_before[name], weight))
+        for name, maps in snapshot.feature_maps.items():
+            with np.errstate(invalid="ignore", over="ignore"):
+                note("map_mean", name, maps.mean(axis=(0, 2, 3)))
+                note("map_max", name, maps.max(axis=(0, 2, 3)))
+            active = drift.active_share(maps)
+            note("map_active", name, active)
+            note("dead_share", name, float(np.mean(active == 0)))
+            note("cka", name, drift.linear_cka(self._samples_baseline[name], samples[name]))
+        return numbers
+
+    def _keep(self, record: Record, weights: Mapping[str, FloatArray], *, is_baseline: bool) -> None:
+        """Store a record; what could not be stored of the run's start is tried again before it."""
+        if self.store is None:
+            return
+        if is_baseline:
+            self._unstored = [RunStore.create, *self._start_of(record)]
+        try:
+            self._store_start(self.store)
+            if not is_baseline:
+                self.step_bytes = self.store.write_record(record)
+            if weights:
+                self.store.write_weights("latest", weights, record.step)
+        except (OSError, ValueError) as error:
+            message = f"step {record.step} could not be stored in {self.store.folder}"
+            self._note("store", f"{message}; training goes on, and later steps are tried again", error)
+
+    def _start_of(self, baseline: Record) -> list[Callable[[RunStore], None]]:
+        """The writes that begin a run, in order."""
+        weights, samples, step, probe = self._weights_baseline, self._samples_baseline, baseline.step, self._probe
+        writes: list[Callable[[RunStore], None]] = []
+        if probe is not None:
+            writes.append(lambda store: store.write_probe(probe[0], probe[1].png))
+        if weights:
+            writes.append(lambda store: store.write_weights("baseline", weights, step))
+        if samples:
+            writes.append(lambda store: store.write_sampled_maps(samples, step))
+
+        def write_baseline(store: RunStore) -> None:
+            self.step_bytes = store.write_record(baseline)
+
+        return [*writes, write_baseline]
+
+    def _store_start(self, store: RunStore) -> None:
+        while self._unstored:
+            self._unstored[0](store)
+            del self._unstored[0]
+
+    def _carry(self, baseline: Record) -> None:
+        """Begin this run's folder, and its pictures, with the baseline of the run that it resumes."""
+        if self.store is not None:
+            self._unstored = [RunStore.create, *self._start_of(baseline)]
+            try:
+                self._store_start(self.store)
+            except (OSError, ValueError) as error:
+                self._note("store", f"the baseline could not be stored in {self.store.folder}", error)
+        if self._trackers:
+            self._see(baseline)
+            self._send(self._page(baseline, histograms={}, is_baseline=True))
+
+    def _check(self, record: Record, snapshot: Snapshot) -> None:
+        for what, arrays in (("filters", snapshot.filters), ("feature maps", snapshot.feature_maps)):
+            for name, array in arrays.items():
+                if not np.isfinite(array.sum(dtype=np.float64)) and not np.isfinite(array).all():
+                    count = int(np.count_nonzero(~np.isfinite(array)))
+                    self._note(
+                        f"finite {name}",
+                        f"{count} of {array.size} values of {name}'s {what} are NaN or infinite at step {record.step}; "
+                        "they are drawn in green",
+                    )
+        for name, share in record.numbers.get("dead_share", {}).items():
+            if share[0] == 1 and np.isfinite(snapshot.feature_maps[name]).all():
+                self._note(
+                    f"dead {name}",
+                    f"no feature map of {name} is above 0 anywhere on the probe at step {record.step}: it is dead",
+                )
+
+    def _see(self, record: Record) -> None:
+        for kind, shown in (("filters", record.filters), ("feature_maps", record.feature_maps)):
+            for name, array in shown.items():
+                self._drawers[kind][name].see(array)
+
+    def _page(self, record: Record, *, histograms: Mapping[str, FloatArray], is_baseline: bool) -> Page:
+        pictures: list[Picture] = []
+        for kind, shown in (("filters", record.filters), ("feature_maps", record.feature_maps)):
+            for name, array in shown.items():
+                pictures += self._drawers[kind][name].pictures(array, record.step, self.baseline_step)
+        if is_baseline:
+            alone = [p for p in pictures if not p.tag.split("/")[0].endswith("_change")]
+            pictures += [dataclasses.replace(p, tag=f"baseline/{p.tag}") for p in alone]
+            if self._probe is not None:
+                pictures.append(self._probe[1])
+        texts = self._texts if is_baseline else {}
+        return Page(record.step, tuple(pictures), self._scalars(record), texts, histograms)
+
+    def _histograms(self, snapshot: Snapshot) -> dict[str, FloatArray]:
+        histograms: dict[str, FloatArray] = {}
+        for kind, arrays in (("filters", snapshot.filters), ("feature_maps", snapshot.feature_maps)):
+            for name, array in arrays.items():
+                drawer = self._drawers[kind][name]
+                if drawer.look.histograms:
+                    histograms[f"histograms_{kind}/{drawer.layer.tag}"] = array.reshape(-1)
+        return histograms
+
+    def _scalars(self, record: Record) -> dict[str, float]:
+        tags = {
+            "filter_drift_cosine": "drift_cosine",
+            "filter_drift_l2": "drift_l2",
+            "filter_update_l2": "update_l2",
+            "dead_share": "dead_share",
+            "cka": "cka",
+        }
+        by_name = {layer.name: layer.tag for layer in self.layers}
+        return {
+            f"{tag}/{by_name[name]}": drift.mean_of_finite(values)
+            for number, tag in tags.items()
+            for name, values in record.numbers.get(number, {}).items()
+        }
+
+    def _draw_evolution(self) -> None:
+        """One strip a layer and kind: rows are its first channels, columns are steps spread over the training."""
+        if not self._trackers or self.store is None:
+            return
+        steps = self.store.steps
+        chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, STRIP_STEPS).round().astype(int))]
+        records = [self.store.read_record(step) for step in chosen]
+        pictures = []
+        for kind, drawers in self._drawers.items():
+            for name, drawer in drawers.items():
+                mine = [r for r in records if name in getattr(r, kind)]
+                grid = drawer.strip([getattr(r, kind)[name] for r in mine])
+                columns = ", ".join(str(r.step) for r in mine)
+                description = (
+                    f"{'Filters' if kind == 'filters' else 'Feature maps'} of `{name}` over the training. Rows: the "
+                    f"first {STRIP_CHANNELS} channels at most. Columns: steps {columns}."
+                )
+                png = render.png(grid, text={"cnnlog": json.dumps({"layer": name, "steps": [r.step for r in mine]})})
+                pictures.append(Picture(f"evolution/{kind}/{drawer.layer.tag}", png, grid.size, description))
+        self._send(Page(steps[-1], tuple(pictures)))
+
+    def _send(self, page: Page) -> None:
+        self.event_bytes = sum(len(p.png) for p in page.pictures)
+        for tracker in self._trackers:
+            tracker.put(page)
+
+    def _note(self, what: str, message: str, error: Exception | None = None) -> None:
+        with self._lock:
+            self._problems.append(Problem(what, message, error))
+
+
+def _sample(maps: FloatArray) -> FloatArray:
+    """The activations `[positions, C]` at the sampled positions of maps `[N, C, H, W]`."""
+    images, channels, height, width = maps.shape
+    at = drift.sample_positions(images, height, width)
+    return np.ascontiguousarray(maps.transpose(0, 2, 3, 1).reshape(-1, channels)[at])
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape)
