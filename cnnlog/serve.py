@@ -53,7 +53,7 @@ class Server:
     def __exit__(self, *exc: object) -> None:
         self.stop()
 
-    def get(self, route: str) -> Any:  # noqa: ANN401  # JSON
+    def get(self, route: str) -> Any:
         """The JSON that TensorBoard answers on a route below `data/`, such as `runs` or `plugin/images/tags`."""
         with _opener.open(urllib.parse.urljoin(self.url, f"data/{route}"), timeout=60) as answer:
             return json.load(answer)
