@@ -1,0 +1,535 @@
+"""Borrows a model, looks at it with hooks, and gives it back byte for byte.
+
+Torch ends here: a `Snapshot` holds NumPy arrays only. What has to be kept still, and why, is measured in the tests of
+inertness over a zoo of awkward models.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from cnnlog.layers import LayerInfo
+from cnnlog.probe import Probe
+from cnnlog.rng import held_generators, kept_rng
+from cnnlog.snapshot import FloatArray, Snapshot
+
+Forward = Callable[[nn.Module, torch.Tensor], object]
+"""Runs the module on the probe, e.g. under a precision plugin: `run(module, tensor)`; what it returns is ignored."""
+
+_ALWAYS_COPIED = 2**20  # bytes: smaller tensor attributes are copied at every loan, larger ones as parameters are
+_SAME_SIZE_INT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+# Where a class has its `forward` from if it defines none.
+_WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
+
+# Does this model's forward write into its own parameters (momentum encoders do)? Known after its first loan.
+_writes_parameters: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def borrow(model: nn.Module) -> Iterator[nn.Module]:
+    """Lend the model for forward passes in eval mode without gradients; give everything back afterwards.
+
+    Given back, also after an exception: training flags, buffers, sub-modules, attributes (and one level of the
+    contents of lists, dicts, sets, deques and arrays), parameters, the states of all random number generators.
+    `self.log` in forward does nothing, compiled models run eagerly, and no recompilation follows.
+
+    Parameters are copied on a model's first loan, and on later ones only if an earlier one saw forward write them.
+
+    Raises:
+        ValueError: the model is a ScriptModule or has uninitialised lazy parameters.
+        RuntimeError: forward wrote into parameters of which there was no copy.
+    """
+    refuse(model)
+    loan = _Loan(model)
+    generators = held_generators([v for m in loan.modules for v in m.__dict__.values()], depth=1)
+    with ExitStack() as stack:
+        stack.enter_context(kept_rng(generators))
+        # Casts cached under no_grad would be used, without their graph, by a training step around us.
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.set_autocast_cache_enabled(False)
+        stack.callback(loan.give_back)
+        loan.still()
+        # not inference_mode: a tensor that forward caches would fail in later training.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and importing it costs seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield model
+
+
+def refuse(model: nn.Module) -> None:
+    """Raise ValueError for a model that cannot be looked at: a ScriptModule, uninitialised lazy parameters."""
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"layer {_clean(name)!r}" if name else "the model"
+            raise ValueError(
+                f"A ScriptModule cannot be watched, and {where} is one ({type(module).__name__}): its inner "
+                "layers take no hooks. Train the nn.Module it was scripted or traced from."
+            )
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and is_lazy(tensor):
+                raise ValueError(
+                    f"Layer {_clean(name)!r} ({type(module).__name__}) is lazy and its {key!r} has no shape yet: "
+                    "run the model once on a batch before training, so that every parameter is initialised."
+                )
+
+
+def survey(
+    model: nn.Module, probe: Probe | torch.Tensor | None, *, run: Forward | None = None, through: str | None = None
+) -> tuple[LayerInfo, ...]:
+    """Find out what could be watched, by one dry run of the probe.
+
+    Args:
+        model: any module; it is borrowed and given back.
+        probe: `[N, C, H, W]`; without one nothing runs and no output shape is known.
+        run: executes the forward, `run(module, tensor)`; default: `module(tensor)` on the model's device and dtype.
+        through: name of the sub-module through which the probe runs, for models without a forward of their own.
+
+    Returns:
+        Every named module: first those that ran, in execution order, then the others in order of registration.
+
+    Raises:
+        ValueError: the model cannot be looked at, or the probe cannot go through it (the layers that ran are named).
+    """
+    outputs: dict[str, tuple[int, ...]] = {}
+    weights: dict[str, tuple[int, ...] | None] = {}
+    images = None if probe is None else len(_tensor(probe))
+
+    def record(name: str, module: nn.Module, output: object) -> None:
+        if name not in outputs:
+            outputs[name] = _shape(output)
+            weights[name] = _weight_shape(module)
+
+    with borrow(model):
+        modules = _named(model)
+        if probe is not None:
+            _forward(model, probe, modules, record, outputs, run=run, through=through)
+        for name, module in modules.items():
+            if name not in weights:
+                weights[name] = _weight_shape(module)
+    order = [*outputs, *(name for name in modules if name not in outputs)]
+    return tuple(
+        LayerInfo(
+            name=name,
+            kind=type(modules[name]).__name__,
+            module_type=type(modules[name]),
+            has_filters=len(weights[name] or ()) == 4,
+            weight_shape=weights[name],
+            output_shape=outputs.get(name) or None,
+            has_maps=len(outputs.get(name, ())) == 4 and outputs[name][0] == images,
+        )
+        for name in order
+    )
+
+
+def capture(
+    model: nn.Module,
+    probe: Probe | torch.Tensor | None,
+    *,
+    filter_layers: Sequence[str],
+    map_layers: Sequence[str],
+    step: int,
+    epoch: int,
+    global_step: int,
+    run: Forward | None = None,
+    through: str | None = None,
+) -> Snapshot:
+    """Copy the effective weights and the feature maps of some layers, at full size, in float32.
+
+    Args:
+        model: any module; it is borrowed and given back.
+        probe: `[N, C, H, W]`; may be None where only filters are wanted: then nothing runs.
+        filter_layers: names of the layers whose effective weight `[O, I, kH, kW]` is wanted.
+        map_layers: names of the layers whose first output `[N, C, H, W]` is wanted.
+        step: the snapshot's step; likewise `epoch` and `global_step`.
+        epoch: completed training epochs.
+        global_step: completed optimiser steps.
+        run: as in `survey`.
+        through: as in `survey`.
+
+    Raises:
+        ValueError: a name is unknown, a layer has no 4-D weight or output, or the probe cannot go through the model.
+    """
+    filters: dict[str, FloatArray] = {}
+    maps: dict[str, FloatArray] = {}
+    ran: dict[str, tuple[int, ...]] = {}
+    if probe is None and map_layers:
+        raise ValueError(f"Feature maps of {', '.join(map_layers)} were asked for without a probe: give one.")
+
+    def record(name: str, module: nn.Module, output: object) -> None:
+        if name in ran:  # one module may run several times: its first call counts
+            return
+        ran[name] = _shape(output)
+        if name in wanted_maps:
+            maps[name] = _feature_maps(name, output)
+        if name in wanted_filters:
+            filters[name] = _filters(name, module)
+
+    wanted_filters, wanted_maps = set(filter_layers), set(map_layers)
+    with borrow(model):
+        modules = _named(model)
+        watched = {name: _known(modules, name) for name in dict.fromkeys([*filter_layers, *map_layers])}
+        if probe is not None:
+            _forward(model, probe, watched, record, ran, run=run, through=through)
+        for name in filter_layers:
+            if name not in filters:  # an auxiliary head, say, that does not run in eval mode
+                filters[name] = _filters(name, watched[name])
+    missing = [name for name in map_layers if name not in maps]
+    if missing:
+        raise ValueError(f"No feature maps: {', '.join(map(repr, missing))} did not run on the probe.")
+    return Snapshot(
+        step=step,
+        epoch=epoch,
+        global_step=global_step,
+        filters={name: filters[name] for name in filter_layers},
+        feature_maps={name: maps[name] for name in map_layers},
+    )
+
+
+# --- the forward pass ------------------------------------------------------------------------------------------------
+
+
+def _forward(
+    model: nn.Module,
+    probe: Probe | torch.Tensor,
+    watched: Mapping[str, nn.Module],
+    record: Callable[[str, nn.Module, object], None],
+    ran: Mapping[str, tuple[int, ...]],
+    *,
+    run: Forward | None,
+    through: str | None,
+) -> None:
+    """Run the probe with a temporary hook on every watched module; a failure says how far it came."""
+    entry = _entry(model, through)
+    tensor = _tensor(probe)
+    handles = [
+        module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
+        for name, module in watched.items()
+    ]
+    try:
+        (run or _plain_run)(entry, tensor)
+    except Exception as error:
+        raise ValueError(_how_far(entry, tensor, ran, error)) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plain_run(module: nn.Module, tensor: torch.Tensor) -> None:
+    example = next((p for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()), tensor)
+    module(tensor.to(example.device, example.dtype))
+
+
+def _how_far(entry: nn.Module, tensor: torch.Tensor, ran: Mapping[str, tuple[int, ...]], error: Exception) -> str:
+    last = [f"{name or type(entry).__name__} {list(shape)}" for name, shape in list(ran.items())[-5:]]
+    before = f"{len(ran) - 5} layers, then " if len(ran) > 5 else ""
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return (
+        f"The probe {list(tensor.shape)} cannot go through {type(entry).__name__} "
+        f"({type(error).__name__}: {reason}); what ran: {before}{', '.join(last) or 'nothing'}. "
+        "Give a probe of the size and channels that the model is trained on."
+    )
+
+
+def _entry(model: nn.Module, through: str | None) -> nn.Module:
+    """The module through which the probe runs: the model, unless it has no forward of its own."""
+    if through is not None:
+        modules = _named(model)
+        if through not in modules:
+            close = difflib.get_close_matches(through, modules, n=3) or [name for name, _ in model.named_children()]
+            raise ValueError(f"through={through!r} names no sub-module of {type(model).__name__}; there is {close}.")
+        return modules[through]
+    home = getattr(type(model).forward, "__module__", "")
+    if "forward" in model.__dict__ or home not in _WITHOUT_FORWARD:
+        return model
+    children = {name: child for name, child in model.named_children() if any(True for _ in child.parameters())}
+    if len(children) == 1:
+        return next(iter(children.values()))
+    raise ValueError(
+        f"{type(model).__name__} has no forward of its own, and {len(children)} children with parameters "
+        f"({', '.join(map(repr, children)) or 'none'}): define forward(self, x), or say through=NAME, "
+        "the sub-module to run the probe through."
+    )
+
+
+def _tensor(probe: Probe | torch.Tensor) -> torch.Tensor:
+    return probe if isinstance(probe, torch.Tensor) else probe.tensor
+
+
+def _clean(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def _named(model: nn.Module) -> dict[str, nn.Module]:
+    # A compiled module and the one inside it share a name; the inner one, which comes later, is the layer.
+    return {_clean(name): module for name, module in model.named_modules()}
+
+
+def _known(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
+    if name not in modules:
+        raise ValueError(f"The model has no layer {name!r}: its structure has changed since the layers were chosen.")
+    return modules[name]
+
+
+# --- outputs and weights ---------------------------------------------------------------------------------------------
+
+
+def _first_tensor(output: object) -> torch.Tensor | None:
+    if isinstance(output, torch.Tensor):
+        return output
+    parts: Any = ()
+    if isinstance(output, Mapping):
+        parts = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    return next((tensor for part in parts if (tensor := _first_tensor(part)) is not None), None)
+
+
+def _shape(output: object) -> tuple[int, ...]:
+    tensor = _first_tensor(output)
+    return () if tensor is None else tuple(tensor.shape)
+
+
+def _array(tensor: torch.Tensor) -> FloatArray:
+    """An owned, C-contiguous float32 copy; bf16 and quantised tensors are converted."""
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    # contiguous before NumPy sees it: channels_last strides would survive a plain copy
+    copied = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    array: FloatArray = copied.numpy()
+    return array
+
+
+def _feature_maps(name: str, output: object) -> FloatArray:
+    tensor = _first_tensor(output)
+    if tensor is None or tensor.dim() != 4:
+        raise ValueError(
+            f"Layer {name!r} has no feature maps: expected an output [N, C, H, W], but it is {list(_shape(output))}."
+        )
+    return _array(tensor)
+
+
+def _filters(name: str, module: nn.Module) -> FloatArray:
+    weight = _weight(module)
+    if weight is None or weight.dim() != 4:
+        arrived = "has none" if weight is None else f"is {list(weight.shape)}"
+        raise ValueError(f"Layer {name!r} has no filters: expected a weight [O, I, kH, kW], but it {arrived}.")
+    return _array(weight)
+
+
+def _weight_shape(module: nn.Module) -> tuple[int, ...] | None:
+    weight = _weight(module)
+    return None if weight is None else tuple(weight.shape)
+
+
+def _weight(module: Any) -> torch.Tensor | None:
+    """The weight as forward sees it, filters first; None where the module has none.
+
+    Read in eval mode, where spectral norm does not advance.
+    """
+    if hasattr(module, "get_base_layer") and hasattr(module, "get_delta_weight"):
+        return _lora_weight(module)
+    for hook in module._forward_pre_hooks.values():
+        # Old-style weight norm, spectral norm and pruning set the weight in a pre-hook; after an optimiser step
+        # without a forward it is stale.
+        if isinstance(hook, (BasePruningMethod, SpectralNorm, WeightNorm)):
+            hook(module, ())
+    weight = getattr(module, "weight", None)
+    if callable(weight) and not isinstance(weight, (torch.Tensor, nn.Module)):
+        weight = weight()  # converted quantised convolutions
+    if not isinstance(weight, torch.Tensor):
+        return None
+    if weight.is_quantized:
+        weight = weight.dequantize()
+    if weight.dim() == 4 and getattr(module, "transposed", False):
+        # [I, O/groups, kH, kW] -> [O, I/groups, kH, kW], as in any other convolution
+        groups: int = module.groups
+        inputs, outputs, *kernel = weight.shape
+        grouped = weight.reshape(groups, inputs // groups, outputs, *kernel).transpose(1, 2)
+        return grouped.reshape(groups * outputs, inputs // groups, *kernel)
+    return weight
+
+
+def _lora_weight(module: Any) -> torch.Tensor | None:
+    """PEFT: the base weight and what its active adapters add, unless that is merged into it already."""
+    weight = _weight(module.get_base_layer())
+    if weight is None or getattr(module, "merged", False) or getattr(module, "disable_adapters", False):
+        return weight
+    held = getattr(module, "lora_A", None)
+    for adapter in getattr(module, "active_adapters", ()):
+        if held is None or adapter in held:
+            weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
+    return weight
+
+
+# --- the loan --------------------------------------------------------------------------------------------------------
+
+
+class _Loan:
+    """What a model was before it was lent.
+
+    `_parameters` is never re-bound: sharding (FSDP2) swaps its entries in forward and loses track otherwise.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = list(model.modules())
+        self._training = [module.training for module in self.modules]
+        self._attributes = [
+            {key: value for key, value in module.__dict__.items() if key not in ("training", "_parameters")}
+            for module in self.modules
+        ]
+        self._parameter_names = [set(module._parameters) for module in self.modules]
+        parameters = {id(p): p for module in self.modules for p in module._parameters.values() if p is not None}
+        buffers = {id(b): b for module in self.modules for b in module._buffers.values() if b is not None}
+
+        self._contents: list[tuple[Any, Any]] = []
+        plain: dict[int, torch.Tensor] = {}  # tensors that are neither parameters nor buffers
+        for attributes in self._attributes:
+            for value in attributes.values():
+                self._keep_contents(value, plain)
+        self._copied = _writes_parameters.get(model, True)
+        small = {key: tensor for key, tensor in plain.items() if tensor.nbytes < _ALWAYS_COPIED}
+        with torch.no_grad():
+            self._always = [_Kept(tensor, copy=True) for tensor in ({**small, **buffers}).values()]
+            self._seldom = [
+                _Kept(tensor, copy=self._copied)
+                for key, tensor in ({**plain, **parameters}).items()
+                if key not in small and key not in buffers
+            ]
+
+    def _keep_contents(self, value: Any, plain: dict[int, torch.Tensor]) -> None:
+        if isinstance(value, torch.Tensor):
+            if not isinstance(value, nn.Parameter):
+                plain[id(value)] = value
+        elif isinstance(value, np.ndarray):
+            self._contents.append((value, value.copy()))
+        elif isinstance(value, (list, dict, set, deque)):
+            kept = dict(value) if isinstance(value, dict) else set(value) if isinstance(value, set) else list(value)
+            self._contents.append((value, kept))
+            for part in value.values() if isinstance(value, dict) else value:
+                if isinstance(part, torch.Tensor):
+                    self._keep_contents(part, plain)
+
+    def still(self) -> None:
+        """Eval mode, flag by flag (`.eval()` merges LoRA, `.train()` thaws what the user froze), and no logging."""
+        for module in self.modules:
+            module.training = False
+            if callable(getattr(module, "log", None)) and callable(getattr(module, "log_dict", None)):
+                module.__dict__["log"] = module.__dict__["log_dict"] = lambda *_, **__: None
+
+    def give_back(self) -> None:
+        """Undo everything, in place where others may hold the same object."""
+        for module, attributes, names in zip(self.modules, self._attributes, self._parameter_names, strict=True):
+            _refill(module.__dict__, attributes, except_for=("training", "_parameters"))
+            for name in set(module._parameters) - names:
+                del module._parameters[name]
+        for container, content in self._contents:
+            _restore_content(container, content)
+        for module, training in zip(self.modules, self._training, strict=True):
+            module.training = training
+        with torch.no_grad():
+            for kept in self._always:
+                kept.give_back()
+            written = [kept for kept in self._seldom if kept.give_back()]
+        _writes_parameters[self.model] = bool(written) or _writes_parameters.get(self.model, False)
+        lost = [kept for kept in written if kept.lost]
+        if lost:
+            shapes = ", ".join(str(list(kept.tensor.shape)) for kept in lost[:3])
+            raise RuntimeError(
+                f"{type(self.model).__name__}.forward in eval mode wrote into parameters {shapes}, which it did not do "
+                "when it was first run: this probe has changed them. From now on they are copied before each probe."
+            )
+
+
+class _Kept:
+    """One tensor: what it pointed to and, unless it is large and never written, a copy of its bytes."""
+
+    def __init__(self, tensor: torch.Tensor, *, copy: bool) -> None:
+        self.tensor = tensor
+        self.lost = False
+        self._alias = tensor.detach()
+        self._version = _version(tensor)
+        self._pointer = _pointer(tensor)
+        self._requires_grad = tensor.requires_grad
+        self._copy = tensor.detach().clone() if copy else None
+
+    def give_back(self) -> bool:
+        """Restore the bytes; tell whether forward had written them."""
+        tensor = self.tensor
+        if tensor.requires_grad != self._requires_grad:
+            tensor.requires_grad_(self._requires_grad)
+        moved = _pointer(tensor) != self._pointer or tensor.shape != self._alias.shape
+        if moved:
+            tensor.data = self._alias
+        bumped = _version(tensor) != self._version
+        if self._copy is None:
+            self.lost = bumped
+            return bumped or moved
+        changed = not _same_bytes(self._alias, self._copy)
+        if changed:
+            # through an alias without a version counter of its user: a graph that saved the tensor stays valid
+            self._alias.data.copy_(self._copy)
+        return changed or bumped or moved
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout is torch.strided and not _is_wrapper(tensor) else id(tensor)
+
+
+def _is_wrapper(tensor: torch.Tensor) -> bool:
+    """A tensor subclass without storage of its own (DTensor, torchao)."""
+    return type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer)
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """NaN equals NaN, and -0.0 differs from 0.0."""
+    integer = _SAME_SIZE_INT.get(a.element_size())
+    if integer is None or a.is_quantized or a.layout is not torch.strided or _is_wrapper(a):
+        return torch.equal(a, b)
+    return torch.equal(a.view(integer), b.view(integer))
+
+
+def _refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, except_for: Sequence[str] = ()) -> None:
+    for key in [key for key in now if key not in before and key not in except_for]:
+        del now[key]
+    for key, value in before.items():
+        if key not in now or now[key] is not value:
+            now[key] = value
+
+
+def _restore_content(container: Any, content: Any) -> None:
+    """Put back what a container held; untouched ones are left alone, so that no guard on them is invalidated."""
+    if isinstance(container, np.ndarray):
+        if container.tobytes() != content.tobytes():
+            np.copyto(container, content)
+    elif isinstance(container, set):
+        if container != content:
+            container.clear()
+            container.update(content)
+    elif isinstance(container, dict):
+        if [*map(id, container.values())] != [*map(id, content.values())] or [*container] != [*content]:
+            container.clear()
+            container.update(content)
+    elif [*map(id, container)] != [*map(id, content)]:
+        container.clear()
+        container.extend(content)

@@ -1,0 +1,169 @@
+"""Picks the layers to watch, by name, glob or type, out of what a survey of the model found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+AUTO_LIMIT = 8
+
+LayerSpec = str | Sequence[str] | Sequence[type[Any]]
+What = Literal["filters", "feature maps"]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """What a survey knows about one named module.
+
+    Attributes:
+        name: as in `model.named_modules()`, without torch.compile's `_orig_mod`.
+        kind: the module's class name.
+        module_type: the module's class.
+        has_filters: whether its effective weight is `[O, I, kH, kW]`.
+        weight_shape: shape of its effective weight; None without one.
+        output_shape: shape of its first output; None if it did not run on the probe.
+        has_maps: whether its output is `[N, C, H, W]` with the probe's N.
+    """
+
+    name: str
+    kind: str
+    module_type: type[Any]
+    has_filters: bool
+    weight_shape: tuple[int, ...] | None
+    output_shape: tuple[int, ...] | None
+    has_maps: bool = False
+
+
+def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, what: What) -> tuple[str, ...]:
+    """Names of the layers to watch, in the order of `infos` (execution order).
+
+    Args:
+        infos: what `capture.survey` found.
+        wanted: `"auto"` (every convolution up to 8; past that the first, and the last of each output resolution,
+            never more than 8), one name or glob, or a sequence of names, globs and module types.
+        what: what will be watched there. A layer given by its exact name must have it; a glob or a type keeps those
+            of its matches that do.
+
+    Returns:
+        At least one name, each once.
+
+    Raises:
+        ValueError: unknown name (close ones are offered), a glob or type that matches nothing usable, a named layer
+            without `what`, a model without convolutions.
+
+    Example:
+        >>> conv = LayerInfo("stem", "Conv2d", object, True, (8, 3, 3, 3), (1, 8, 32, 32), has_maps=True)
+        >>> select([conv], "auto", what="filters")
+        ('stem',)
+    """
+    if wanted == "auto":
+        return _auto(infos, what)
+    items: Sequence[Any] = [wanted] if isinstance(wanted, (str, type)) else list(wanted)
+    if not items:
+        raise ValueError(f'No layer given to watch for {what}: give names, globs, module types or "auto".')
+    chosen: set[str] = set()
+    for item in items:
+        chosen.update(_matches(infos, item, what))
+    return tuple(info.name for info in infos if info.name in chosen)
+
+
+def _usable(info: LayerInfo, what: What) -> bool:
+    return info.has_filters if what == "filters" else info.has_maps
+
+
+def _auto(infos: Sequence[LayerInfo], what: What) -> tuple[str, ...]:
+    filter_layers = {info.name for info in infos if info.has_filters}
+    # A convolution inside a convolution is a part of it: the base and the two factors of a LoRA layer.
+    convs = [info for info in infos if info.name in filter_layers and not _has_ancestor(info.name, filter_layers)]
+    if any(info.output_shape is not None for info in convs):
+        convs = [info for info in convs if info.output_shape is not None]
+    if what == "feature maps":
+        convs = [info for info in convs if info.has_maps]
+    if not convs:
+        raise ValueError(
+            f'layers="auto" watches 2-D convolutions for their {what}, but this model has none that '
+            f"{'could be read' if what == 'filters' else 'gives [N, C, H, W] for the probe'}; "
+            f"name the layers to watch{_some_usable(infos, what)}."
+        )
+    if len(convs) > AUTO_LIMIT:
+        last_of_resolution = {info.output_shape[-2:] if info.output_shape else info.name: info for info in convs}
+        kept = {convs[0].name} | {info.name for info in last_of_resolution.values()}
+        convs = _thin([info for info in convs if info.name in kept])
+    return tuple(info.name for info in convs)
+
+
+def _thin(infos: list[LayerInfo]) -> list[LayerInfo]:
+    """At most 8, evenly spread, the first and the last among them."""
+    if len(infos) <= AUTO_LIMIT:
+        return infos
+    return [infos[round(i * (len(infos) - 1) / (AUTO_LIMIT - 1))] for i in range(AUTO_LIMIT)]
+
+
+def _has_ancestor(name: str, names: set[str]) -> bool:
+    parts = name.split(".")
+    return any(".".join(parts[:n]) in names for n in range(1, len(parts)))
+
+
+def _matches(infos: Sequence[LayerInfo], item: Any, what: What) -> list[str]:
+    if isinstance(item, type):
+        found = [info for info in infos if issubclass(info.module_type, item)]
+        return _usable_names(found, f"of type {item.__name__}", infos, what, like="")
+    if not isinstance(item, str):
+        raise ValueError(
+            f"A layer is given by its name, a glob or a module type, not by {item!r} ({type(item).__name__})."
+        )
+    for info in infos:
+        if info.name == item:
+            if not _usable(info, what):
+                raise ValueError(_unusable(info, what) + _some_usable(infos, what) + ".")
+            return [item]
+    if any(char in item for char in "*?["):
+        found = [info for info in infos if fnmatchcase(info.name, item)]
+        return _usable_names(found, f"matching {item!r}", infos, what, like=item)
+    raise ValueError(f"The model has no layer {item!r}{_close(item, infos, what)}")
+
+
+def _usable_names(found: list[LayerInfo], meaning: str, infos: Sequence[LayerInfo], what: What, like: str) -> list[str]:
+    names = [info.name for info in found if _usable(info, what)]
+    if names:
+        return names
+    if found:
+        raise ValueError(f"None of the {len(found)} layers {meaning} has {what}{_some_usable(infos, what)}.")
+    raise ValueError(f"The model has no layer {meaning}{_close(like, infos, what)}")
+
+
+def _unusable(info: LayerInfo, what: What) -> str:
+    which = f"Layer {info.name!r} ({info.kind})"
+    if what == "filters":
+        arrived = f"its weight is {list(info.weight_shape)}" if info.weight_shape else "it has no weight"
+        return f"{which} has no filters: expected a 4-D weight [O, I, kH, kW], but {arrived}"
+    if info.output_shape is None:
+        return f"{which} has no feature maps: it did not run on the probe"
+    return (
+        f"{which} has no feature maps: expected an output [N, C, H, W] with the probe's N, "
+        f"but it is {list(info.output_shape)}"
+    )
+
+
+def _close(name: str, infos: Sequence[LayerInfo], what: What) -> str:
+    """The end of an error sentence: names that look like the one asked for, else some that would do."""
+    names = {info.name.lower(): info.name for info in infos if info.name}
+    bare = name.lower().strip("*?")
+    close = [names[match] for match in difflib.get_close_matches(bare, names, n=3, cutoff=0.6)]
+    close += [known for known in names.values() if known.endswith(f".{name}") and known not in close][:2]
+    return f"; did you mean {_listed(close)}?" if close else _some_usable(infos, what) + "."
+
+
+def _some_usable(infos: Sequence[LayerInfo], what: What) -> str:
+    names = [info.name for info in infos if _usable(info, what)]
+    if not names:
+        return ""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"; layers with {what}: {_listed(names[:5])}{more}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) for name in names)

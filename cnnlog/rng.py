@@ -1,0 +1,87 @@
+"""Random number generators: their states are kept and given back, so that looking draws nothing."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+_PLAIN = (str, bytes, int, float, complex, bool, type(None), type, torch.Tensor, np.ndarray)
+
+
+@contextmanager
+def kept_rng(generators: Iterable[object] = ()) -> Iterator[None]:
+    """Give back the states of all global generators, and of `generators`, whatever happens inside.
+
+    Global ones: torch on CPU, on CUDA where initialised, on MPS; Python's `random`; NumPy's.
+    """
+    with ExitStack() as stack:
+        for give_back in [*_global_states(), *(_state(generator) for generator in generators)]:
+            stack.callback(give_back)
+        yield
+
+
+def held_generators(roots: Iterable[object], *, depth: int) -> list[object]:
+    """Generators among `roots` and in what they hold: elements and attributes, `depth` levels down.
+
+    Containers of more than 256 elements are data, not settings, and are not searched.
+    """
+    found: dict[int, object] = {}
+    seen: set[int] = set()
+    queue = deque((root, depth) for root in roots)
+    while queue:
+        thing, levels = queue.popleft()
+        if isinstance(thing, _PLAIN) or id(thing) in seen:
+            continue
+        seen.add(id(thing))
+        if isinstance(thing, _GENERATORS):
+            found[id(thing)] = thing
+        elif levels > 0:
+            queue.extend((part, levels - 1) for part in _parts(thing))
+    return list(found.values())
+
+
+def _parts(thing: object) -> Iterable[object]:
+    if isinstance(thing, (list, tuple, set, frozenset, deque)):
+        return thing if len(thing) <= 256 else ()
+    if isinstance(thing, dict):
+        return thing.values() if len(thing) <= 256 else ()
+    return getattr(thing, "__dict__", {}).values()
+
+
+def _global_states() -> list[Callable[[], Any]]:
+    cpu, python = torch.get_rng_state(), random.getstate()
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the user's global generator, not one of ours
+    states: list[Callable[[], Any]] = [
+        lambda: torch.set_rng_state(cpu),
+        lambda: random.setstate(python),
+        lambda: np.random.set_state(numpy),  # noqa: NPY002
+    ]
+    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        cuda = torch.cuda.get_rng_state_all()
+        states.append(lambda: torch.cuda.set_rng_state_all(cuda))
+    if torch.backends.mps.is_available():
+        mps = torch.mps.get_rng_state()
+        states.append(lambda: torch.mps.set_rng_state(mps))
+    return states
+
+
+def _state(generator: Any) -> Callable[[], Any]:
+    if isinstance(generator, torch.Generator):
+        kept = generator.get_state().clone()
+        return lambda: generator.set_state(kept)
+    if isinstance(generator, random.Random):
+        python = generator.getstate()
+        return lambda: generator.setstate(python)
+    if isinstance(generator, np.random.RandomState):
+        legacy = generator.get_state(legacy=False)
+        return lambda: generator.set_state(legacy)
+    bits = generator.bit_generator
+    state = bits.state
+    return lambda: setattr(bits, "state", state)
