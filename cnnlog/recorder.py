@@ -88,7 +88,7 @@ class _Drawer:
         self._change_limits: render.Limits
 
     def see(self, shown: FloatArray) -> None:
-        """Let the ranges take in one step's shown part `[n, k, kH, kW]` or `[N, n, h, w]`; the first is the baseline."""
+        """Let the ranges take a step's shown part `[n, k, kH, kW]` or `[N, n, h, w]`; the first is the baseline."""
         if self.baseline is None:
             self.baseline = shown
         if self._change_range is None:
@@ -200,7 +200,7 @@ class Recorder:
         self.store = store
         self.baseline_step = 0
         self.last_step = -1
-        self.event_bytes = 0
+        self.step_pictures_bytes = 0
         self.step_bytes = 0
         self._looks = {"filters": filters, "feature_maps": maps}
         self._probe = probe
@@ -280,11 +280,12 @@ class Recorder:
             problems, self._problems = self._problems, []
         return problems
 
-    def resume(self, old: RunStore, *, carried: bool) -> None:
+    def resume(self, old: RunStore, *, now: int, carried: bool) -> None:
         """Go on from a stored run: its baseline, ranges, last weights and last step.
 
         Args:
             old: the stored run.
+            now: the step that the resumed training is at.
             carried: whether it lies in another folder, so that its baseline must be written into this one's.
 
         Raises:
@@ -293,12 +294,14 @@ class Recorder:
         first, last = old.manifest.baseline_step, max(old.steps)
         baseline, latest = old.read_record(first), old.read_record(last)
         weights = old.read_weights("baseline")[0] if self._drawers["filters"] else {}
-        before = old.read_weights("latest")[0] if self._drawers["filters"] else {}
+        before, before_step = old.read_weights("latest") if self._drawers["filters"] else ({}, now)
         samples = old.read_sampled_maps() if self._drawers["feature_maps"] else {}
         for kind, shown in (("filters", baseline.filters), ("feature_maps", baseline.feature_maps)):
             for name, drawer in self._drawers[kind].items():
                 drawer.restore(shown[name], latest.ranges)
-        self._weights_baseline, self._weights_before, self._samples_baseline = weights, before, samples
+        self._weights_baseline, self._samples_baseline = weights, samples
+        if before_step <= now:  # else the run went on past the checkpoint, and no update leads from there to here
+            self._weights_before = before
         self.baseline_step = first
         self.last_step = first if carried else last
         if carried:
@@ -444,6 +447,7 @@ class Recorder:
         for kind, shown in (("filters", record.filters), ("feature_maps", record.feature_maps)):
             for name, array in shown.items():
                 pictures += self._drawers[kind][name].pictures(array, record.step, self.baseline_step)
+        self.step_pictures_bytes = sum(len(p.png) for p in pictures)
         if is_baseline:
             alone = [p for p in pictures if not p.tag.split("/")[0].endswith("_change")]
             pictures += [dataclasses.replace(p, tag=f"baseline/{p.tag}") for p in alone]
@@ -498,7 +502,6 @@ class Recorder:
         self._send(Page(steps[-1], tuple(pictures)))
 
     def _send(self, page: Page) -> None:
-        self.event_bytes = sum(len(p.png) for p in page.pictures)
         for tracker in self._trackers:
             tracker.put(page)
 

@@ -168,6 +168,11 @@ class RunStore:
         """
         _write(_join(self.folder, MANIFEST), self.manifest.to_json().encode(), new=True)
 
+    def delete_manifest(self) -> None:
+        """Give the folder up, so that another run can begin there; its other files are overwritten by that."""
+        fs, path = fsspec.core.url_to_fs(_join(self.folder, MANIFEST))
+        fs.rm(path)
+
     @property
     def steps(self) -> list[int]:
         """The stored steps, rising."""

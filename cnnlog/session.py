@@ -1,0 +1,437 @@
+"""What the monitors of one `Trainer` share while it fits: probe, layers, folder, recorder."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from cnnlog import render
+from cnnlog.capture import capture, survey
+from cnnlog.layers import LayerInfo, LayerSpec, select
+from cnnlog.probe import Probe, default_probe
+from cnnlog.recorder import Look, Picture, Problem, Recorder
+from cnnlog.sinks import Sink, sink_for
+from cnnlog.store import FOLDER, Manifest, RunStore, WatchedLayer
+from cnnlog.table import layer_table
+
+Unit = Literal["epoch", "step"]
+OnError = Literal["warn", "raise"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one monitor was asked for."""
+
+    layers: LayerSpec
+    look: Look
+    unit: Unit
+    every: int
+    on_error: OnError
+    probe: Probe | None
+    through: str | None
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments as plain values, for the manifest."""
+        named: list[Any] = [self.layers] if isinstance(self.layers, (str, type)) else list(self.layers)
+        names = [item if isinstance(item, str) else item.__qualname__ for item in named]
+        return {"layers": names, "every": self.every, "unit": self.unit, **vars(self.look)}
+
+
+@dataclass
+class Memory:
+    """What outlives a fit: where the run lies. Primitives only, for it goes into the user's checkpoints."""
+
+    folder: str = ""
+    run_id: str = ""
+    step: int = -1
+    warned: set[str] = field(default_factory=set)
+
+
+class Session:
+    """One fit, watched.
+
+    Args:
+        trainer: about to train; the baseline is captured here and now.
+        module: the module it trains, unwrapped.
+        filters: what the `FilterMonitor` was asked for, `None` without one; likewise `maps`.
+        memory: of an earlier fit or a checkpoint.
+
+    Raises:
+        ValueError: something asked for is not possible with this model, probe or folder.
+    """
+
+    def __init__(
+        self, trainer: L.Trainer, module: L.LightningModule, *, filters: Plan | None, maps: Plan | None, memory: Memory
+    ) -> None:
+        plans = [plan for plan in (filters, maps) if plan is not None]
+        self.memory = memory
+        self._trainer, self._module = trainer, module
+        self._filters, self._maps = filters, maps
+        self._raise = any(plan.on_error == "raise" for plan in plans)
+        self._through = next((plan.through for plan in plans if plan.through), None)
+        self.unit: Unit = plans[0].unit
+        self._last_global_step = trainer.global_step
+        for plan in plans:
+            render.palette(plan.look.cmap, True)  # refuses an unknown colour map
+        self.probe, infos = self._survey()
+        self.filter_layers = select(infos, filters.layers, what="filters") if filters else ()
+        self.map_layers = select(infos, maps.layers, what="feature maps") if maps else ()
+        self.layers = _watched(infos, self.filter_layers, self.map_layers, filters.look.view if filters else "auto")
+        manifest = Manifest(
+            layers=self.layers,
+            unit=self.unit,
+            baseline_step=self._now(),
+            settings={
+                **({"filters": filters.settings()} if filters else {}),
+                **({"feature_maps": maps.settings()} if maps else {}),
+            },
+            probe=_facts(self.probe),
+            versions={name: version(name) for name in ("cnnlog", "torch", "lightning")},
+            architecture=type(module).__name__,
+            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        self._start(manifest)
+
+    # ---- the start
+
+    def _survey(self) -> tuple[Probe | None, tuple[LayerInfo, ...]]:
+        asked = [plan.probe for plan in (self._maps, self._filters) if plan is not None and plan.probe is not None]
+        if asked:
+            return asked[0], self._look_over(asked[0])
+        try:
+            probe = default_probe(_dataset(self._trainer))
+            return probe, self._look_over(probe)
+        except (TypeError, ValueError, LookupError):
+            if self._maps is not None:
+                raise
+            return None, self._look_over(None)  # filters need no probe; only "auto" then knows no resolutions
+
+    def _look_over(self, probe: Probe | None) -> tuple[LayerInfo, ...]:
+        return survey(self._module, probe, run=self._run, through=self._through)
+
+    def _run(self, module: torch.nn.Module, tensor: torch.Tensor) -> None:
+        """Run the probe as the trainer runs a batch: on its device, in its precision."""
+        precision = self._trainer.precision_plugin
+        with precision.forward_context():
+            module(precision.convert_input(tensor.to(self._module.device)))
+
+    def _start(self, manifest: Manifest) -> None:
+        trainer = self._trainer
+        folder = _run_folder(trainer)
+        resumed = trainer.global_step > 0 or trainer.ckpt_path is not None
+        old = self._earlier_run(folder, manifest, resumed=resumed)
+        carried = old is not None and old.folder != folder
+        if old is not None:
+            manifest = _continue_manifest(manifest, old, carried=carried)
+        store = None if folder is None else old if old is not None and not carried else RunStore(folder, manifest)
+        self.recorder = Recorder(
+            self.layers,
+            filters=self._filters.look if self._filters else None,
+            maps=self._maps.look if self._maps else None,
+            store=store,
+            sinks=self._sinks(folder),
+            probe=_probe_files(self.probe),
+            texts=self._table(),
+        )
+        if old is not None:
+            try:
+                self.recorder.resume(old, now=self._now(), carried=carried)
+            except (OSError, ValueError, LookupError) as error:
+                if not carried:
+                    raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
+                self._warn(
+                    "baseline", f"the baseline in {old.folder} cannot be read ({error}); {_new_baseline(self._now())}"
+                )
+                old = None
+        self.memory.folder = folder or ""
+        self.memory.run_id = manifest.run_id
+        if old is None:
+            self.take(self._now(), filters=self._filters is not None, maps=self._maps is not None)
+        self.recorder.drain()
+        self.report()
+        if self.recorder.step_bytes or old is None:
+            rank_zero_info(self._announcement(folder))
+
+    def _earlier_run(self, folder: str | None, manifest: Manifest, *, resumed: bool) -> RunStore | None:
+        """The stored run that this fit goes on from, if any."""
+        here = RunStore.open(folder) if folder is not None and RunStore.exists(folder) else None
+        mine = here is not None and here.manifest.run_id == self.memory.run_id
+        if here is not None and not resumed and not (mine and here.steps in ([], [0])):
+            raise ValueError(
+                f"{here.folder} already holds a run of {len(here.steps)} snapshots, and this one would mix with it: "
+                "expected a new folder. Choose another logger name or version, delete the folder, or resume that run "
+                "with trainer.fit(ckpt_path=...)."
+            )
+        if not resumed:
+            if here is not None:
+                here.delete_manifest()  # our own, of a fit that ended before its first step
+            return None
+        if here is not None:
+            if self.memory.run_id and not mine:
+                raise ValueError(
+                    f"{here.folder} holds another run than the one this checkpoint comes from "
+                    f"({self.memory.folder}): expected that one or a new folder. Choose another logger name or version."
+                )
+            _refuse_other(here.manifest, manifest)
+            return here
+        try:
+            if not self.memory.folder:
+                raise LookupError("the checkpoint was written without the monitors")
+            old = RunStore.open(self.memory.folder)
+            _refuse_other(old.manifest, manifest)
+        except (OSError, ValueError, LookupError) as error:
+            self._warn("baseline", f"no baseline from before the resume: {error}; {_new_baseline(self._now())}")
+            return None
+        return old
+
+    def _sinks(self, folder: str | None) -> list[Sink]:
+        if _is_rehearsal(self._trainer):
+            return []
+        sinks = []
+        for logger in self._trainer.loggers:
+            sink = sink_for(logger)
+            if sink is None:
+                self._warn(
+                    f"logger {type(logger).__name__}",
+                    f"{type(logger).__name__} is given no pictures; every snapshot is in the store, {folder}",
+                )
+            else:
+                sinks.append(sink)
+        return sinks
+
+    def _table(self) -> dict[str, str]:
+        if self.probe is None or not self._trainer.loggers or _is_rehearsal(self._trainer):
+            return {}
+        watched = {layer.name for layer in self.layers}
+        try:
+            with self._trainer.precision_plugin.forward_context():
+                example = self._trainer.precision_plugin.convert_input(self.probe.tensor.to(self._module.device))
+                return {"layers": layer_table(self._module, example, watched=watched).to_markdown()}
+        except Exception as error:  # torchinfo knows fewer kinds of models than we watch
+            self._warn("table", f"no table of layers: {error}")
+            return {}
+
+    def _announcement(self, folder: str | None) -> str:
+        names = ", ".join(layer.name for layer in self.layers)
+        what = " and ".join(
+            ([f"the filters of {len(self.filter_layers)}"] if self.filter_layers else [])
+            + ([f"the feature maps of {len(self.map_layers)}"] if self.map_layers else [])
+        )
+        plan = self._filters or self._maps
+        assert plan is not None, "a session has a monitor"
+        schedule = f"every {plan.every} {'epochs' if self.unit == 'epoch' else 'training steps'}"
+        on = (
+            f" of {', '.join(self.probe.names)} {list(self.probe.tensor.shape)}"
+            if self.probe and self.map_layers
+            else ""
+        )
+        size = f"{self.recorder.step_bytes / 1e6:.2f} MB stored"
+        if self.recorder.step_pictures_bytes:
+            size += f" and {self.recorder.step_pictures_bytes / 1e6:.2f} MB of pictures"
+        view = ""
+        logdir = next((lg.log_dir for lg in self._trainer.loggers if sink_for(lg) is not None), None)
+        if folder is None:
+            size = "nothing is kept in fast_dev_run"
+        elif logdir is not None:
+            view = f"; view: tensorboard --logdir {logdir}"
+        return (
+            f"cnnlog watches {what} layers ({names}){on}, {schedule.replace('every 1 epochs', 'every epoch')}: "
+            f"{size} a snapshot in {folder}{view}"
+        )
+
+    # ---- every step
+
+    def _now(self) -> int:
+        return self._trainer.current_epoch if self.unit == "epoch" else self._trainer.global_step
+
+    def after_epoch(self) -> None:
+        """An epoch is complete: capture what is due."""
+        if self.unit == "epoch":
+            self._take_due(self._trainer.current_epoch, self._trainer.current_epoch + 1)
+        self.report()
+
+    def after_batch(self) -> None:
+        """A batch is through: capture what is due, if it ended with optimiser steps."""
+        before, now = self._last_global_step, self._trainer.global_step
+        self._last_global_step = now
+        if self.unit == "step" and now > before:
+            self._take_due(before, now)
+            self.report()
+
+    def _take_due(self, before: int, now: int) -> None:
+        due = [plan is not None and now // plan.every > before // plan.every for plan in (self._filters, self._maps)]
+        if any(due) and now > self.recorder.last_step:
+            self.take(now, filters=due[0], maps=due[1])
+
+    def take(self, step: int, *, filters: bool, maps: bool) -> None:
+        """Capture and hand over; what goes wrong is noted and never raised."""
+        trainer = self._trainer
+        try:
+            snapshot = capture(
+                self._module,
+                self.probe if maps or self._through_probe() else None,
+                filter_layers=self.filter_layers if filters else (),
+                map_layers=self.map_layers if maps else (),
+                step=step,
+                epoch=step if self.unit == "epoch" else trainer.current_epoch,
+                global_step=trainer.global_step,
+                run=self._run,
+                through=self._through,
+            )
+        except Exception as error:
+            problem = Problem("probe", f"no snapshot of step {step}; training goes on, and later ones are tried", error)
+            self._handle([problem])
+            return
+        self.recorder.record(snapshot)
+        self.memory.step = step
+
+    def _through_probe(self) -> bool:
+        return self._maps is None and self.probe is not None
+
+    def report(self) -> None:
+        """Warn of what went wrong in the background since the last call, once per kind; or raise it."""
+        self._handle(self.recorder.take_problems())
+
+    def end(self, *, failed: bool = False) -> None:
+        """Draw the evolution strips and wait until everything is written."""
+        self.recorder.finish()
+        if failed:  # the training's own exception must not be hidden by one of ours
+            self._raise = False
+        self.report()
+
+    def close(self) -> None:
+        """End the threads."""
+        self.recorder.close()
+        self.report()
+
+    def _handle(self, problems: Sequence[Problem]) -> None:
+        for problem in problems:
+            why = f" ({type(problem.error).__name__}: {problem.error})" if problem.error is not None else ""
+            if self._raise:
+                raise RuntimeError(f"cnnlog: {problem.message}{why}") from problem.error
+            self._warn(problem.what, problem.message + why)
+
+    def _warn(self, what: str, message: str) -> None:
+        if what not in self.memory.warned:
+            self.memory.warned.add(what)
+            warnings.warn(f"cnnlog: {message}", stacklevel=2)
+
+
+def _is_rehearsal(trainer: L.Trainer) -> bool:
+    return bool(getattr(trainer, "fast_dev_run", False))
+
+
+def _dataset(trainer: L.Trainer) -> Any:
+    """The validation data set, else the one for training, as the trainer has them loaded."""
+    for loaded in (trainer.val_dataloaders, trainer.train_dataloader):
+        loader = loaded
+        while isinstance(loader, (Mapping, list, tuple)) and loader:
+            loader = next(iter(loader.values() if isinstance(loader, Mapping) else loader))
+        dataset = getattr(loader, "dataset", None)
+        if dataset is not None:
+            return dataset
+    raise LookupError("The data loaders have no data set to take the first image of as the probe; pass a Probe.")
+
+
+def _watched(
+    infos: Sequence[LayerInfo], filters: Sequence[str], maps: Sequence[str], view: render.View
+) -> tuple[WatchedLayer, ...]:
+    layers = [info for info in infos if info.name in filters or info.name in maps]
+    watched = []
+    for position, info in enumerate(layers):
+        weight = info.weight_shape if info.name in filters else None
+        resolved = None
+        if weight is not None:
+            try:
+                resolved = render.resolve_view(weight, view)
+            except ValueError as error:
+                raise ValueError(f"Layer {info.name!r}: {error}") from error
+        watched.append(
+            WatchedLayer(
+                name=info.name,
+                tag=f"{position:02d}_{info.name}",
+                kind=info.kind,
+                weight_shape=weight,
+                output_shape=info.output_shape if info.name in maps else None,
+                view=resolved,
+            )
+        )
+    return tuple(watched)
+
+
+def _run_folder(trainer: L.Trainer) -> str | None:
+    """Where the run's files go; `None` in fast_dev_run, which keeps nothing."""
+    log_dir = trainer.log_dir  # on all ranks: it broadcasts
+    if _is_rehearsal(trainer):
+        return None
+    if not trainer.loggers:
+        root = f"{trainer.default_root_dir}/cnnlog_logs"
+        number = 0
+        while RunStore.exists(f"{root}/version_{number}/{FOLDER}"):
+            number += 1
+        return f"{root}/version_{number}/{FOLDER}"
+    logger = trainer.loggers[0]
+    if not hasattr(logger, "log_dir"):  # a tracker's save_dir is common to its runs, so ModelCheckpoint adds these too
+        parts = (str(part) for part in (logger.save_dir or trainer.default_root_dir, logger.name, logger.version))
+        return "/".join([*parts, FOLDER])
+    return f"{log_dir}/{FOLDER}"
+
+
+def _refuse_other(old: Manifest, new: Manifest) -> None:
+    """A run is gone on with only if pictures and numbers stay comparable."""
+    for what, before, now in (
+        ("unit of steps", old.unit, new.unit),
+        ("layers", [_shape_of(layer) for layer in old.layers], [_shape_of(layer) for layer in new.layers]),
+        ("probe", old.probe.get("fingerprint"), new.probe.get("fingerprint")),
+        ("settings", _shaping(old.settings), _shaping(new.settings)),
+    ):
+        if before != now:
+            raise ValueError(
+                f"the run that is resumed had other {what} ({before}) than this one ({now}); give the same, or begin a "
+                "new run in another folder"
+            )
+
+
+def _shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that decide what is stored."""
+    parts = ("shown", "slices", "width", "value_range")
+    return {kind: {part: look.get(part) for part in parts} for kind, look in settings.items()}
+
+
+def _shape_of(layer: WatchedLayer) -> tuple[Any, ...]:
+    return (layer.name, layer.weight_shape, layer.output_shape, layer.view)
+
+
+def _continue_manifest(new: Manifest, old: RunStore, *, carried: bool) -> Manifest:
+    if not carried:
+        return old.manifest
+    return Manifest(**{**vars(new), "baseline_step": old.manifest.baseline_step, "carried_from": old.folder})
+
+
+def _facts(probe: Probe | None) -> dict[str, Any]:
+    if probe is None:
+        return {}
+    return {"fingerprint": probe.fingerprint, "names": list(probe.names), "shape": list(probe.tensor.shape)}
+
+
+def _probe_files(probe: Probe | None) -> tuple[Any, Picture] | None:
+    if probe is None:
+        return None
+    gap = np.full((probe.pictures[0].shape[0], 1, 3), 255, np.uint8)
+    row = [part for picture in probe.pictures for part in (gap, picture)][1:]
+    grid = render.Grid(np.concatenate(row, axis=1), None)
+    png = render.png(grid, text={"cnnlog-probe": "1"}, level=6)
+    return probe.tensor.numpy(), Picture("probe", png, grid.size, f"The probe: {', '.join(probe.names)}.")
+
+
+def _new_baseline(step: int) -> str:
+    return f"drift and changes are relative to step {step}, the state at the resume"
