@@ -29,6 +29,7 @@ class TensorBoardSink:
         image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
         value = self._summary.value.add(tag=tag, image=image)
         if tag not in self._described:  # TensorBoard reads a tag's first metadata only
+            value.metadata.plugin_data.plugin_name = "images"
             value.metadata.summary_description = description
             self._described.add(tag)
 
