@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCH = Path(__file__).parents[1] / "scripts" / "bench"
+
+
+def printed(*flags: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(BENCH), *flags], capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def rows(text: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+
+
+def test_it_compares_four_ways() -> None:
+    head, _, *body = rows(printed("--quick"))
+    assert [row[0] for row in body] == [
+        "bare forward",
+        "cnnlog",
+        "make_grid + add_image",
+        "matplotlib 8x8 + add_figure",
+    ]
+    cost = {row[0]: dict(zip(head[1:], map(float, row[1:]), strict=True)) for row in body}
+    assert cost["bare forward"]["events, kB"] == cost["bare forward"]["store, kB"] == 0
+    assert cost["make_grid + add_image"]["store, kB"] == 0
+    assert cost["cnnlog"]["events, kB"] > 0
+    assert cost["cnnlog"]["store, kB"] > 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory from /proc")
+def test_it_watches_memory_and_stores_every_snapshot() -> None:
+    text = printed("--quick", "--memory")
+    assert [row[0] for row in rows(text)[2:]] == ["2", "4", "10", "20"]
+    assert "21 steps in the store" in text  # the baseline and 20 steps
