@@ -267,7 +267,7 @@ def test_cka_of_features_with_nothing_in_common_is_0() -> None:
     "x",
     [
         np.ones((1, 3)),
-        np.full((5, 2), 0.1),
+        np.full((7, 2), 0.1),  # its mean is not exactly 0.1
         np.zeros((5, 2)),
         np.array([[np.nan], [1.0], [2.0], [3.0], [4.0]]),
         np.array([[np.inf], [1.0], [2.0], [3.0], [4.0]]),
