@@ -215,16 +215,16 @@ def _forward(
     through: str | None,
 ) -> None:
     """Run the probe with a temporary hook on every watched module; a failure says how far it came."""
-    entry = _entry(model, through)
+    start = entry(model, through)
     tensor = _tensor(probe)
     handles = [
         module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
         for name, module in watched.items()
     ]
     try:
-        (run or _plain_run)(entry, tensor)
+        (run or _plain_run)(start, tensor)
     except Exception as error:
-        raise ValueError(_how_far(entry, tensor, ran, error)) from error
+        raise ValueError(_how_far(start, tensor, ran, error)) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -235,18 +235,18 @@ def _plain_run(module: nn.Module, tensor: torch.Tensor) -> None:
     module(tensor.to(example.device, example.dtype))
 
 
-def _how_far(entry: nn.Module, tensor: torch.Tensor, ran: Mapping[str, tuple[int, ...]], error: Exception) -> str:
-    last = [f"{name or type(entry).__name__} {list(shape)}" for name, shape in list(ran.items())[-5:]]
+def _how_far(start: nn.Module, tensor: torch.Tensor, ran: Mapping[str, tuple[int, ...]], error: Exception) -> str:
+    last = [f"{name or type(start).__name__} {list(shape)}" for name, shape in list(ran.items())[-5:]]
     before = f"{len(ran) - 5} layers, then " if len(ran) > 5 else ""
     reason = (str(error).strip().splitlines() or [""])[0]
     return (
-        f"The probe {list(tensor.shape)} cannot go through {type(entry).__name__} "
+        f"The probe {list(tensor.shape)} cannot go through {type(start).__name__} "
         f"({type(error).__name__}: {reason}); what ran: {before}{', '.join(last) or 'nothing'}. "
         "Give a probe of the size and channels that the model is trained on."
     )
 
 
-def _entry(model: nn.Module, through: str | None) -> nn.Module:
+def entry(model: nn.Module, through: str | None) -> nn.Module:
     """The module through which the probe runs: the model, unless it has no forward of its own."""
     if through is not None:
         modules = _named(model)

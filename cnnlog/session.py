@@ -215,7 +215,8 @@ class Session:
         try:
             with self._trainer.precision_plugin.forward_context():
                 example = self._trainer.precision_plugin.convert_input(self.probe.tensor.to(self._module.device))
-                return {"layers": layer_table(self._module, example, watched=watched).to_markdown()}
+                table = layer_table(self._module, example, watched=watched, through=self._through)
+                return {"layers": table.to_markdown()}
         except Exception as error:  # torchinfo knows fewer kinds of models than we watch
             self._warn("table", f"no table of layers: {error}")
             return {}

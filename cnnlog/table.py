@@ -9,7 +9,7 @@ import torch
 import torchinfo
 from torch import nn
 
-from cnnlog.capture import borrow
+from cnnlog.capture import borrow, entry
 
 MARK = "*"
 
@@ -76,7 +76,9 @@ class LayerTable:
         ]
 
 
-def layer_table(model: nn.Module, example: torch.Tensor, *, watched: Collection[str] = ()) -> LayerTable:
+def layer_table(
+    model: nn.Module, example: torch.Tensor, *, watched: Collection[str] = (), through: str | None = None
+) -> LayerTable:
     """Run `example` `[N, C, H, W]` once and list the layers.
 
     The model is borrowed and given back as it was.
@@ -85,6 +87,7 @@ def layer_table(model: nn.Module, example: torch.Tensor, *, watched: Collection[
         model: any module whose forward takes one tensor.
         example: the input, on the model's device.
         watched: names of the layers to mark; one with children is listed too.
+        through: as in `capture.survey`; the table then is of that part, under the names it has in the model.
 
     Raises:
         RuntimeError: torchinfo could not run the model.
@@ -92,8 +95,9 @@ def layer_table(model: nn.Module, example: torch.Tensor, *, watched: Collection[
     names = {id(module): name.replace("_orig_mod.", "") for name, module in model.named_modules()}
     with borrow(model):
         # torchinfo would call these, and `.eval()` merges LoRA weights, `.train()` thaws frozen parts.
-        model.__dict__["eval"] = model.__dict__["train"] = lambda *_: model
-        found = torchinfo.summary(model, input_data=[example], verbose=0, mode="eval", depth=64)
+        part = entry(model, through)
+        part.__dict__["eval"] = part.__dict__["train"] = lambda *_: part
+        found = torchinfo.summary(part, input_data=[example], verbose=0, mode="eval", depth=64)
     rows: dict[str, Row] = {}
     for info in found.summary_list:
         name = names.get(id(info.module), info.var_name)
