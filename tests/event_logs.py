@@ -34,3 +34,51 @@ def _summary_image(pixels: np.ndarray) -> Summary.Image:
     Image.fromarray(pixels).save(encoded, "PNG")
     height, width = pixels.shape
     return Summary.Image(height=height, width=width, colorspace=1, encoded_image_string=encoded.getvalue())
+
+
+def train_run(folder: Path, *, epochs: int = 30, seed: int = 0) -> Path:
+    """A real training of a small CNN with both monitors, on stripes that it has to tell apart by their direction."""
+    import lightning as L
+    import torch
+    from lightning.pytorch.loggers import TensorBoardLogger
+    from torch import nn
+    from torch.utils.data import DataLoader, TensorDataset
+
+    from cnnlog import FeatureMapMonitor, FilterMonitor
+
+    class Stripes(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 16, 7, stride=2, padding=3)
+            self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
+            self.head = nn.Linear(16, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.conv2(self.conv1(x).relu()).relu().mean((2, 3)))
+
+        def training_step(self, batch: list[torch.Tensor]) -> torch.Tensor:
+            loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.Adam(self.parameters(), lr=3e-3)
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        upright = torch.rand(32, 1) < 0.5
+        wave = torch.sin(torch.arange(32) * 0.9 + torch.rand(32, 1) * 6.28)
+        stripes = torch.where(upright[..., None], wave[:, None, :], wave[:, :, None])
+        images = stripes[:, None] + 0.3 * torch.randn(32, 3, 32, 32)
+        trainer = L.Trainer(
+            accelerator="cpu",
+            max_epochs=epochs,
+            logger=TensorBoardLogger(folder.parent, name="", version=folder.name),
+            callbacks=[FilterMonitor(), FeatureMapMonitor()],
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            log_every_n_steps=1,
+        )
+        trainer.fit(Stripes(), DataLoader(TensorDataset(images, upright[:, 0].long()), batch_size=16))
+    return folder

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from event_logs import write_run
+from event_logs import train_run
 
 from cnnlog import serve
 
@@ -26,8 +26,8 @@ DASHBOARD_IMAGE = "tf-image-loader img"
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
     root = tmp_path_factory.mktemp("logs")
-    write_run(root / "tuned", seed=1)
-    write_run(root / "scratch", seed=2)
+    train_run(root / "tuned", epochs=5, seed=1)
+    train_run(root / "scratch", epochs=5, seed=2)
     with serve.start(root) as server:
         yield server
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from event_logs import SCALAR, write_run
+from event_logs import SCALAR, train_run
 from tensorboard.plugins import base_plugin
 
 from cnnlog.plugin import ALL_STEPS, KeepAllImages
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 @pytest.fixture(scope="module")
 def run_of_30_epochs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_run(tmp_path_factory.mktemp("log") / "run")
+    return train_run(tmp_path_factory.mktemp("log") / "run")
 
 
 @contextmanager
