@@ -1,0 +1,98 @@
+"""Choosing layers: auto, names, globs, types, and what is refused in which words."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from torch import nn
+
+from cnnlog.layers import LayerInfo, select
+
+
+def conv(name: str, resolution: int = 8, *, ran: bool = True, images: int = 1) -> LayerInfo:
+    shape = (images, 4, resolution, resolution) if ran else None
+    return LayerInfo(name, "Conv2d", nn.Conv2d, True, (4, 4, 3, 3), shape, has_maps=ran and images == 1)
+
+
+def relu(name: str) -> LayerInfo:
+    return LayerInfo(name, "ReLU", nn.ReLU, False, None, (1, 4, 8, 8), has_maps=True)
+
+
+def linear(name: str) -> LayerInfo:
+    return LayerInfo(name, "Linear", nn.Linear, False, (10, 4), (1, 10))
+
+
+NET = [conv("stem.conv"), relu("stem.relu"), conv("body.conv"), conv("roi.conv", images=4), linear("head")]
+
+
+def test_auto_takes_every_convolution_up_to_eight() -> None:
+    infos = [part for i in range(8) for part in (conv(f"c{i}"), relu(f"r{i}"))]
+    assert select(infos, "auto", what="filters") == tuple(f"c{i}" for i in range(8))
+
+
+def test_auto_takes_the_first_and_the_last_of_each_resolution_past_eight() -> None:
+    infos = [conv(f"c{i}", resolution) for i, resolution in enumerate([32, 32, 32, 16, 16, 8, 8, 8, 4])]
+    assert select(infos, "auto", what="feature maps") == ("c0", "c2", "c4", "c7", "c8")
+
+
+def test_auto_never_takes_more_than_eight_and_keeps_both_ends() -> None:
+    chosen = select([conv(f"c{i:02d}", 100 - i) for i in range(20)], "auto", what="filters")
+    assert len(chosen) == 8
+    assert chosen[0] == "c00"
+    assert chosen[-1] == "c19"
+    assert list(chosen) == sorted(chosen)
+
+
+def test_auto_leaves_out_what_did_not_run_what_is_part_of_another_and_other_batch_sizes() -> None:
+    infos = [conv("lora.base_layer"), conv("lora.lora_A.x"), conv("lora"), conv("aux", ran=False), *NET]
+    assert select(infos, "auto", what="filters") == ("lora", "stem.conv", "body.conv", "roi.conv")
+    assert select(infos, "auto", what="feature maps") == ("lora", "stem.conv", "body.conv")
+
+
+def test_auto_works_before_anything_ran() -> None:
+    assert select([conv("a", ran=False), conv("b", ran=False)], "auto", what="filters") == ("a", "b")
+
+
+def test_names_globs_and_types_come_in_execution_order_each_once() -> None:
+    assert select(NET, ["body.conv", "stem.*"], what="filters") == ("stem.conv", "body.conv")
+    assert select(NET, "stem.*", what="feature maps") == ("stem.conv", "stem.relu")
+    assert select(NET, [nn.ReLU, nn.Conv2d], what="feature maps") == ("stem.conv", "stem.relu", "body.conv")
+    assert select(NET, ["stem.conv", "*.conv"], what="filters") == ("stem.conv", "body.conv", "roi.conv")
+
+
+@pytest.mark.parametrize(
+    ("wanted", "what", "said"),
+    [
+        ("stem.cnov", "filters", "no layer 'stem.cnov'; did you mean 'stem.conv'"),
+        ("STEM.CONV", "filters", "did you mean 'stem.conv'"),
+        ("relu", "feature maps", "did you mean 'stem.relu'"),
+        ("xyz", "filters", "no layer 'xyz'; layers with filters: 'stem.conv', 'body.conv', 'roi.conv'."),
+        ("bdy.*", "filters", "no layer matching 'bdy.*'"),
+        ("stem.r*", "filters", "None of the 1 layers matching 'stem.r*' has filters"),
+        ("head", "filters", "'head' (Linear) has no filters: expected a 4-D weight [O, I, kH, kW], but its weight is"),
+        ("stem.relu", "filters", "but it has no weight"),
+        ("head", "feature maps", "expected an output [N, C, H, W] with the probe's N, but it is [1, 10]"),
+        ("roi.conv", "feature maps", "but it is [4, 4, 8, 8]"),
+        ([nn.BatchNorm2d], "filters", "no layer of type BatchNorm2d"),
+        ([nn.Linear], "feature maps", "None of the 1 layers of type Linear has feature maps"),
+        ([], "filters", "No layer given to watch"),
+        ([3], "filters", "not by 3 (int)"),
+    ],
+)
+def test_what_cannot_be_watched_is_refused_with_a_way_on(wanted: object, what: str, said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)) as refusal:
+        select(NET, wanted, what=what)  # type: ignore[arg-type]
+    assert str(refusal.value).endswith((".", "?"))
+
+
+def test_a_layer_that_did_not_run_has_no_maps() -> None:
+    with pytest.raises(ValueError, match=r"'aux' .* did not run on the probe"):
+        select([conv("aux", ran=False)], "aux", what="feature maps")
+
+
+def test_auto_on_a_net_without_convolutions_says_so() -> None:
+    with pytest.raises(ValueError, match="2-D convolutions for their filters, but this model has none"):
+        select([linear("a"), relu("b")], "auto", what="filters")
+    with pytest.raises(ValueError, match="name the layers to watch; layers with feature maps: 'b'"):
+        select([linear("a"), relu("b")], "auto", what="feature maps")
