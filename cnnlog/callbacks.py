@@ -26,7 +26,7 @@ class _Monitor(L.Callback):
     def __init__(
         self,
         *,
-        layers: str | Sequence[str] | Sequence[type[nn.Module]],
+        layers: str | Sequence[type[nn.Module] | str],
         probe: Probe | str | Sequence[str] | None,
         look: Look,
         every_n_epochs: int | None,
@@ -168,7 +168,7 @@ class FilterMonitor(_Monitor):
 
     def __init__(
         self,
-        layers: str | Sequence[str] | Sequence[type[nn.Module]] = "auto",
+        layers: str | Sequence[type[nn.Module] | str] = "auto",
         *,
         every_n_epochs: int | None = None,
         every_n_train_steps: int | None = None,
@@ -220,7 +220,7 @@ class FeatureMapMonitor(_Monitor):
     def __init__(
         self,
         probe: Probe | str | Sequence[str] | None = None,
-        layers: str | Sequence[str] | Sequence[type[nn.Module]] = "auto",
+        layers: str | Sequence[type[nn.Module] | str] = "auto",
         *,
         every_n_epochs: int | None = None,
         every_n_train_steps: int | None = None,
