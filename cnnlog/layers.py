@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 AUTO_LIMIT = 8
 
-LayerSpec = str | Sequence[str] | Sequence[type[Any]]
+LayerSpec = str | Sequence[str | type[Any]]
 What = Literal["filters", "feature maps"]
 
 
