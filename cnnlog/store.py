@@ -18,8 +18,9 @@ import io
 import json
 import os
 import re
+import struct
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
@@ -37,6 +38,10 @@ VERSION = 1
 FOLDER = "cnnlog"
 MANIFEST = "manifest.json"
 _STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
+_PNG_END = b"IEND\xaeB`\x82"
+_GIVE_UP = "restore it from a copy, or delete the folder"
+_DELETE = "delete it, the other files of the run stand"
+_KEY_PARTS = {"filters": 1, "feature_maps": 1, "numbers": 2, "ranges": 3}  # slashes before a layer's name
 _Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -108,10 +113,10 @@ class Manifest:
             raw = json.loads(text)
         except ValueError as error:
             raise StoreError(
-                f"{where} is not readable as JSON, so it is truncated or not cnnlog's ({error})"
+                f"{where} is not readable as JSON, so it is truncated or not cnnlog's ({error}); {_GIVE_UP}"
             ) from error
         if not isinstance(raw, dict) or raw.get("format") != "cnnlog-run":
-            raise StoreError(f"{where} is not a cnnlog manifest: expected the format 'cnnlog-run' in it")
+            raise StoreError(f"{where} is not cnnlog's: expected the format 'cnnlog-run' in it; {_GIVE_UP}")
         _refuse_newer(raw.get("version"), where)
         try:
             plain: list[dict[str, Any]] = [
@@ -120,7 +125,7 @@ class Manifest:
             layers = tuple(WatchedLayer(**layer) for layer in plain)
             return cls(**{k: v for k, v in raw.items() if k not in ("format", "version", "layers")}, layers=layers)
         except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{where} lacks something that every cnnlog manifest has: {error}") from error
+            raise StoreError(f"{where} is damaged: it is not what cnnlog writes ({error}); {_GIVE_UP}") from error
 
 
 class RunStore:
@@ -202,24 +207,21 @@ class RunStore:
             FileNotFoundError: no such step.
             StoreError: the file is damaged, newer, or not ours.
         """
-        name = _step_file(step)
-        arrays, meta = self._read_arrays(name, "cnnlog-step")
+        arrays, meta = self._read_arrays(_step_file(step), "cnnlog-step", ("step", "epoch", "global_step"))
         filters: dict[str, FloatArray] = {}
         maps: dict[str, FloatArray] = {}
         numbers: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
         ranges: dict[str, dict[str, dict[str, npt.NDArray[np.generic]]]] = {}
         for key, array in arrays.items():
-            group, rest = key.split("/", 1)
-            if group == "filters":
-                filters[rest] = array
-            elif group == "feature_maps":
-                maps[rest] = array
-            elif group == "numbers":
-                number, layer = rest.split("/", 1)
-                numbers.setdefault(number, {})[layer] = array.astype(np.float64)
-            elif group == "ranges":
-                kind, part, layer = rest.split("/", 2)
-                ranges.setdefault(kind, {}).setdefault(layer, {})[part] = array
+            match key.split("/", _KEY_PARTS.get(key.split("/", 1)[0], 0)):
+                case ["filters", layer]:
+                    filters[layer] = array
+                case ["feature_maps", layer]:
+                    maps[layer] = array
+                case ["numbers", number, layer]:
+                    numbers.setdefault(number, {})[layer] = array.astype(np.float64)
+                case ["ranges", kind, part, layer]:
+                    ranges.setdefault(kind, {}).setdefault(layer, {})[part] = array
         return Record(meta["step"], meta["epoch"], meta["global_step"], filters, maps, numbers, ranges)
 
     def write_weights(self, which: Literal["baseline", "latest"], weights: Mapping[str, FloatArray], step: int) -> None:
@@ -228,7 +230,7 @@ class RunStore:
 
     def read_weights(self, which: Literal["baseline", "latest"]) -> tuple[dict[str, FloatArray], int]:
         """Read what `write_weights` wrote: the filters and their step."""
-        arrays, meta = self._read_arrays(f"weights-{which}.safetensors", "cnnlog-weights")
+        arrays, meta = self._read_arrays(f"weights-{which}.safetensors", "cnnlog-weights", ("step",))
         return arrays, meta["step"]
 
     def write_sampled_maps(self, samples: Mapping[str, FloatArray], step: int) -> None:
@@ -246,24 +248,29 @@ class RunStore:
 
     def read_probe(self) -> FloatArray:
         """Read the probe's tensor `[N, C, H, W]`."""
-        arrays, _ = self._read_arrays("probe.safetensors", "cnnlog-probe")
+        arrays, _ = self._read_arrays("probe.safetensors", "cnnlog-probe", ())
+        if "probe" not in arrays:
+            where = _join(self.folder, "probe.safetensors")
+            raise StoreError(f"{where} is not what cnnlog writes: it holds no array 'probe'; {_DELETE}")
         return cast("FloatArray", arrays["probe"])
 
     def read_probe_picture(self) -> npt.NDArray[np.uint8]:
         """Read the probe's picture `[H, W, 3]`."""
         where = _join(self.folder, "probe.png")
         try:
-            with Image.open(io.BytesIO(_read(where)), formats=["PNG"]) as picture:
+            data = _read(where)
+        except FileNotFoundError:
+            raise FileNotFoundError(f"{where} is not there; the run was written without a probe") from None
+        try:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
                 picture.load()
                 version = picture.info.get("cnnlog-probe")
                 pixels = np.asarray(picture.convert("RGB"))
-        except (OSError, SyntaxError) as error:
-            if isinstance(error, FileNotFoundError):
-                raise
-            raise StoreError(f"{where} is truncated or no PNG file ({error}); delete it") from error
-        if version is None:
-            raise StoreError(f"{where} was not written by cnnlog: it lacks the text 'cnnlog-probe'")
-        _refuse_newer(int(version) if str(version).isdigit() else version, where)
+            if not data.endswith(_PNG_END):  # Pillow does not mind a missing end
+                raise OSError("its end is missing")
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+            raise StoreError(f"{where} is truncated or no PNG file ({error}); {_DELETE}") from error
+        _refuse_newer(version, where)
         return pixels
 
     def _write_arrays(self, name: str, form: str, arrays: _Arrays, counts: Mapping[str, int]) -> int:
@@ -285,7 +292,7 @@ class RunStore:
             os.chmod(temporary, mode)
         return os.path.getsize(path)
 
-    def _read_arrays(self, name: str, form: str) -> tuple[_Arrays, dict[str, int]]:
+    def _read_arrays(self, name: str, form: str, counts: Sequence[str] = ("step",)) -> tuple[_Arrays, dict[str, int]]:
         where = _join(self.folder, name)
         try:
             data = _read(where)
@@ -293,24 +300,32 @@ class RunStore:
             raise FileNotFoundError(f"{where} is not there; the run has the steps {self.steps}") from None
         try:
             arrays = safetensors.numpy.load(data)
-        except (safetensors.SafetensorError, KeyError, ValueError) as error:
-            raise StoreError(
-                f"{where} is truncated or no safetensors file ({error}); delete it, the other files of the run stand"
-            ) from error
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        meta = header.get("__metadata__", {})
+            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        except (safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
+            raise StoreError(f"{where} is truncated or no safetensors file ({error}); {_DELETE}") from error
+        meta = header.get("__metadata__") or {}
         if meta.get("format") != form:
-            raise StoreError(f"{where} is not cnnlog's: expected the format {form!r}, got {meta.get('format')!r}")
-        _refuse_newer(int(meta.get("version", 0)), where)
-        return arrays, {k: int(v) for k, v in meta.items() if k not in ("format", "version")}
+            raise StoreError(
+                f"{where} is not cnnlog's: expected the format {form!r} in it, got {meta.get('format')!r}; {_DELETE}"
+            )
+        _refuse_newer(meta.get("version"), where)
+        try:
+            return arrays, {count: int(meta[count]) for count in counts}
+        except (KeyError, ValueError) as error:
+            raise StoreError(
+                f"{where} is not what cnnlog writes: expected whole numbers for {', '.join(counts)}, "
+                f"got {meta}; {_DELETE}"
+            ) from error
 
 
 def _refuse_newer(version: object, where: str) -> None:
-    if not isinstance(version, int) or version < 1:
-        raise StoreError(f"{where} is not cnnlog's: expected a version number from 1 on, got {version!r}")
-    if version > VERSION:
+    """Refuse what is above `VERSION`; `version` is a number, or its text where the file's metadata are texts."""
+    number = int(version) if isinstance(version, str) and version.isdecimal() else version
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise StoreError(f"{where} is not cnnlog's: expected a version number from 1 on, got {version!r}; {_DELETE}")
+    if number > VERSION:
         raise StoreError(
-            f"{where} has format version {version}, and this cnnlog reads up to {VERSION}; upgrade cnnlog to open it"
+            f"{where} has format version {number}, and this cnnlog reads up to {VERSION}; upgrade cnnlog to open it"
         )
 
 
