@@ -22,32 +22,41 @@ class TensorBoardSink:
         self.name = "TensorBoard"
         self._logger = logger
         self._summary = Summary()
+        self._step = -1
         self._described: set[str] = set()
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
         """Add a picture; TensorBoard shows the description behind the tag's info sign."""
         image = Summary.Image(width=size[0], height=size[1], colorspace=3, encoded_image_string=png)
-        value = self._summary.value.add(tag=tag, image=image)
+        value = self._of(step).value.add(tag=tag, image=image)
         if tag not in self._described:  # TensorBoard reads a tag's first metadata only
             value.metadata.plugin_data.plugin_name = "images"
             value.metadata.summary_description = description
-            self._described.add(tag)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Add a number."""
-        self._summary.value.add(tag=tag, simple_value=value)
+        self._of(step).value.add(tag=tag, simple_value=value)
 
     def add_text(self, tag: str, markdown: str, step: int) -> None:
         """Add a text, which TensorBoard renders as Markdown."""
-        self._summary.value.extend(text_pb(tag, markdown).value)
+        self._of(step).value.extend(text_pb(tag, markdown).value)
 
     def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
         """Add a histogram of 30 buckets over the finite values."""
         finite = values[np.isfinite(values)]
-        self._summary.value.extend(histogram_pb(tag, finite).value)
+        self._of(step).value.extend(histogram_pb(tag, finite).value)
 
     def commit(self, step: int) -> None:
-        """Write everything added since the last commit as one event."""
-        summary, self._summary = self._summary, Summary()
+        """Write everything added for this step as one event; flushed, which the event writer does every 120 s only."""
+        summary, self._summary = self._of(step), Summary()
         # `SummaryWriter.file_writer` is None after a `close()` of the writer; this getter opens the next event file.
-        self._logger.experiment._get_file_writer().add_summary(summary, step)
+        writer = self._logger.experiment._get_file_writer()
+        writer.add_summary(summary, step)
+        writer.flush()
+        self._described.update(value.tag for value in summary.value)
+
+    def _of(self, step: int) -> Summary:
+        """What is gathered for `step`; what an earlier one left behind when it failed is let go."""
+        if step != self._step:
+            self._step, self._summary = step, Summary()
+        return self._summary
