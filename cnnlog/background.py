@@ -16,11 +16,11 @@ class Mailbox(Generic[T]):
     """Hands items, in order, to one background thread.
 
     The thread starts with the first item and is a daemon, so that a process that wants to end can. An exception of
-    `handle` goes to `on_error` and never stops the thread.
+    `handle` goes to `on_error`, with the item, and never stops the thread.
 
     Args:
         handle: called with every item, in the background thread.
-        on_error: called with the exception that `handle` raised, in the background thread.
+        on_error: called with the item and the exception that `handle` raised on it, in the background thread.
         name: the thread's name.
         size: how many items may wait.
         drop_when_full: whether `put` on a full queue drops the item (and counts it) or waits for a place.
@@ -29,7 +29,7 @@ class Mailbox(Generic[T]):
     def __init__(
         self,
         handle: Callable[[T], None],
-        on_error: Callable[[Exception], None],
+        on_error: Callable[[T, Exception], None],
         *,
         name: str,
         size: int,
@@ -67,25 +67,35 @@ class Mailbox(Generic[T]):
         return True
 
     def close(self, timeout: float | None = None) -> bool:
-        """Drain, then end the thread; says whether both came true within `timeout` seconds."""
+        """Drain, then end the thread; says whether both came true within `timeout` seconds.
+
+        A thread that hangs in `handle` is left behind rather than waited for, to end once it comes back; what still
+        waits for it is dropped, and counted.
+        """
         if self._thread is None:
             return True
         drained = self.drain(timeout)
-        with contextlib.suppress(queue.Full):  # a hung daemon thread is left behind rather than waited for
-            self._queue.put(None, block=drained)
+        if not drained:
+            self._drop_waiting()
+        self._queue.put(None)
         if drained:
             self._thread.join(timeout)
         self._thread = None
         return drained
 
+    def _drop_waiting(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._queue.get_nowait()
+                self._queue.task_done()
+                self.dropped += 1
+
     def _run(self) -> None:
-        while True:
-            item = self._queue.get()
+        while (item := self._queue.get()) is not None:
             try:
-                if item is None:
-                    return
                 self._handle(item)
             except Exception as error:
-                self._on_error(error)
+                self._on_error(item, error)
             finally:
                 self._queue.task_done()
+        self._queue.task_done()

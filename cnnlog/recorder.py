@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -65,6 +65,14 @@ class Page:
     scalars: Mapping[str, float] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     histograms: Mapping[str, FloatArray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """Work for the background thread, and what it is, in the words of a warning."""
+
+    what: str
+    work: Callable[[], None]
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,7 @@ class _Drawer:
         name = self.layer.name
         self.baseline = baseline
         self._range = render.AnchoredRange.from_state(ranges[self.kind][name])
+        self._limits = self._range.update(self._by_channel(baseline))  # in its own range: only tells the limits
         self._change_range = render.ChangeRange.from_state(ranges[f"{self.kind}_change"][name])
 
     def _difference(self, shown: FloatArray) -> FloatArray:
@@ -217,10 +226,13 @@ class Recorder:
         self._unstored: list[Callable[[RunStore], None]] = []
         self._problems: list[Problem] = []
         self._lock = threading.Lock()
-        self._snapshots: Mailbox[Callable[[], None]] = Mailbox(
-            lambda work: work(), lambda e: self._note("recorder", "a snapshot was lost", e), name="cnnlog",
+        self._recorded = False
+        self._jobs: Mailbox[Job] = Mailbox(
+            lambda job: job.work(),
+            lambda job, error: self._note("recorder", f"{job.what} failed", error),
+            name="cnnlog",
             size=SNAPSHOTS_WAITING,
-        )  # fmt: skip
+        )
         self._trackers = [self._tracker(sink) for sink in sinks]
 
     def _tracker(self, sink: Sink) -> Mailbox[Page]:
@@ -235,9 +247,11 @@ class Recorder:
                 sink.add_histogram(tag, values, page.step)
             sink.commit(page.step)
 
-        def failed(error: Exception) -> None:
+        def failed(page: Page, error: Exception) -> None:
             kept = f"; every snapshot is in {self.store.folder}" if self.store else ""
-            self._note(sink.name, f"{sink.name} did not take the pictures of a step{kept}", error)
+            self._note(
+                sink.name, f"{sink.name} did not take the pictures of step {page.step}, and may miss more{kept}", error
+            )
 
         name = f"cnnlog to {sink.name}"
         return Mailbox(send, failed, name=name, size=TRACKER_SNAPSHOTS_WAITING, drop_when_full=True)
@@ -247,32 +261,30 @@ class Recorder:
     def record(self, snapshot: Snapshot) -> None:
         """Hand a snapshot over; waits only if the store is more than two snapshots behind."""
         self.last_step = snapshot.step
-        self._snapshots.put(lambda: self._process(snapshot))
+        self._recorded = True
+        self._jobs.put(Job(f"keeping the snapshot of step {snapshot.step}", lambda: self._process(snapshot)))
 
     def drain(self) -> None:
-        """Wait until all is stored, and until the trackers took what they were given or their patience ran out."""
-        self._snapshots.drain()
-        for tracker in self._trackers:
-            if not tracker.drain(TRACKER_PATIENCE):
-                self._note(tracker.name, f"{tracker.name} still has work after {TRACKER_PATIENCE:.0f} s; left behind")
+        """Wait until everything handed over is stored and drawn; the trackers may still have work."""
+        self._jobs.drain()
 
     def finish(self) -> None:
-        """Draw the evolution strips, then drain."""
-        if self.store is not None and self.last_step >= 0:
-            self._snapshots.put(self._draw_evolution)
+        """Draw the evolution strips, if there was anything new, then drain."""
+        if self.store is not None and self._trackers and self._recorded:
+            self._recorded = False  # a second strip at the same step would hide the first
+            self._jobs.put(Job("drawing the evolution", self._draw_evolution))
         self.drain()
 
     def close(self) -> None:
-        """Drain and end the threads; says how many steps' pictures a tracker was too slow for."""
-        self.drain()
-        self._snapshots.close()
+        """Drain and end the threads, with patience for the trackers; says how many steps' pictures one has missed."""
+        self._jobs.close()
         for tracker in self._trackers:
-            tracker.close(TRACKER_PATIENCE)
-            if tracker.dropped:
-                self._note(
-                    f"{tracker.name} dropped",
-                    f"{tracker.name} was too slow for the pictures of {tracker.dropped} steps, which were left out",
-                )
+            done = tracker.close(TRACKER_PATIENCE)
+            missed = f"the pictures of {tracker.dropped} steps were left out"
+            if not done:
+                self._note(tracker.name, f"{tracker.name} still has work after {TRACKER_PATIENCE:.0f} s; {missed}")
+            elif tracker.dropped:
+                self._note(f"{tracker.name} dropped", f"{tracker.name} was too slow; {missed}")
 
     def take_problems(self) -> list[Problem]:
         """What went wrong since the last call."""
@@ -300,12 +312,13 @@ class Recorder:
             for name, drawer in self._drawers[kind].items():
                 drawer.restore(shown[name], latest.ranges)
         self._weights_baseline, self._samples_baseline = weights, samples
-        if before_step <= now:  # else the run went on past the checkpoint, and no update leads from there to here
+        # Else the run went on past the checkpoint, or was killed between two files: no update leads from there to here.
+        if before_step <= now and not (latest.filters and before_step < last):
             self._weights_before = before
         self.baseline_step = first
         self.last_step = first if carried else last
         if carried:
-            self._snapshots.put(lambda: self._carry(baseline))
+            self._jobs.put(Job("carrying the baseline over", lambda: self._carry(baseline)))
 
     # ---- the background thread's side
 
@@ -314,23 +327,33 @@ class Recorder:
         samples = {name: _sample(maps) for name, maps in snapshot.feature_maps.items()}
         if is_baseline:
             self.baseline_step = snapshot.step
+            if self.store is not None:  # later than planned, if the probe could not run at first
+                self.store.manifest = dataclasses.replace(self.store.manifest, baseline_step=snapshot.step)
             self._weights_baseline, self._samples_baseline = dict(snapshot.filters), samples
         numbers = self._measure(snapshot, samples)
         shown = self._shown(snapshot)
         counts = (snapshot.step, snapshot.epoch, snapshot.global_step)
         record = Record(*counts, shown["filters"], shown["feature_maps"], numbers)
         self._see(record)
-        ranges: dict[str, dict[str, dict[str, npt.NDArray[Any]]]] = {}
-        for kind, arrays in shown.items():
-            for name in arrays:
-                for picture_kind, state in self._drawers[kind][name].states().items():
-                    ranges.setdefault(picture_kind, {})[name] = state
-        self._keep(dataclasses.replace(record, ranges=ranges), snapshot.filters, is_baseline=is_baseline)
+        self._keep(dataclasses.replace(record, ranges=self._ranges()), snapshot.filters, is_baseline=is_baseline)
         self._weights_before = {**self._weights_before, **snapshot.filters}
         self._check(record, snapshot)
         if self._trackers:
-            histograms = self._histograms(snapshot)
-            self._send(self._page(record, histograms=histograms, is_baseline=is_baseline))
+            try:
+                page = self._page(record, histograms=self._histograms(snapshot), is_baseline=is_baseline)
+            except Exception as error:  # the snapshot is stored all the same
+                self._note("pictures", f"the pictures of step {record.step} could not be drawn", error)
+            else:
+                self._send(page)
+
+    def _ranges(self) -> dict[str, dict[str, dict[str, npt.NDArray[Any]]]]:
+        """Picture kind -> layer -> the state of its range; of all layers, for a resume starts from the last step."""
+        ranges: dict[str, dict[str, dict[str, npt.NDArray[Any]]]] = {}
+        for drawers in self._drawers.values():
+            for name, drawer in drawers.items():
+                for picture_kind, state in drawer.states().items():
+                    ranges.setdefault(picture_kind, {})[name] = state
+        return ranges
 
     def _shown(self, snapshot: Snapshot) -> dict[str, dict[str, FloatArray]]:
         shown: dict[str, dict[str, FloatArray]] = {"filters": {}, "feature_maps": {}}
@@ -383,7 +406,7 @@ class Recorder:
                 self.step_bytes = self.store.write_record(record)
             if weights:
                 self.store.write_weights("latest", weights, record.step)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # fsspec's file systems raise errors of their own
             message = f"step {record.step} could not be stored in {self.store.folder}"
             self._note("store", f"{message}; training goes on, and later steps are tried again", error)
 
@@ -414,28 +437,34 @@ class Recorder:
             self._unstored = [RunStore.create, *self._start_of(baseline)]
             try:
                 self._store_start(self.store)
-            except (OSError, ValueError) as error:
+            except Exception as error:
                 self._note("store", f"the baseline could not be stored in {self.store.folder}", error)
         if self._trackers:
             self._see(baseline)
             self._send(self._page(baseline, histograms={}, is_baseline=True))
 
     def _check(self, record: Record, snapshot: Snapshot) -> None:
-        for what, arrays in (("filters", snapshot.filters), ("feature maps", snapshot.feature_maps)):
-            for name, array in arrays.items():
-                if not np.isfinite(array.sum(dtype=np.float64)) and not np.isfinite(array).all():
-                    count = int(np.count_nonzero(~np.isfinite(array)))
-                    self._note(
-                        f"finite {name}",
-                        f"{count} of {array.size} values of {name}'s {what} are NaN or infinite at step {record.step}; "
-                        "they are drawn in green",
-                    )
-        for name, share in record.numbers.get("dead_share", {}).items():
-            if share[0] == 1 and np.isfinite(snapshot.feature_maps[name]).all():
-                self._note(
-                    f"dead {name}",
-                    f"no feature map of {name} is above 0 anywhere on the probe at step {record.step}: it is dead",
-                )
+        """Tell of values that are NaN or infinite, and of dead layers."""
+        bad = {
+            f"{name} ({what}, {count} of {array.size})": count
+            for what, arrays in (("filters", snapshot.filters), ("feature maps", snapshot.feature_maps))
+            for name, array in arrays.items()
+            if (count := _not_finite(array))
+        }
+        if bad:
+            self._note(
+                "finite",
+                f"values of {_some(bad)} are NaN or infinite at step {record.step}; they are drawn in green",
+            )
+        dead = [
+            name
+            for name, share in record.numbers.get("dead_share", {}).items()
+            if share[0] == 1 and not _not_finite(snapshot.feature_maps[name])
+        ]
+        if dead:
+            self._note(
+                "dead", f"no feature map of {_some(dead)} is above 0 anywhere on the probe at step {record.step}: dead"
+            )
 
     def _see(self, record: Record) -> None:
         for kind, shown in (("filters", record.filters), ("feature_maps", record.feature_maps)):
@@ -482,9 +511,10 @@ class Recorder:
 
     def _draw_evolution(self) -> None:
         """One strip a layer and kind: rows are its first channels, columns are steps spread over the training."""
-        if not self._trackers or self.store is None:
+        steps = self.store.steps if self.store is not None else []
+        if not steps:
             return
-        steps = self.store.steps
+        assert self.store is not None, "it has steps"
         chosen = [steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, STRIP_STEPS).round().astype(int))]
         records = [self.store.read_record(step) for step in chosen]
         pictures = []
@@ -515,6 +545,19 @@ def _sample(maps: FloatArray) -> FloatArray:
     images, channels, height, width = maps.shape
     at = drift.sample_positions(images, height, width)
     return np.ascontiguousarray(maps.transpose(0, 2, 3, 1).reshape(-1, channels)[at])
+
+
+def _not_finite(array: FloatArray) -> int:
+    """How many values are NaN or infinite; a sum finds out whether any is, at a fraction of the cost."""
+    with np.errstate(invalid="ignore"):
+        if np.isfinite(array.sum(dtype=np.float64)):
+            return 0
+    return int(np.count_nonzero(~np.isfinite(array)))
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")
 
 
 def _by(shape: Sequence[int]) -> str:
