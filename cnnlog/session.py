@@ -142,6 +142,16 @@ class Session:
             probe=_probe_files(self.probe),
             texts=self._table(),
         )
+        try:
+            self._begin(manifest, old, carried=carried)
+        except BaseException:
+            self.recorder.close()  # nobody else has this session yet
+            raise
+        if self.recorder.step_bytes or old is None:
+            rank_zero_info(self._announcement(folder))
+
+    def _begin(self, manifest: Manifest, old: RunStore | None, *, carried: bool) -> None:
+        """Go on from the earlier run, or take the baseline."""
         if old is not None:
             try:
                 self.recorder.resume(old, now=self._now(), carried=carried)
@@ -152,14 +162,12 @@ class Session:
                     "baseline", f"the baseline in {old.folder} cannot be read ({error}); {_new_baseline(self._now())}"
                 )
                 old = None
-        self.memory.folder = folder or ""
+        self.memory.folder = self.recorder.store.folder if self.recorder.store is not None else ""
         self.memory.run_id = manifest.run_id
         if old is None:
             self.take(self._now(), filters=self._filters is not None, maps=self._maps is not None)
         self.recorder.drain()
         self.report()
-        if self.recorder.step_bytes or old is None:
-            rank_zero_info(self._announcement(folder))
 
     def _earlier_run(self, folder: str | None, manifest: Manifest, *, resumed: bool) -> RunStore | None:
         """The stored run that this fit goes on from, if any."""
@@ -181,8 +189,10 @@ class Session:
                     f"{here.folder} holds another run than the one this checkpoint comes from "
                     f"({self.memory.folder}): expected that one or a new folder. Choose another logger name or version."
                 )
-            _refuse_other(here.manifest, manifest)
-            return here
+            if here.steps:
+                _refuse_other(here.manifest, manifest)
+                return here
+            here.delete_manifest()  # it could never store its baseline, so there is nothing to go on from
         try:
             if not self.memory.folder:
                 raise LookupError("the checkpoint was written without the monitors")
@@ -271,6 +281,8 @@ class Session:
     def _take_due(self, before: int, now: int) -> None:
         due = [plan is not None and now // plan.every > before // plan.every for plan in (self._filters, self._maps)]
         if any(due) and now > self.recorder.last_step:
+            if self.recorder.last_step < 0:  # the baseline failed; this one takes its place, so it must be whole
+                due = [self._filters is not None, self._maps is not None]
             self.take(now, filters=due[0], maps=due[1])
 
     def take(self, step: int, *, filters: bool, maps: bool) -> None:
