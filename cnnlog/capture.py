@@ -59,7 +59,7 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     generators = held_generators([v for m in loan.modules for v in m.__dict__.values()], depth=1)
     with ExitStack() as stack:
         stack.enter_context(kept_rng(generators))
-        # Casts cached under no_grad would be used, without their graph, by a training step around us.
+        # The cache of a training step around us keeps no cast of ours, which has no graph.
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)
         stack.callback(loan.give_back)
