@@ -233,7 +233,7 @@ class Recorder:
             name="cnnlog",
             size=SNAPSHOTS_WAITING,
         )
-        self._trackers = [self._tracker(sink) for sink in sinks]
+        self._trackers = [(sink.name, self._tracker(sink)) for sink in sinks]
 
     def _tracker(self, sink: Sink) -> Mailbox[Page]:
         def send(page: Page) -> None:
@@ -278,13 +278,13 @@ class Recorder:
     def close(self) -> None:
         """Drain and end the threads, with patience for the trackers; says how many steps' pictures one has missed."""
         self._jobs.close()
-        for tracker in self._trackers:
+        for name, tracker in self._trackers:
             done = tracker.close(TRACKER_PATIENCE)
             missed = f"the pictures of {tracker.dropped} steps were left out"
             if not done:
-                self._note(tracker.name, f"{tracker.name} still has work after {TRACKER_PATIENCE:.0f} s; {missed}")
+                self._note(name, f"{name} still has work after {TRACKER_PATIENCE:.0f} s; {missed}")
             elif tracker.dropped:
-                self._note(f"{tracker.name} dropped", f"{tracker.name} was too slow; {missed}")
+                self._note(f"{name} dropped", f"{name} was too slow; {missed}")
 
     def take_problems(self) -> list[Problem]:
         """What went wrong since the last call."""
@@ -532,7 +532,7 @@ class Recorder:
         self._send(Page(steps[-1], tuple(pictures)))
 
     def _send(self, page: Page) -> None:
-        for tracker in self._trackers:
+        for _, tracker in self._trackers:
             tracker.put(page)
 
     def _note(self, what: str, message: str, error: Exception | None = None) -> None:

@@ -1,0 +1,420 @@
+"""From snapshots to store and trackers: the store comes first, and nothing that fails afterwards costs a step."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cnnlog import recorder as recorder_module
+from cnnlog import render
+from cnnlog.recorder import Look, Recorder
+from cnnlog.sinks import Sink
+from cnnlog.snapshot import Snapshot
+from cnnlog.store import Manifest, RunStore, WatchedLayer
+
+LAYERS = (
+    WatchedLayer("stem", "00_stem", "Conv2d", (6, 3, 5, 5), (1, 6, 12, 12), "rgb"),
+    WatchedLayer("body.0", "01_body.0", "Conv2d", (8, 6, 3, 3), (1, 8, 6, 6), "slices"),
+)
+PICTURES_A_STEP = 2 * 2 * 2  # layers, kinds, and the change of each
+
+
+def snapshot(step: int, *, maps: bool = True, filters: bool = True) -> Snapshot:
+    generator = np.random.default_rng(step)
+
+    def some(shape: tuple[int, ...] | None) -> np.ndarray:
+        assert shape is not None
+        return (generator.standard_normal(shape) * 1.5**step).astype(np.float32)  # outgrows its range now and then
+
+    return Snapshot(
+        step=step,
+        epoch=step,
+        global_step=4 * step,
+        filters={layer.name: some(layer.weight_shape) for layer in LAYERS} if filters else {},
+        feature_maps={layer.name: some(layer.output_shape) for layer in LAYERS} if maps else {},
+    )
+
+
+def store(folder: Path) -> RunStore:
+    manifest = Manifest(LAYERS, "epoch", 0, {}, {}, {}, "Net", "2026-01-01T00:00:00")
+    return RunStore(str(folder / "cnnlog"), manifest)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+class Gate:
+    """Makes a tracker stand still at its first picture."""
+
+    def __init__(self) -> None:
+        self.reached, self.open = threading.Event(), threading.Event()
+
+    def __call__(self, step: int, tag: str) -> None:
+        self.reached.set()
+        assert self.open.wait(20)
+
+
+class Tracker:
+    """A sink that keeps what it gets."""
+
+    def __init__(self, *, fail: Callable[[int, str], None] = lambda step, tag: None, name: str = "Tracker") -> None:
+        self.name = name
+        self.fail = fail
+        self.images: list[tuple[int, str]] = []
+        self.scalars: list[tuple[int, str]] = []
+        self.committed: list[int] = []
+
+    def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
+        self.fail(step, tag)
+        assert png.startswith(b"\x89PNG")
+        assert description
+        self.images.append((step, tag))
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        self.scalars.append((step, tag))
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        pass
+
+    def add_histogram(self, tag: str, values: np.ndarray, step: int) -> None:
+        pass
+
+    def commit(self, step: int) -> None:
+        self.committed.append(step)
+
+
+def recorder(kept: RunStore | None, *sinks: Sink) -> Recorder:
+    return Recorder(LAYERS, filters=Look(), maps=Look(), store=kept, sinks=sinks, probe=None)
+
+
+def whats(made: Recorder) -> list[str]:
+    return [problem.what for problem in made.take_problems()]
+
+
+def assert_no_threads() -> None:
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("cnnlog")]
+
+
+# --- the ordinary course
+
+
+def test_every_snapshot_is_stored_and_drawn_in_order(tmp_path: Path) -> None:
+    tracker = Tracker()
+    made = recorder(store(tmp_path), tracker)
+    for step in range(6):
+        made.record(snapshot(step))
+    made.finish()
+    made.close()
+    assert whats(made) == []
+    assert store(tmp_path).steps == [0, 1, 2, 3, 4, 5]
+    assert tracker.committed == [0, 1, 2, 3, 4, 5, 5]  # the evolution comes last
+    plain = [step for step, tag in tracker.images if not tag.startswith(("baseline/", "evolution/"))]
+    assert plain == [step for step in range(6) for _ in range(PICTURES_A_STEP)]
+    assert_no_threads()
+
+
+def test_the_evolution_is_drawn_once_for_what_is_new(tmp_path: Path) -> None:
+    tracker = Tracker()
+    made = recorder(store(tmp_path), tracker)
+    made.record(snapshot(0))
+    for _ in range(3):
+        made.finish()
+    made.close()
+    assert [step for step, tag in tracker.images if tag.startswith("evolution/filters/00")] == [0]
+
+
+def test_nothing_is_kept_or_lost_without_a_store() -> None:
+    tracker = Tracker()
+    made = recorder(None, tracker)
+    made.record(snapshot(0))
+    made.finish()
+    made.close()
+    assert whats(made) == []
+    assert tracker.committed == [0]
+
+
+# --- drawing fails
+
+
+@pytest.mark.parametrize("broken", ["png", "maps_grid", "filters_grid"])
+def test_a_drawing_that_raises_loses_no_stored_step(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise MemoryError("no room for a picture")
+
+    tracker = Tracker()
+    made = recorder(store(tmp_path), tracker)
+    made.record(snapshot(0))
+    made.drain()
+    with monkeypatch.context() as patch:
+        patch.setattr(render, broken, fail)
+        made.record(snapshot(1))
+        made.drain()
+    made.record(snapshot(2))
+    made.close()
+    (problem,) = made.take_problems()
+    assert problem.message == "the pictures of step 1 could not be drawn"
+    assert isinstance(problem.error, MemoryError)
+    assert store(tmp_path).steps == [0, 1, 2]
+    np.testing.assert_array_equal(store(tmp_path).read_record(1).filters["stem"], snapshot(1).filters["stem"])
+    assert tracker.committed == [0, 2]
+
+
+def test_the_store_is_written_before_anything_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, seen = store(tmp_path), []
+    draw = render.png
+
+    def watch(*args: Any, **more: Any) -> bytes:
+        seen.append(kept.steps)
+        return draw(*args, **more)
+
+    monkeypatch.setattr(render, "png", watch)
+    made = recorder(kept, Tracker())
+    made.record(snapshot(0))
+    made.close()
+    assert seen
+    assert all(steps == [0] for steps in seen)
+
+
+# --- a tracker fails
+
+
+def test_a_tracker_that_raises_at_the_third_picture_costs_the_store_nothing(tmp_path: Path) -> None:
+    given = []
+
+    def third(step: int, tag: str) -> None:
+        given.append(tag)
+        if step == 1 and len(given) % 3 == 0:
+            raise ConnectionError("the server is gone")
+
+    bad, good = Tracker(fail=third, name="Bad"), Tracker(name="Good")
+    made = recorder(store(tmp_path), bad, good)
+    for step in range(4):
+        made.record(snapshot(step))
+    made.close()
+    (problem,) = made.take_problems()
+    assert problem.what == "Bad"
+    assert f"did not take the pictures of step 1, and may miss more; every snapshot is in {tmp_path}" in problem.message
+    assert isinstance(problem.error, ConnectionError)
+    assert store(tmp_path).steps == good.committed == [0, 1, 2, 3]
+    assert bad.committed == [0, 2, 3]
+    assert_no_threads()
+
+
+def test_a_tracker_that_blocks_holds_up_neither_the_store_nor_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "TRACKER_PATIENCE", 0.2)
+    gate = Gate()
+    slow, good = Tracker(fail=gate, name="Slow"), Tracker(name="Good")
+    made = recorder(store(tmp_path), slow, good)
+    for step in range(12):
+        made.record(snapshot(step))
+        made.drain()
+        assert gate.reached.wait(20)
+        until(lambda count=step + 1: len(good.committed) == count)
+    made.close()
+    problems = made.take_problems()
+    gate.open.set()
+    assert store(tmp_path).steps == good.committed == list(range(12))
+    (problem,) = problems
+    assert problem.what == "Slow"
+    assert (
+        problem.message == "Slow still has work after 0 s; the pictures of 11 steps were left out"
+    )  # all but the first
+    until(lambda: not any(thread.name == "cnnlog to Slow" for thread in threading.enumerate()))
+
+
+def test_a_slow_tracker_says_how_many_steps_it_missed(tmp_path: Path) -> None:
+    gate = Gate()
+    slow = Tracker(fail=gate, name="Slow")
+    made = recorder(store(tmp_path), slow)
+    for step in range(12):
+        made.record(snapshot(step))
+        made.drain()
+        assert gate.reached.wait(20)
+    gate.open.set()
+    made.close()
+    (problem,) = made.take_problems()
+    assert len(slow.committed) == 9  # one in hand and eight that wait
+    assert problem.message == "Slow was too slow; the pictures of 3 steps were left out"
+    assert slow.committed == sorted(slow.committed)
+
+
+# --- the store fails
+
+
+def test_a_baseline_that_could_not_be_stored_is_stored_first_once_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, written = store(tmp_path), []
+    write = RunStore.write_record
+    full = True
+
+    def maybe(self: RunStore, record: Any) -> int:
+        if full:
+            raise OSError(28, "No space left on device")
+        written.append(record.step)
+        return write(self, record)
+
+    monkeypatch.setattr(RunStore, "write_record", maybe)
+    made = recorder(kept)
+    for step in range(2):
+        made.record(snapshot(step))
+        made.drain()
+    assert kept.steps == []
+    full = False
+    for step in range(2, 4):
+        made.record(snapshot(step))
+    made.close()
+    assert written == [0, 2, 3]
+    assert set(whats(made)) == {"store"}
+    opened = RunStore.open(kept.folder)
+    np.testing.assert_array_equal(opened.read_record(0).filters["stem"], snapshot(0).filters["stem"])
+    np.testing.assert_array_equal(opened.read_weights("baseline")[0]["stem"], snapshot(0).filters["stem"])
+    assert opened.read_record(2).numbers["filter_drift_l2"]["stem"].min() > 0
+
+
+def test_errors_of_other_file_systems_are_store_problems_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BucketError(Exception):
+        pass
+
+    def fail(*_: Any) -> int:
+        raise BucketError("access denied")
+
+    monkeypatch.setattr(RunStore, "write_record", fail)
+    tracker = Tracker()
+    made = recorder(store(tmp_path), tracker)
+    made.record(snapshot(0))
+    made.finish()
+    made.close()
+    assert whats(made) == ["store"]
+    assert tracker.committed == [0], "the pictures are sent all the same, and no evolution without steps"
+
+
+def test_the_manifest_names_the_baseline_that_was_taken(tmp_path: Path) -> None:
+    made = recorder(store(tmp_path))
+    made.record(snapshot(2))  # the probe failed at 0 and 1
+    made.record(snapshot(3))
+    made.close()
+    opened = RunStore.open(store(tmp_path).folder)
+    assert opened.manifest.baseline_step == 2
+    assert opened.read_record(2).numbers["filter_drift_l2"]["stem"].max() == 0
+
+
+# --- values that are not numbers, and dead layers
+
+
+def test_all_layers_with_values_that_are_not_numbers_make_one_problem(tmp_path: Path) -> None:
+    made = recorder(store(tmp_path), Tracker())
+    made.record(snapshot(0))
+    broken = snapshot(1)
+    for array in (*broken.filters.values(), *broken.feature_maps.values()):
+        array.flat[0], array.flat[1], array.flat[2] = np.nan, np.inf, -np.inf
+    made.record(broken)
+    made.close()
+    (problem,) = made.take_problems()
+    assert problem.what == "finite"
+    assert problem.message == (
+        "values of stem (filters, 3 of 450), body.0 (filters, 3 of 432), stem (feature maps, 3 of 864) and 1 more are "
+        "NaN or infinite at step 1; they are drawn in green"
+    )
+    assert store(tmp_path).read_record(1).filters["stem"].tobytes() == broken.filters["stem"].tobytes()
+
+
+def test_dead_layers_make_one_problem(tmp_path: Path) -> None:
+    made = recorder(store(tmp_path))
+    alive = snapshot(0)
+    made.record(alive)
+    made.record(replace(alive, step=1, feature_maps={name: -abs(a) for name, a in alive.feature_maps.items()}))
+    made.close()
+    (problem,) = made.take_problems()
+    assert problem.message == "no feature map of stem, body.0 is above 0 anywhere on the probe at step 1: dead"
+    assert problem.error is None
+
+
+# --- resume
+
+
+def assert_same_records(one: RunStore, other: RunStore, step: int) -> None:
+    a, b = one.read_record(step), other.read_record(step)
+    for group in ("filters", "feature_maps"):
+        assert getattr(a, group).keys() == getattr(b, group).keys()
+        for name, array in getattr(a, group).items():
+            np.testing.assert_array_equal(getattr(b, group)[name], array)
+    assert a.numbers.keys() == b.numbers.keys()
+    assert a.ranges.keys() == b.ranges.keys() != set()
+    for read_a, read_b in ((a.numbers, b.numbers), *((a.ranges[kind], b.ranges[kind]) for kind in a.ranges)):
+        for key, by_part in read_a.items():
+            for part, values in by_part.items():
+                np.testing.assert_array_equal(read_b[key][part], values)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 4])
+def test_a_resumed_run_is_equal_to_an_uninterrupted_one(cut: int, tmp_path: Path) -> None:
+    def due(step: int) -> Snapshot:
+        return snapshot(step, maps=step % 3 == 0)  # maps are due at 0, 3, 6: cuts fall on steps with and without
+
+    whole = recorder(store(tmp_path / "whole"))
+    for step in range(8):
+        whole.record(due(step))
+    whole.close()
+    first = recorder(store(tmp_path / "parts"))
+    for step in range(cut):
+        first.record(due(step))
+    first.close()
+    old = RunStore.open(store(tmp_path / "parts").folder)
+    second = recorder(old)
+    second.resume(old, now=cut, carried=False)
+    assert second.last_step == cut - 1
+    for step in range(cut, 8):
+        second.record(due(step))
+    second.close()
+    assert whats(first) == whats(second) == whats(whole) == []
+    doubled = RunStore.open(old.folder).read_record(7).ranges["filters"]["stem"]["doubled"]
+    assert doubled.max() >= 2, "the ranges have something to remember"
+    for step in range(8):
+        assert_same_records(store(tmp_path / "whole"), store(tmp_path / "parts"), step)
+
+
+def test_an_evolution_after_a_resume_without_new_maps(tmp_path: Path) -> None:
+    first = recorder(store(tmp_path))
+    first.record(snapshot(0))
+    first.close()
+    old, tracker = RunStore.open(store(tmp_path).folder), Tracker()
+    second = recorder(old, tracker)
+    second.resume(old, now=0, carried=False)
+    second.record(snapshot(1, maps=False))
+    second.finish()
+    second.close()
+    assert whats(second) == []
+    tags = [tag for _, tag in tracker.images if tag.startswith("evolution/")]
+    assert tags == [f"evolution/{kind}/{layer.tag}" for kind in ("filters", "feature_maps") for layer in LAYERS]
+
+
+def test_no_update_is_measured_across_a_kill_between_two_files(tmp_path: Path) -> None:
+    first = recorder(store(tmp_path))
+    for step in range(3):
+        first.record(snapshot(step))
+    first.close()
+    old = RunStore.open(store(tmp_path).folder)
+    old.write_weights("latest", snapshot(1).filters, 1)  # killed after step-00000002, before weights-latest
+    second = recorder(old)
+    second.resume(old, now=2, carried=False)
+    second.record(snapshot(3))
+    second.record(snapshot(4))
+    second.close()
+    assert "filter_update_l2" not in old.read_record(3).numbers
+    assert "filter_update_l2" in old.read_record(4).numbers
