@@ -414,14 +414,17 @@ class _Loan:
             ]
 
     def _keep_contents(self, value: Any, plain: dict[int, torch.Tensor]) -> None:
-        if isinstance(value, torch.Tensor):
-            if not isinstance(value, nn.Parameter):
-                plain[id(value)] = value
+        if isinstance(value, dict):
+            self._contents.append((value, dict(value)))
+        elif isinstance(value, set):
+            self._contents.append((value, set(value)))
+        elif isinstance(value, (list, deque)):
+            self._contents.append((value, list(value)))
         elif isinstance(value, np.ndarray):
             self._contents.append((value, value.copy()))
-        elif isinstance(value, (list, dict, set, deque)):
-            kept = dict(value) if isinstance(value, dict) else set(value) if isinstance(value, set) else list(value)
-            self._contents.append((value, kept))
+        elif isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            plain[id(value)] = value
+        if isinstance(value, (dict, list, deque)):
             for part in value.values() if isinstance(value, dict) else value:
                 if isinstance(part, torch.Tensor):
                     self._keep_contents(part, plain)
@@ -519,15 +522,15 @@ def _refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, except_
 
 def _restore_content(container: Any, content: Any) -> None:
     """Put back what a container held; untouched ones are left alone, so that no guard on them is invalidated."""
-    if isinstance(container, np.ndarray):
+    if isinstance(container, dict):
+        if [*map(id, container.values())] != [*map(id, content.values())] or [*container] != [*content]:
+            container.clear()
+            container.update(content)
+    elif isinstance(container, np.ndarray):
         if container.tobytes() != content.tobytes():
             np.copyto(container, content)
     elif isinstance(container, set):
         if container != content:
-            container.clear()
-            container.update(content)
-    elif isinstance(container, dict):
-        if [*map(id, container.values())] != [*map(id, content.values())] or [*container] != [*content]:
             container.clear()
             container.update(content)
     elif [*map(id, container)] != [*map(id, content)]:

@@ -13,6 +13,7 @@ import torch
 
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, torch.Tensor, np.ndarray)
+_CONTAINERS = (list, tuple, set, frozenset, deque)
 
 
 @contextmanager
@@ -37,7 +38,10 @@ def held_generators(roots: Iterable[object], *, depth: int) -> list[object]:
     queue = deque((root, depth) for root in roots)
     while queue:
         thing, levels = queue.popleft()
-        if isinstance(thing, _PLAIN) or id(thing) in seen:
+        # by exact type first: a large model has tens of thousands of attributes, nearly all of them these
+        if type(thing) in _PLAIN or (isinstance(thing, dict) and not thing) or id(thing) in seen:
+            continue
+        if isinstance(thing, _PLAIN):
             continue
         seen.add(id(thing))
         if isinstance(thing, _GENERATORS):
@@ -48,7 +52,7 @@ def held_generators(roots: Iterable[object], *, depth: int) -> list[object]:
 
 
 def _parts(thing: object) -> Iterable[object]:
-    if isinstance(thing, (list, tuple, set, frozenset, deque)):
+    if isinstance(thing, _CONTAINERS):
         return thing if len(thing) <= 256 else ()
     if isinstance(thing, dict):
         return thing.values() if len(thing) <= 256 else ()
