@@ -294,7 +294,7 @@ def run_demo(
         echo(title)
         return _train(net, data, folder / name, probe=probe, batch=batch, epochs=epochs, seed=seed, progress=progress)
 
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with _quiet(), _one_thread(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = DemoNet(GRATING_CLASSES, PRETRAIN)
         first = train("1_pretrained", "1/3  from noise: gratings", net, one, 64)
@@ -421,6 +421,17 @@ class _Bar(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._bar.stop()
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """So small a network gains nothing by more, loses much where cores are busy, and ends alike on every machine."""
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

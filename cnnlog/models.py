@@ -6,6 +6,7 @@ import difflib
 import os
 import pickle
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +105,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         except (safetensors.SafetensorError, ValueError) as error:
             raise ValueError(f"{path} is truncated or no safetensors file ({error}); get it again.") from error
     try:
-        held: Any = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or holds other objects than tensors, which are never loaded because that would run "
@@ -231,7 +234,10 @@ class _NoStorage(TorchFunctionMode):
 
 
 def _architecture_of(state: StateDict, source: str) -> str:
-    for name in architectures():
+    # The likeliest first: building one without storage takes 0.1 s, and the head may differ
+    size = sum(value.numel() for value in state.values())
+    images = any(value.ndim == 4 for value in state.values())
+    for name in sorted(architectures(), key=lambda name: abs(_parameters(name) - size)) if images else ():
         try:
             with _NoStorage():
                 options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
@@ -248,6 +254,11 @@ def _architecture_of(state: StateDict, source: str) -> str:
         f"{source} fits none of torchvision's classifiers by its names and shapes (it has {_some(list(state))}); "
         "give the architecture with --arch if it is one of them."
     )
+
+
+def _parameters(name: str) -> int:
+    weights: Any = torchvision.models.get_model_weights(name)
+    return int(weights.DEFAULT.meta["num_params"])
 
 
 def _without_prefix(state: Mapping[str, torch.Tensor], wanted: Mapping[str, Any]) -> StateDict:
