@@ -1,0 +1,223 @@
+"""The command `cnnlog`. Wiring only; everything heavy is imported where it is used."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from cnnlog import render
+    from cnnlog.snapshot import FloatArray
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Watch a CNN's filters and feature maps change while it is fine-tuned.",
+)
+show = typer.Typer(no_args_is_help=True, help="Draw filters or feature maps of a network, without training.")
+app.add_typer(show, name="show")
+
+Arch = Annotated[
+    str,
+    typer.Argument(metavar="ARCH|FILE", help="A torchvision classifier (alexnet), or a file with the weights of one."),
+]
+Weights = Annotated[str, typer.Option(help="DEFAULT (downloads), none, or a .pt, .ckpt or .safetensors file.")]
+Of = Annotated[
+    str | None, typer.Option("--arch", help="The architecture, where a file is given that does not tell it.")
+]
+Layer = Annotated[str, typer.Option(help="The layer's name, as `cnnlog layers` lists it.")]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Where to write: .png; with --figure also .pdf and .svg.")]
+RangeRule = Annotated[
+    Literal["channel", "layer"], typer.Option("--range", help="One range for each channel, or one for the layer.")
+]
+View = Annotated[
+    Literal["auto", "rgb", "gray", "slices", "mean"],
+    typer.Option(
+        help="rgb, gray (1 input channel), slices (rows: filters, columns: input channels), mean over inputs."
+    ),
+]
+Cmap = Annotated[str, typer.Option(help="auto (by sign), gray, or any matplotlib colour map.")]
+Shown = Annotated[int, typer.Option("--max", min=1, help="Channels to draw at most.")]
+Width = Annotated[int, typer.Option(min=16, help="Widest grid, in pixels.")]
+AsFigure = Annotated[bool, typer.Option("--figure", help="A figure with title, channel numbers and colour bar.")]
+Size = Annotated[int, typer.Option(min=16, help="Height and width of the input.")]
+
+
+def main() -> None:
+    """Run the command; what is wrong with its arguments is said in one sentence, with exit code 2."""
+    try:
+        app()
+    except (ValueError, TypeError, OSError) as error:
+        typer.echo(f"cnnlog: {error}", err=True)
+        sys.exit(2)
+
+
+@app.command()
+def layers(
+    model: Arch,
+    *,
+    weights: Weights = "none",
+    arch: Of = None,
+    size: Size = 224,
+) -> None:
+    """List a network's layers, and mark those that the monitors would watch."""
+    from cnnlog import models
+    from cnnlog.capture import survey
+    from cnnlog.layers import select
+    from cnnlog.probe import Probe
+    from cnnlog.table import layer_table
+
+    network = models.load(model, weights, arch=arch).model
+    probe = Probe.chart(size)
+    watched = select(survey(network, probe), "auto", what="filters")
+    typer.echo(layer_table(network, probe.tensor, watched=watched).to_text())
+
+
+@show.command("filters")
+def show_filters(
+    model: Arch,
+    *,
+    weights: Weights = "DEFAULT",
+    layer: Layer,
+    output: Output,
+    arch: Of = None,
+    view: View = "auto",
+    value_range: RangeRule = "channel",
+    cmap: Cmap = "gray",
+    shown: Shown = 64,
+    width: Width = 350,
+    figure: AsFigure = False,
+) -> None:
+    """Draw the filters of one layer."""
+    from cnnlog import models, render
+    from cnnlog.capture import capture
+
+    found = models.load(model, weights, arch=arch)
+    weight = _captured(capture, found.model, None, layer, what="filters")
+    drawn = render.select_filters(weight, view=view, max_filters=shown)
+    resolved = render.resolve_view(weight.shape, view)
+    limits = render.AnchoredRange(value_range, signed=True).update(drawn)
+    title = f"Filters of {layer} in {found.name} ({_by(weight.shape)})"
+    if figure:
+        from cnnlog import figures
+
+        made = figures.filters_figure(drawn, limits, view=resolved, cmap=cmap, title=title)
+        figures.save(made, _writable(output))
+    else:
+        _save(render.filters_grid(drawn, limits, view=resolved, cmap=cmap, width=width), output)
+    typer.echo(f"{title}: {len(drawn)} as {resolved}, in {output}")
+
+
+@show.command("maps")
+def show_maps(
+    model: Arch,
+    *,
+    weights: Weights = "DEFAULT",
+    image: Annotated[Path, typer.Option(help="The image that the network sees.")],
+    layer: Layer,
+    output: Output,
+    arch: Of = None,
+    value_range: RangeRule = "channel",
+    cmap: Cmap = "auto",
+    shown: Shown = 64,
+    width: Width = 350,
+    figure: AsFigure = False,
+) -> None:
+    """Draw the feature maps that one layer makes of an image: its own output, before any layer that follows."""
+    from cnnlog import models, render
+    from cnnlog.capture import capture
+    from cnnlog.probe import Probe
+
+    found = models.load(model, weights, arch=arch)
+    probe = Probe.from_images(image, transform=found.transform)
+    maps = _captured(capture, found.model, probe, layer, what="feature maps")
+    cell = None if figure else render.cell_width(render.columns(min(shown, maps.shape[1])), width)
+    drawn = render.select_maps(maps, max_maps=shown, cell=cell)
+    limits = render.AnchoredRange(value_range).update(drawn.swapaxes(0, 1))
+    title = f"Feature maps of {layer} in {found.name} ({_by(maps.shape[1:])}), {image.name}"
+    if figure:
+        from cnnlog import figures
+
+        figures.save(figures.maps_figure(drawn[0], limits, cmap=cmap, title=title), _writable(output))
+    else:
+        _save(render.maps_grid(drawn[0], limits, cmap=cmap, width=width), output)
+    typer.echo(f"{title}: {drawn.shape[1]} of {maps.shape[1]}, in {output}")
+
+
+@app.command()
+def tensorboard(
+    logdirs: Annotated[list[Path], typer.Argument(metavar="LOGDIR...", help="Folders with runs; several show as one.")],
+    *,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port to listen on; a free one by default.")] = None,
+    layer: Annotated[
+        str | None, typer.Option(help="The layer to pin; by default the first that the runs share.")
+    ] = None,
+) -> None:
+    """Start TensorBoard with every step kept, and print a link that pins a layer of all runs side by side."""
+    from cnnlog.serve import serve
+
+    serve(logdirs, host=host, port=port, layer=layer, echo=typer.echo)
+
+
+@app.command()
+def demo(
+    *,
+    out: Annotated[Path, typer.Option(help="Folder for the three runs; the next free one if it is taken.")] = Path(
+        "cnnlog-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of images, weights and order.")] = 0,
+    serve: Annotated[bool, typer.Option("--serve", help="Open TensorBoard on the runs at the end.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Two short epochs each, to see that it works.")] = False,
+) -> None:
+    """Train a small CNN, fine-tune it, and train it from scratch, watched; about a minute."""
+    from cnnlog.demo import run_demo, summary
+
+    result = run_demo(out, seed=seed, quick=quick, echo=typer.echo)
+    typer.echo(summary(result))
+    if serve:
+        from cnnlog.serve import serve as serve_runs
+
+        serve_runs([result.folder], echo=typer.echo)
+
+
+def _captured(
+    capture: Any, model: Any, probe: Any, layer: str, *, what: Literal["filters", "feature maps"]
+) -> FloatArray:
+    """The filters `[O, I, kH, kW]` or maps `[N, C, H, W]` of one layer, which must exist."""
+    from cnnlog.capture import survey
+    from cnnlog.layers import select
+
+    names = select(survey(model, probe), [layer], what=what)
+    wanted: dict[str, Sequence[str]] = {
+        "filter_layers": names if what == "filters" else (),
+        "map_layers": names if what == "feature maps" else (),
+    }
+    if len(names) != 1:
+        raise ValueError(f"--layer takes one layer, but {layer!r} matches {len(names)}: {', '.join(names)}")
+    snapshot = capture(model, probe, **wanted, step=0, epoch=0, global_step=0)
+    arrays: dict[str, FloatArray] = snapshot.filters if what == "filters" else snapshot.feature_maps
+    return arrays[names[0]]
+
+
+def _save(grid: render.Grid, output: Path) -> None:
+    from cnnlog import render
+
+    if output.suffix.lower() != ".png":
+        raise ValueError(f"a grid is written as .png, got {str(output)!r}; .pdf and .svg need --figure")
+    _writable(output).write_bytes(render.png(grid, level=6))
+
+
+def _writable(output: Path) -> Path:
+    if not output.parent.is_dir():
+        raise ValueError(f"the folder of {str(output)!r} does not exist: make it, or give another --output")
+    return output
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape)

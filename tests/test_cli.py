@@ -1,0 +1,152 @@
+"""The command line, as a person types it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torch import nn
+from typer.testing import CliRunner, Result
+
+from cnnlog import render
+from cnnlog.cli import app
+
+
+def run(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "squeezenet.pt"
+    torch.save(torchvision.models.squeezenet1_1(num_classes=4).state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("images") / "noise.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 70, 3), np.uint8)).save(path)
+    return path
+
+
+def test_layers_of_alexnet() -> None:
+    lines = run("layers", "alexnet").output.splitlines()
+    assert "Total parameters: 61,100,840 (61,100,840 trainable)" in lines
+    (first,) = [line for line in lines if "features.0 " in line]
+    assert first.split() == ["*", "features.0", "Conv2d", "64x55x55", "23,296"]
+    marked = [line.split()[1] for line in lines if line.startswith("*")]
+    assert marked == ["features.0", "features.3", "features.6", "features.8", "features.10"]
+
+
+def test_layers_of_a_checkpoint(weights: Path) -> None:
+    text = run("layers", weights).output
+    assert "classifier.1" in text
+    assert "4x13x13" in text
+
+
+def test_the_filters_averaged_over_inputs_and_scaled_over_the_layer(tmp_path: Path, weights: Path) -> None:
+    output = tmp_path / "filters.png"
+    options = ("--layer", "features.0", "--view", "mean", "--range", "layer", "-o", output)
+    run("show", "filters", "squeezenet1_1", "--weights", weights, *options)
+    with Image.open(output) as picture:
+        assert picture.size == (343, 343)  # 8 x 8 cells of 3 pixels, 14 times enlarged, 7 gaps
+        grid = np.asarray(picture.convert("RGB"))
+    assert np.all(grid[..., 0] == grid[..., 1]) or np.count_nonzero(np.ptp(grid, axis=-1)) == 343**2 - 64 * 42**2
+    means = torch.load(weights, weights_only=True)["features.0.weight"].mean(1).numpy()
+    largest = np.abs(means).max()
+    for index in (0, 9, 63):
+        row, column = divmod(index, 8)
+        cell = grid[row * 43 : row * 43 + 42 : 14, column * 43 : column * 43 + 42 : 14, 0] / 255
+        np.testing.assert_allclose(cell, (means[index] / largest + 1) / 2, atol=1 / 60)
+
+
+def test_the_filters_in_colour(tmp_path: Path, weights: Path) -> None:
+    output = tmp_path / "filters.png"
+    run("show", "filters", weights, "--layer", "features.0", "-o", output)
+    with Image.open(output) as picture:
+        assert picture.mode == "RGB"
+
+
+def test_the_maps_are_the_named_layers_own(tmp_path: Path, weights: Path, image: Path) -> None:
+    output = tmp_path / "maps.png"
+    options = ("--image", image, "--layer", "features.0", "--range", "layer", "--width", 2000, "--max", 4, "-o", output)
+    run("show", "maps", "squeezenet1_1", "--weights", weights, *options)
+    model = torchvision.models.squeezenet1_1(num_classes=4).eval()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    transform = torchvision.models.SqueezeNet1_1_Weights.DEFAULT.transforms()
+    with torch.no_grad(), Image.open(image) as picture:
+        expected = nn.functional.conv2d(
+            transform(picture.convert("RGB"))[None], model.features[0].weight, model.features[0].bias, stride=2
+        )[0, :4]
+    limits = render.AnchoredRange("layer").update(expected.numpy())
+    grid = render.maps_grid(expected.numpy(), limits, width=2000)
+    with Image.open(output) as picture:
+        difference = np.asarray(picture).astype(int) - grid.pixels
+    assert np.abs(difference).max() <= 1  # one level of colour: the other way of computing rounds differently
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_figures(suffix: str, tmp_path: Path, weights: Path, image: Path) -> None:
+    filters, maps = tmp_path / f"filters{suffix}", tmp_path / f"maps{suffix}"
+    run("show", "filters", weights, "--layer", "features.0", "--figure", "--max", 9, "-o", filters)
+    run("show", "maps", weights, "--image", image, "--layer", "features.0", "--figure", "--max", 9, "-o", maps)
+    start = {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix]
+    assert filters.read_bytes().startswith(start)
+    assert maps.read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("layers", "alexnett"), "no classifier 'alexnett'; did you mean alexnet"),
+        (("layers", "missing.pt"), "file of weights at missing.pt, but there is none"),
+        (("show", "filters", "W", "--layer", "feature.0", "-o", "a.png"), "no layer 'feature.0'.*features.0"),
+        (("show", "filters", "W", "--layer", "features.1", "-o", "a.png"), "'features.1' .ReLU. has no filters"),
+        (("show", "filters", "W", "--layer", "features.*", "-o", "a.png"), "takes one layer, but 'features.*' matches"),
+        (("show", "filters", "W", "--layer", "features.0", "-o", "a.pdf"), "written as .png.*need --figure"),
+        (("show", "filters", "W", "--layer", "features.0", "-o", "no/a.png"), "the folder of .* does not exist"),
+        (
+            ("show", "filters", "W", "--layer", "features.0", "--view", "mean", "--cmap", "gry", "-o", "a.png"),
+            "got 'gry': did you mean",
+        ),
+        (("show", "filters", "W", "--layer", "classifier.1", "--view", "rgb", "-o", "a.png"), '"rgb" needs .* 3 input'),
+        (
+            ("show", "maps", "W", "--image", "no.jpg", "--layer", "features.0", "-o", "a.png"),
+            "no probe image at 'no.jpg'",
+        ),
+        (("tensorboard", "nowhere"), "'nowhere' does not exist"),
+    ],
+)
+def test_wrong_arguments(
+    arguments: tuple[str, ...], message: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        run(*(weights if argument == "W" else argument for argument in arguments))
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_wrong_is_one_sentence_with_exit_code_2() -> None:
+    command = [str(Path(sys.executable).with_name("cnnlog")), "tensorboard", "nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("cnnlog: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_demo_ends_with_the_runs_the_table_and_the_line_that_opens_tensorboard(tmp_path: Path) -> None:
+    text = run("demo", "--quick", "--out", tmp_path / "runs").output
+    assert str(tmp_path / "runs") in text
+    assert "from scratch" in text
+    assert f"tensorboard --logdir {tmp_path / 'runs'}" in text
