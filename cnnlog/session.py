@@ -80,8 +80,6 @@ class Session:
         self._through = next((plan.through for plan in plans if plan.through), None)
         self.unit: Unit = plans[0].unit
         self._last_global_step = trainer.global_step
-        for plan in plans:
-            render.palette(plan.look.cmap, True)  # refuses an unknown colour map
         self.probe, infos = self._survey()
         self.filter_layers = select(infos, filters.layers, what="filters") if filters else ()
         self.map_layers = select(infos, maps.layers, what="feature maps") if maps else ()
