@@ -1,0 +1,113 @@
+"""README says what is true: its Python and YAML run, its list of tags is what a run logs, its files exist."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from training import TinyCNN, events, fit, loader, probe, trainer
+
+from cnnlog import FeatureMapMonitor, FilterMonitor
+from cnnlog.store import RunStore
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    every = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    return [text for kind, text in every if kind == language]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder with the two images that README speaks of."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for name in ("shark.jpg", "ray.jpg"):
+        Image.fromarray(generator.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / name)
+    return tmp_path
+
+
+def test_the_python_blocks_run(folder: Path) -> None:
+    def transforms() -> Any:
+        return lambda image: torch.from_numpy(np.array(image.resize((16, 16)))).permute(2, 0, 1) / 255
+
+    known = {
+        "weights": SimpleNamespace(transforms=transforms),
+        "model": TinyCNN(),
+        "train_loader": loader(),
+        "val_loader": loader(),
+    }
+    assert len(blocks("python")) == 4
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), known)
+    first, second = (RunStore.open(str(path.parent)) for path in sorted(folder.rglob("manifest.json")))
+    assert first.steps == list(range(11))
+    assert second.steps == [0, 2, 4]
+
+
+def test_the_yaml_block_configures_a_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightning.pytorch.cli import LightningCLI
+
+    (block,) = blocks("yaml")
+    config = yaml.safe_load(block)
+    config["trainer"] |= {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+
+    class Loaded(TinyCNN):
+        def train_dataloader(self) -> Any:
+            return loader()
+
+    monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--config", "config.yaml"])
+    LightningCLI(Loaded, save_config_callback=None, seed_everything_default=1)
+    run = RunStore.open(str(folder / "cnnlog_logs" / "version_0" / "cnnlog"))
+    assert run.steps == [0, 2]
+    assert run.read_probe().shape == (1, 3, 224, 224)
+
+
+def test_the_list_of_tags_is_what_a_run_logs(tmp_path: Path) -> None:
+    listed = set(re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE))
+    callbacks: list[L.Callback] = [FilterMonitor(histograms=True), FeatureMapMonitor(probe(), histograms=True)]
+    fit(trainer(tmp_path, callbacks, max_epochs=1), TinyCNN())
+    tags = events(tmp_path / "run" / "v0").Tags()
+    logged = {tag for kind in ("images", "scalars", "tensors") for tag in tags[kind]}
+    mine = {tag for tag in logged if tag not in ("loss", "epoch") and "01_net.3" not in tag}
+    assert {tag.replace("00_net.0", "00_conv1") for tag in mine} == listed
+
+
+def test_the_files_it_names_exist() -> None:
+    for name in re.findall(r"(?:\]\(|`|^)((?:examples|scripts|tests)/[\w./]+)", README, re.MULTILINE):
+        assert (ROOT / name).exists(), name
+
+
+def test_the_commands_it_shows_parse() -> None:
+    from typer.main import get_command
+
+    from cnnlog.cli import app
+
+    commands = [line.split("#")[0].split() for block in blocks("") for line in block.splitlines() if "cnnlog " in line]
+    commands = [words for words in commands if words[:1] == ["cnnlog"]]
+    assert len(commands) == 4
+    for words in commands:
+        command: Any = get_command(app)
+        arguments = words[1:]
+        while hasattr(command, "commands"):
+            command = command.commands[arguments.pop(0)]
+        command.make_context(words[1], list(arguments))  # raises on an unknown option or a missing one
