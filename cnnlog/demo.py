@@ -167,7 +167,7 @@ class Recipe:
 
 
 PRETRAIN = Recipe(rate=3e-3, head_rate=3e-3, decay=4.0)
-FINETUNE = Recipe(rate=1e-3, head_rate=1e-2, decay=0.5)
+FINETUNE = Recipe(rate=1e-3, head_rate=1e-2, decay=4.0)
 SCRATCH = Recipe(rate=3e-3, head_rate=1e-2, decay=0.5)
 
 
