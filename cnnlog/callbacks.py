@@ -122,9 +122,11 @@ class _Monitor(L.Callback):
     def _close(self, *, failed: bool) -> None:
         session, self._session = self._session, None
         if session is not None:
-            if failed:
-                session.end(failed=True)
-            session.close()
+            try:
+                if failed:
+                    session.end(failed=True)
+            finally:
+                session.close()
 
 
 class FilterMonitor(_Monitor):

@@ -76,6 +76,7 @@ class Session:
         self.memory = memory
         self._trainer, self._module = trainer, module
         self._filters, self._maps = filters, maps
+        self._failed = False  # the training's own exception must not be hidden by one of ours
         self._raise = any(plan.on_error == "raise" for plan in plans)
         self._through = next((plan.through for plan in plans if plan.through), None)
         self.unit: Unit = plans[0].unit
@@ -314,9 +315,8 @@ class Session:
 
     def end(self, *, failed: bool = False) -> None:
         """Draw the evolution strips and wait until everything is written."""
+        self._failed = failed
         self.recorder.finish()
-        if failed:  # the training's own exception must not be hidden by one of ours
-            self._raise = False
         self.report()
 
     def close(self) -> None:
@@ -327,14 +327,20 @@ class Session:
     def _handle(self, problems: Sequence[Problem]) -> None:
         for problem in problems:
             why = f" ({type(problem.error).__name__}: {problem.error})" if problem.error is not None else ""
-            if self._raise:
+            if self._raise and not self._failed:
+                self.memory.warned.add(problem.what)
                 raise RuntimeError(f"cnnlog: {problem.message}{why}") from problem.error
             self._warn(problem.what, problem.message + why)
 
     def _warn(self, what: str, message: str) -> None:
         if what not in self.memory.warned:
             self.memory.warned.add(what)
-            warnings.warn(f"cnnlog: {message}", stacklevel=2)
+            try:
+                warnings.warn(f"cnnlog: {message}", stacklevel=2)
+            except Warning as warning:  # warnings are errors here
+                if not self._failed:
+                    raise
+                rank_zero_info(str(warning))
 
 
 def _is_rehearsal(trainer: L.Trainer) -> bool:
