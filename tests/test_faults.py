@@ -90,7 +90,7 @@ def test_a_disk_that_is_full_for_a_while(
 FULL_DISK = """
 import resource, signal, sys, warnings
 sys.path.insert(0, {tests!r})
-import torch
+import lightning, torch
 from pathlib import Path
 from test_faults import monitors, trainer, TinyCNN, fit, store
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -98,7 +98,7 @@ folder = Path({folder!r})
 torch.manual_seed(0)
 run, module = trainer(folder, monitors(), max_epochs=6, logger=False), TinyCNN()
 
-class Fill(type(run.callbacks[0]).__mro__[2]):
+class Fill(lightning.Callback):
     def on_train_epoch_start(self, trainer, pl_module):
         limit = {limit} if trainer.current_epoch in (1, 2) else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
@@ -213,7 +213,7 @@ class Dying(TinyCNN):
                 self.net[0].bias.fill_(-1.0)
 
 
-class FailsAtTwo(TinyCNN):
+class FailsOnce(TinyCNN):
     """Its forward in eval mode raises in the third epoch."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -248,7 +248,7 @@ def test_a_layer_that_dies(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kinds", ["both", "filters"])
 def test_a_probe_that_fails_at_one_epoch(kinds: str, plain: list[bytes], tmp_path: Path) -> None:
     callbacks = monitors() if kinds == "both" else [FilterMonitor(probe=probe())]
-    weights, warned = trained(tmp_path, callbacks, FailsAtTwo)
+    weights, warned = trained(tmp_path, callbacks, FailsOnce)
     assert weights == plain
     (text,) = warned
     assert "cnnlog: no snapshot of step 3; training goes on, and later ones are tried" in text
@@ -284,7 +284,7 @@ def test_a_baseline_that_fails_is_taken_later_and_whole(
 
 @pytest.mark.parametrize("what", ["store", "probe", "tracker", "start"])
 def test_on_error_raise_stops_the_training(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module: type[L.LightningModule] = FailsAtTwo if what == "probe" else TinyCNN
+    module: type[L.LightningModule] = FailsOnce if what == "probe" else TinyCNN
     kind = Broken if what == "tracker" else TensorBoardLogger
     if what in ("store", "start"):
         fail_at(monkeypatch, 2 if what == "store" else 0)

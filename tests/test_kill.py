@@ -24,7 +24,7 @@ from cnnlog.recorder import SNAPSHOTS_WAITING, TRACKER_SNAPSHOTS_WAITING
 from cnnlog.store import RunStore
 
 # Stored steps at which each training is killed (after a further random moment), and whether it logs numbers of its
-# own: with those Lightning flushes the event file, so without them it has to be us.
+# own: with those Lightning flushes the event file, too.
 KILLS = [(1, True), (1, False), (2, True), (5, False), (9, True), (16, False), (24, True), (33, False)]
 
 # Imports once, then forks a training for each folder on its standard input: importing lightning takes seconds.

@@ -47,12 +47,12 @@ class TensorBoardSink:
         self._of(step).value.extend(histogram_pb(tag, finite).value)
 
     def commit(self, step: int) -> None:
-        """Write everything added for this step as one event; flushed, which the event writer does every 120 s only."""
+        """Write everything added for this step as one event, and see it through to the file."""
         summary, self._summary = self._of(step), Summary()
         # `SummaryWriter.file_writer` is None after a `close()` of the writer; this getter opens the next event file.
         writer = self._logger.experiment._get_file_writer()
         writer.add_summary(summary, step)
-        writer.flush()
+        writer.flush()  # a failed write shows at this step; and with TensorFlow installed, nothing else would for 120 s
         self._described.update(value.tag for value in summary.value)
 
     def _of(self, step: int) -> Summary:
