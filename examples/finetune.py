@@ -106,11 +106,14 @@ def main(argv: Sequence[str] | None = None) -> Classifier:
     loading: dict[str, Any] = {"num_workers": args.workers, "persistent_workers": args.workers > 0}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        trainer.fit(
-            module,
-            DataLoader(train, args.batch_size, shuffle=True, drop_last=len(train) > args.batch_size, **loading),
-            DataLoader(val, args.batch_size, **loading),
-        )
+        try:
+            trainer.fit(
+                module,
+                DataLoader(train, args.batch_size, shuffle=True, drop_last=len(train) > args.batch_size, **loading),
+                DataLoader(val, args.batch_size, **loading),
+            )
+        except ValueError as error:  # what the monitors refuse before the first step
+            sys.exit(f"finetune: {error}")
     print(f"Watch it: cnnlog tensorboard {args.out}")
     return module
 
@@ -125,7 +128,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--probe", metavar="IMAGE", help="whose feature maps to watch; else the first to validate")
     parser.add_argument("--epochs", type=_at_least_1, default=7)
     parser.add_argument("--lr", type=float, default=5e-5)
-    parser.add_argument("--batch-size", type=_at_least_1, default=32)
+    parser.add_argument("--batch-size", type=_at_least_1, default=16)
     parser.add_argument("--size", type=_at_least_1, help="height and width; else what the architecture was made for")
     parser.add_argument("--freeze-backbone", action="store_true", help="train the new head only")
     parser.add_argument("--workers", type=int, default=1, help="processes that load images")

@@ -56,6 +56,7 @@ def test_the_python_blocks_run(folder: Path) -> None:
     assert second.steps == [0, 2, 4]
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Lightning's use of jsonargparse
 def test_the_yaml_block_configures_a_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.cli import LightningCLI
 
