@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from cnnlog import recorder as recorder_module
 from cnnlog import render
 from cnnlog.recorder import Look, Recorder
 from cnnlog.sinks import Sink
+from cnnlog.sinks.tensorboard import TensorBoardSink
 from cnnlog.snapshot import Snapshot
 from cnnlog.store import Manifest, RunStore, WatchedLayer
 
@@ -253,6 +255,24 @@ def test_a_slow_tracker_says_how_many_steps_it_missed(tmp_path: Path) -> None:
     assert slow.committed == sorted(slow.committed)
 
 
+def test_what_a_failed_step_left_in_tensorboards_sink_is_not_in_the_next_one() -> None:
+    written: list[tuple[int, list[str]]] = []
+
+    class Writer:
+        def add_summary(self, summary: Any, step: int) -> None:
+            written.append((step, [value.tag for value in summary.value]))
+
+        def flush(self) -> None:
+            pass
+
+    sink = TensorBoardSink(SimpleNamespace(experiment=SimpleNamespace(_get_file_writer=Writer)))
+    sink.add_scalar("lost", 1.0, 0)  # and then something raised
+    sink.add_scalar("kept", 1.0, 1)
+    sink.commit(1)
+    sink.commit(2)
+    assert written == [(1, ["kept"]), (2, [])]
+
+
 # --- the store fails
 
 
@@ -332,6 +352,17 @@ def test_all_layers_with_values_that_are_not_numbers_make_one_problem(tmp_path: 
         "NaN or infinite at step 1; they are drawn in green"
     )
     assert store(tmp_path).read_record(1).filters["stem"].tobytes() == broken.filters["stem"].tobytes()
+
+
+def test_infinities_of_both_signs_are_counted_without_a_warning_of_numpy(tmp_path: Path) -> None:
+    made = recorder(store(tmp_path))
+    broken = snapshot(0)
+    broken.filters["stem"].flat[:2] = np.inf, -np.inf  # their sum is invalid
+    made.record(broken)
+    made.close()
+    assert [problem.message.split(" are ")[0] for problem in made.take_problems()] == [
+        "values of stem (filters, 2 of 450)"
+    ]
 
 
 def test_dead_layers_make_one_problem(tmp_path: Path) -> None:
