@@ -379,9 +379,10 @@ class Recorder:
 
         for name, weight in snapshot.filters.items():
             baseline = self._weights_baseline[name]
-            note("filter_norm", name, drift.norm(weight))
-            note("filter_drift_cosine", name, drift.cosine_distance(baseline, weight))
-            note("filter_drift_l2", name, drift.relative_l2(baseline, weight))
+            change = drift.change(baseline, weight)
+            note("filter_norm", name, change.norm)
+            note("filter_drift_cosine", name, change.cosine)
+            note("filter_drift_l2", name, change.l2)
             if name in self._weights_before:
                 note("filter_update_l2", name, drift.relative_l2(self._weights_before[name], weight))
         for name, maps in snapshot.feature_maps.items():

@@ -17,7 +17,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -167,21 +167,26 @@ def shrink(maps: FloatArray, size: tuple[int, int]) -> FloatArray:
 
 
 def _average(maps: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.float64]:
-    # Two matrix products; in float64, so that the largest float32 values do not overflow.
-    rows, cols = _overlaps(maps.shape[-2], size[0]), _overlaps(maps.shape[-1], size[1])
-    return cast(npt.NDArray[np.float64], rows @ (maps.astype(np.float64) @ cols.T))
+    # In float64, so that the largest float32 values do not overflow.
+    wide = maps.astype(np.float64)
+    averaged: npt.NDArray[np.float64] = _average_rows(_average_rows(wide, size[0]).swapaxes(-1, -2), size[1])
+    return np.swapaxes(averaged, -1, -2)
 
 
-@functools.lru_cache(maxsize=64)
-def _overlaps(n_in: int, n_out: int) -> npt.NDArray[np.float64]:
-    """The share of each input pixel in each output pixel's mean `[n_out, n_in]`; rows sum to 1."""
-    # In units of 1/n_out of an input pixel all edges are whole numbers: what is not touched weighs exactly 0.
-    start_out = np.arange(n_out)[:, None] * n_in
-    start_in = np.arange(n_in)[None, :] * n_out
-    overlap = np.minimum(start_out + n_in, start_in + n_out) - np.maximum(start_out, start_in)
-    weights: npt.NDArray[np.float64] = np.maximum(overlap, 0) / n_in
-    weights.setflags(write=False)
-    return weights
+def _average_rows(maps: npt.NDArray[np.float64], n_out: int) -> npt.NDArray[np.float64]:
+    """Means over `n_out` equal spans of the rows of `[..., H, W]`: differences of the running sum at their edges."""
+    n_in = maps.shape[-2]
+    if n_out == n_in:
+        return maps
+    # Edges in whole numbers of 1/n_out of a row, so that a row which is only touched by an edge weighs exactly 0.
+    row, part = np.divmod(np.arange(n_out + 1) * n_in, n_out)
+    sums = np.zeros((*maps.shape[:-2], n_in + 1, maps.shape[-1]))
+    np.cumsum(maps, axis=-2, out=sums[..., 1:, :])
+    at_edges = sums[..., row, :]
+    inside = part > 0
+    at_edges[..., inside, :] += maps[..., row[inside], :] * (part[inside] / n_out)[:, None]
+    means: npt.NDArray[np.float64] = np.diff(at_edges, axis=-2) * (n_out / n_in)
+    return means
 
 
 def _fit(maps: FloatArray, cell: int | None) -> FloatArray:
