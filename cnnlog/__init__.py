@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cnnlog.callbacks import FeatureMapMonitor, FilterMonitor
+    from cnnlog.comparison import compare
     from cnnlog.probe import Probe
+    from cnnlog.run import open_run
 
 __version__ = "0.1.0"
-__all__ = ["FeatureMapMonitor", "FilterMonitor", "Probe", "__version__"]
+__all__ = ["FeatureMapMonitor", "FilterMonitor", "Probe", "__version__", "compare", "open_run"]
 
 _HOME = {
     "FeatureMapMonitor": "cnnlog.callbacks",
     "FilterMonitor": "cnnlog.callbacks",
     "Probe": "cnnlog.probe",
+    "compare": "cnnlog.comparison",
+    "open_run": "cnnlog.run",
 }
 
 

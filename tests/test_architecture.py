@@ -29,6 +29,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "capture": {"snapshot", "layers", "probe", "rng"},
     "table": {"capture"},
     "models": set(),
+    "tabular": set(),
+    "run": {"snapshot", "store", "render", "figures", "tabular"},
+    "weights": {"snapshot", "layers", "probe", "capture", "models", "run"},
+    "comparison": {"snapshot", "store", "drift", "render", "figures", "tabular", "run", "weights"},
     "recorder": {"snapshot", "render", "drift", "store", "sinks", "background"},
     "session": {"capture", "layers", "probe", "table", "render", "recorder", "sinks", "store"},
     "callbacks": {"probe", "render", "recorder", "session"},
@@ -36,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["sinks"] = {"sinks.tensorboard"}  # the small file of each tracker, imported when its logger is there
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"plugin", "callbacks"}  # entry points never import one another
-MAY_IMPORT["__init__"] = {"callbacks", "probe"}
+MAY_IMPORT["__init__"] = {"callbacks", "probe", "comparison", "run"}
 
 WITHOUT_TORCH = (
     "snapshot",
@@ -45,6 +49,9 @@ WITHOUT_TORCH = (
     "figures",
     "drift",
     "store",
+    "tabular",
+    "run",
+    "comparison",
     "recorder",
     "serve",
     "plugin",
