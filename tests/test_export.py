@@ -1,0 +1,316 @@
+"""Strips, sheets, animations and figures of a stored run: what is in them, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from PIL import Image
+from typer.testing import CliRunner, Result
+
+from cnnlog import export as exporting
+from cnnlog import render
+from cnnlog.cli import app
+from cnnlog.export import Animation, Wanted, sheet, strip
+from cnnlog.recorder import Look, Recorder
+from cnnlog.run import Run, open_run
+from cnnlog.snapshot import Snapshot
+from cnnlog.store import Manifest, RunStore, WatchedLayer
+
+STEPS = 12
+MARGIN = 14
+LAYERS = (
+    WatchedLayer("stem", "00_stem", "Conv2d", (10, 3, 5, 5), (2, 10, 8, 8), "rgb"),
+    WatchedLayer("blocks.1/conv", "01_blocks.1/conv", "Conv2d", (9, 10, 3, 3), (2, 9, 6, 6), "slices"),
+)
+
+
+def snapshot(step: int, *, maps: bool = True) -> Snapshot:
+    """Values that grow from step to step, so that ranges double, several times."""
+    rng = np.random.default_rng(step // 4)
+    filters = {layer.name: rng.normal(size=layer.weight_shape or ()).astype(np.float32) for layer in LAYERS}
+    feature_maps = {layer.name: rng.normal(size=layer.output_shape or ()).astype(np.float32) for layer in LAYERS}
+    grown = np.float32(1 + step)
+    return Snapshot(
+        step,
+        step,
+        10 * step,
+        {name: grown * array for name, array in filters.items()},
+        {name: grown * array for name, array in feature_maps.items()} if maps else {},
+    )
+
+
+def write(folder: Path, *, rule: render.RangeRule = "channel") -> Path:
+    looks = {kind: Look(value_range=rule) for kind in ("filters", "feature_maps")}
+    settings = {kind: vars(look) for kind, look in looks.items()}
+    manifest = Manifest(LAYERS, "epoch", 0, settings, {}, {}, "Net", "2026-01-01T00:00:00+00:00")
+    store = RunStore(str(folder / "cnnlog"), manifest)
+    recorder = Recorder(LAYERS, filters=looks["filters"], maps=looks["feature_maps"], store=store, sinks=[], probe=None)
+    for step in range(STEPS):
+        recorder.record(snapshot(step, maps=step % 2 == 0))
+    recorder.close()
+    assert not recorder.take_problems()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("runs") / "tuned")
+
+
+def command(*arguments: object) -> Result:
+    result = CliRunner().invoke(app, ["export", *(str(argument) for argument in arguments)])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def decoded(path: Path) -> tuple[list[npt.NDArray[np.uint8]], list[int]]:
+    frames, durations = [], []
+    with Image.open(path) as held:
+        for number in range(getattr(held, "n_frames")):  # noqa: B009  # only animated formats have it
+            held.seek(number)
+            frames.append(np.asarray(held.convert("RGB")))
+            durations.append(round(held.info["duration"]))
+    return frames, durations
+
+
+def holds(picture: Image.Image, grid: render.Grid) -> bool:
+    """Whether a grid stands somewhere in a picture, pixel for pixel."""
+    part = grid.pixels
+    if grid.palette is not None:
+        part = np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[part]
+    whole = np.asarray(picture)
+    height, width = part.shape[:2]
+    top_left = np.lib.stride_tricks.sliding_window_view(whole, (4, 4, 3))[:, :, 0]
+    for y, x in zip(*np.nonzero((top_left == part[:4, :4]).all(axis=(2, 3, 4))), strict=True):
+        if np.array_equal(whole[y : y + height, x : x + width], part):
+            return True
+    return False
+
+
+def rgb_of(values: npt.NDArray[np.float32], high: float) -> list[int]:
+    return [128 + 4 * int(np.rint(np.clip(value / high, -1, 1) * 31)) for value in values]
+
+
+def test_a_strip_shows_the_chosen_filters_at_the_chosen_steps_in_one_range(stored: Path) -> None:
+    run = open_run(stored)
+    picture = strip(run, Wanted(steps=(1, 2, 5, 10), channels=(0, 3, 7)))
+    high = run.limits("stem", "filters", 10).high
+    assert high[7] > run.limits("stem", "filters", 1).high[7], "its range must have grown for this test to tell"
+    side = 5 * (((700 - 3) // 4) // 5)
+    right, bottom = picture.width - MARGIN - 1, picture.height - MARGIN - 1
+    for row, channel in enumerate((0, 3, 7)):
+        for column, step in enumerate((1, 2, 5, 10)):
+            at = (right - (3 - column) * (side + 1), bottom - (2 - row) * (side + 1))
+            corner = run.filters("stem", step)[channel, :, -1, -1]
+            assert picture.getpixel(at) == tuple(rgb_of(corner, float(high[channel]))), (channel, step)
+
+
+def test_a_strip_takes_eight_steps_over_the_run_and_the_first_eight_filters(stored: Path) -> None:
+    picture = strip(open_run(stored), Wanted())
+    side = 5 * (((700 - 7) // 8) // 5)
+    shown = np.asarray(picture)[MARGIN:-MARGIN, -MARGIN - 8 * side - 7 : -MARGIN]
+    gaps = np.flatnonzero((shown[-8 * side - 7 :] == 0).all(axis=(0, 2)))
+    assert gaps.tolist() == [side + number * (side + 1) for number in range(7)]
+
+
+def test_every_step_is_labelled_even_where_there_are_many(stored: Path) -> None:
+    wide = strip(open_run(stored), Wanted(steps=tuple(range(12)), channels=(0,), width=64))
+    assert wide.width > 64 + 12 * 12
+
+
+def test_a_sheet_shows_every_layer_as_it_was_at_that_step(stored: Path) -> None:
+    run = open_run(stored)
+    picture = sheet(run, Wanted(step=4))
+    other = sheet(run, Wanted(step=6))
+    for layer in LAYERS:
+        assert layer.view is not None
+        limits = run.limits(layer.name, "filters", 4)
+        filters = render.filters_grid(run.filters(layer.name, 4), limits, view=layer.view, width=350)
+        maps_limits = run.limits(layer.name, "feature_maps", 4)
+        maps = render.maps_grid(run.feature_maps(layer.name, 4)[0], maps_limits, width=350)
+        assert holds(picture, filters)
+        assert holds(picture, maps)
+        assert not holds(other, filters)
+
+
+def test_a_sheet_of_a_step_without_feature_maps_shows_the_filters(stored: Path) -> None:
+    run = open_run(stored)
+    assert sheet(run, Wanted(step=5)).width < sheet(run, Wanted(step=4)).width * 1.01
+    with pytest.raises(ValueError, match="no feature maps at step 5"):
+        sheet(run, Wanted(step=5, kind="feature_maps"))
+
+
+def test_in_an_animation_a_colour_means_the_same_in_every_frame(stored: Path, tmp_path: Path) -> None:
+    run = open_run(stored)
+    path = tmp_path / "stem.png"
+    Animation(run, Wanted()).save_apng(path)
+    frames, durations = decoded(path)
+    assert len(frames) == STEPS
+    assert durations[0] == durations[-1] == exporting.HELD
+    assert set(durations[1:-1]) == {exporting.FRAME[1]}
+    high = float(run.limits("stem", "filters", STEPS - 1).high[0])
+    top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
+    for step, frame in enumerate(frames):
+        assert frame[top, MARGIN].tolist() == rgb_of(run.filters("stem", step)[0, :, 0, 0], high)
+
+
+def test_the_step_is_drawn_into_each_frame(stored: Path) -> None:
+    animation = Animation(open_run(stored), Wanted())
+    headers = [np.asarray(animation.frame(number))[:104, :300] for number in range(STEPS)]
+    assert all((one != other).any() for one, other in pairwise(headers))
+    assert all((header < 60).any() for header in headers)
+
+
+@pytest.mark.parametrize("wanted", [Wanted(kind="feature_maps"), Wanted(layer="blocks.1/conv")])
+def test_a_gif_of_one_channel_pictures_has_the_very_colours(wanted: Wanted, stored: Path, tmp_path: Path) -> None:
+    animation = Animation(open_run(stored), wanted)
+    path = tmp_path / "animation.gif"
+    animation.save_gif(path)
+    frames, durations = decoded(path)
+    assert len(frames) == len(animation.steps)
+    assert durations[0] == durations[-1] == exporting.HELD
+    for number, frame in enumerate(frames):
+        np.testing.assert_array_equal(frame, np.asarray(animation.frame(number)))
+
+
+def test_a_gif_of_coloured_filters_keeps_page_letters_and_gaps(stored: Path, tmp_path: Path) -> None:
+    animation = Animation(open_run(stored), Wanted())
+    path = tmp_path / "animation.gif"
+    animation.save_gif(path)
+    frames, _ = decoded(path)
+    for number, frame in enumerate(frames):
+        exact = np.asarray(animation.frame(number))
+        gray = (exact == exact[..., :1]).all(axis=-1)
+        np.testing.assert_array_equal(frame[gray], exact[gray])
+        assert np.abs(frame.astype(int) - exact).mean() < 8
+
+
+def test_a_range_fresh_at_each_step_becomes_one_for_all_frames(tmp_path: Path) -> None:
+    run = open_run(write(tmp_path / "fresh", rule="step"))
+    highs = [run.limits("stem", "filters", step).high for step in range(STEPS)]
+    frame = Animation(run, Wanted()).frame(0)
+    top = frame.height - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
+    corner = run.filters("stem", 0)[0, :, 0, 0]
+    assert frame.getpixel((MARGIN, top)) == tuple(rgb_of(corner, float(np.max(highs, axis=0)[0])))
+
+
+def test_a_figure_names_what_it_shows(stored: Path) -> None:
+    figure = exporting.figure(open_run(stored), Wanted(kind="feature_maps", layer="stem"))
+    (title, *_) = [text.get_text() for axes in figure.axes for text in axes.texts]
+    assert "stem" in title
+    assert "step 10" in title  # the last that holds feature maps
+
+
+def test_all_forms_by_the_names_of_what_they_show(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    forms = ("--strip", "--sheet", "--gif", "--apng", "--figure")
+    lines = command(stored, *forms).output.splitlines()
+    names = [
+        "tuned-stem-filters-strip.png",
+        "tuned-sheet-step11.png",
+        "tuned-stem-filters.gif",
+        "tuned-stem-filters-animated.png",
+        "tuned-stem-filters-step11.png",
+    ]
+    assert [line for line in lines if not line.startswith("note: ")] == names
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    (note,) = [line for line in lines if line.startswith("note: ")]
+    assert "256 colours" in note
+    command(stored, "--gif", "--layer", "blocks.1/conv", "--kind", "feature_maps", "--steps", "0,4,8")
+    frames, _ = decoded(tmp_path / "tuned-blocks.1_conv-feature_maps.gif")
+    assert len(frames) == 3
+
+
+@pytest.mark.parametrize("suffix", [".png", ".pdf", ".svg"])
+def test_figures_for_papers(suffix: str, stored: Path, tmp_path: Path) -> None:
+    path = tmp_path / f"figure{suffix}"
+    command(stored, "--figure", "--step", 3, "-o", path)
+    assert path.read_bytes().startswith({".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}[suffix])
+
+
+def test_nothing_is_overwritten_unless_told(stored: Path, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"mine")
+    with pytest.raises(FileExistsError, match="is there already: give another --output, or --force"):
+        command(stored, "--strip", "-o", path)
+    assert path.read_bytes() == b"mine"
+    command(stored, "--strip", "-o", path, "--force")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_cannot_be_written_leaves_nothing(stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object, path: Path, **__: object) -> None:
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    with pytest.raises(OSError, match=r"a\.png' could not be written \(No space left on device\)"):
+        command(stored, "--strip", "-o", tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_damaged_step_is_left_out_and_said(tmp_path: Path) -> None:
+    folder = write(tmp_path / "run")
+    broken = folder / "cnnlog" / "step-00000003.safetensors"
+    broken.write_bytes(broken.read_bytes()[:200])
+    text = command(folder, "--apng", "--strip", "-o", tmp_path).output
+    assert "step-00000003.safetensors is truncated" in text
+    frames, _ = decoded(tmp_path / "run-stem-filters-animated.png")
+    assert len(frames) == STEPS - 1
+    with pytest.raises(ValueError, match="is truncated"):
+        command(folder, "--figure", "--step", 3, "-o", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "say what to make of the run: --strip, --sheet"),
+        (("--strip", "--steps", "1,2,20"), "no step 20; the nearest is 11"),
+        (("--strip", "--kind", "feature_maps", "--steps", "0,5"), "step 5 .* no feature maps of stem; .* is 4"),
+        (("--figure", "--kind", "feature_maps", "--step", "5"), "step 5 .* no feature maps of stem; .* is 4"),
+        (("--sheet", "--step", "20"), "no step 20; the nearest is 11"),
+        (("--strip", "--steps", "1,x"), "whole numbers, as in 1,2,5; got '1,x'"),
+        (("--strip", "--channels", "0,10"), "the filters 0 to 9; got --channels 0,10"),
+        (("--gif", "--layer", "stme"), "no layer 'stme'; there is stem"),
+        (("--gif", "--kind", "feature_maps", "--image", "2"), "the probe's images are 0 to 1; got --image 2"),
+        (("--gif", "--cmap", "grey_"), "cmap must be auto"),
+        (("--gif", "--channels", "1"), "--channels is for --strip; leave it out"),
+        (("--sheet", "--layer", "stem"), "--layer is for --strip"),
+        (("--gif", "-o", "a.png"), "a gif is written as .gif; got 'a.png'"),
+        (("--strip", "-o", "no/a.png"), "the folder of 'no/a.png' does not exist"),
+        (("--strip", "--gif", "-o", "a.png"), "2 files are to be made, so --output must be a folder"),
+    ],
+)
+def test_wrong_arguments_are_refused_and_nothing_is_written(
+    arguments: tuple[str, ...], message: str, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises((ValueError, OSError), match=message):
+        command(stored, *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_run_and_one_with_several(stored: Path, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no cnnlog run"):
+        command(tmp_path, "--gif")
+    for name in ("a", "b"):
+        write(tmp_path / name)
+    with pytest.raises(ValueError, match="holds 2 runs, and one is needed"):
+        command(tmp_path, "--gif")
+
+
+def test_a_run_with_feature_maps_only_shows_those(stored: Path) -> None:
+    run = open_run(stored)
+    manifest = run.manifest
+    layers = tuple(WatchedLayer(la.name, la.tag, la.kind, None, la.output_shape, None) for la in manifest.layers)
+    only = Run(RunStore(run.path, Manifest(**{**vars(manifest), "layers": layers})))
+    assert Animation(only, Wanted()).steps == tuple(range(0, STEPS, 2))
+    with pytest.raises(ValueError, match="no filters; layers that do: none"):
+        strip(only, Wanted(kind="filters"))
