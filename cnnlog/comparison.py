@@ -6,33 +6,27 @@ The module is not called `compare`, for then importing it would replace the func
 from __future__ import annotations
 
 import html
-import math
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cnnlog import drift, render
-from cnnlog.run import NUMBER, Kind, Measure, Progress, Run, Spread, Which, open_run
+from cnnlog import drift, render, summary
+from cnnlog.run import NUMBER, Kind, Measure, Progress, Spread
+from cnnlog.sides import Given, LayerMatch, Side, filters_shape, open_sides
 from cnnlog.snapshot import FloatArray
 from cnnlog.store import StoreError
+from cnnlog.summary import Row
 from cnnlog.tabular import Table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from cnnlog.weights import Weights
+__all__ = ["Comparison", "LayerMatch", "Row", "Side", "compare"]
 
-Given = str | os.PathLike[str] | Run
-WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
-_TORCHVISION = "torchvision:"
-_PIN = re.compile(r"(.+)@([^@/\\]+)", re.DOTALL)
-_WRAPPERS = ("_orig_mod", "module", "model", "net", "network", "backbone", "encoder")
 _CURVES: Mapping[str, Measure] = {
     "drift_cosine": "cosine",
     "drift_l2": "l2",
@@ -40,79 +34,6 @@ _CURVES: Mapping[str, Measure] = {
     "dead_share": "dead_share",
     "cka": "cka",
 }
-
-
-@dataclass(frozen=True)
-class Side:
-    """One of the things that are compared.
-
-    Attributes:
-        label: short, and unlike those of the other sides.
-        run: the stored run; None for weights.
-        step: the step it is pinned to; None where it moves with the slider, and for weights.
-        filters: of weights: layer -> all filters `[O, I, kH, kW]`; empty for runs.
-        feature_maps: of weights: layer -> all feature maps `[N, C, H, W]`; empty for runs.
-        probe: fingerprint of what the feature maps are of.
-        source: where it came from.
-    """
-
-    label: str
-    run: Run | None
-    step: int | None
-    filters: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
-    feature_maps: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
-    probe: str | None = None
-    source: str = ""
-
-
-@dataclass(frozen=True)
-class LayerMatch:
-    """One layer of the comparison.
-
-    Attributes:
-        name: what it is called here.
-        tag: `00_name`, in the order of the comparison.
-        names: what each side calls it; None where a side lacks it.
-        has_filters: whether at least one side holds its filters; likewise `has_maps`, feature maps.
-        has_maps: see `has_filters`.
-        view: how its filters are shown.
-    """
-
-    name: str
-    tag: str
-    names: tuple[str | None, ...]
-    has_filters: bool
-    has_maps: bool
-    view: render.ResolvedView | None
-
-
-@dataclass(frozen=True)
-class Row:
-    """The numbers of one layer at one step. One entry a side, or, for what lies between, one a further side.
-
-    Attributes:
-        layer: the layer's name in the comparison.
-        filters: how many it has; channels where only its feature maps are known.
-        drift_cosine: cosine distance of each side's filters from its own baseline.
-        drift_l2: the same, relative L2.
-        dead_share: share of channels without a value above 0 on the probe.
-        cka: linear CKA with the side's own baseline.
-        distance_cosine: cosine distance between the filters of the first side and of each further one.
-        distance_l2: `|further - first| / |first|`.
-        cka_between: linear CKA of the shown feature maps of the first side and of each further one.
-        shown_only: the distances are of the shown part, not of all filters.
-    """
-
-    layer: str
-    filters: int | None
-    drift_cosine: tuple[Spread | None, ...]
-    drift_l2: tuple[Spread | None, ...]
-    dead_share: tuple[float | None, ...]
-    cka: tuple[float | None, ...]
-    distance_cosine: tuple[Spread | None, ...]
-    distance_l2: tuple[Spread | None, ...]
-    cka_between: tuple[float | None, ...]
-    shown_only: bool
 
 
 @dataclass(frozen=True)
@@ -140,6 +61,7 @@ class Comparison:
         self.steps = _steps(self.sides)
         self._notes = list(dict.fromkeys(notes))
         self._between: dict[tuple[int, str, int], _Between] | None = None
+        self._rows: dict[int, list[Row]] = {}
         self._look = _look(self.sides)
         self._shown_weights: dict[tuple[int, str, Kind], FloatArray] = {}
         for index, side in enumerate(self.sides):
@@ -173,7 +95,12 @@ class Comparison:
     def view_of(self, side: int, layer: LayerMatch) -> render.ResolvedView | None:
         """How a side's filters of a layer are shown."""
         run, name = self.sides[side].run, layer.names[side]
-        return layer.view if run is None or name is None else run.layer(name).view or layer.view
+        if name is None or layer.view is None:
+            return layer.view
+        if run is not None:
+            return run.layer(name).view or layer.view
+        shape = filters_shape(self.sides[side], name)
+        return layer.view if shape is None else _fitting(shape, layer.view)
 
     def shown(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> FloatArray | None:
         """The shown filters `[n, k, kH, kW]` or feature maps `[N, n, h, w]`; None where the side has none."""
@@ -216,7 +143,8 @@ class Comparison:
 
     def difference_limits(self, layer: LayerMatch, kind: Kind, step: int, side: int = 1) -> render.Limits | None:
         """The range of `difference`: one for the layer, anchored over the steps, `2**-k` of the first side's peak."""
-        found = self._measured().get((side, layer.name, step), _Between()).high.get(kind)
+        measured = self._measured().get((side, layer.name, self._known(step)))
+        found = None if measured is None else measured.high.get(kind)
         shown = self.shown(0, layer, kind, step)
         if found is None or shown is None:
             return None
@@ -286,8 +214,16 @@ class Comparison:
         shown part.
         """
         at = self.steps[-1] if step is None else step
-        everything = [self._all_filters(side, at) for side in range(len(self.sides))]
-        return [self._row(layer, at, everything) for layer in self.layers]
+        if at not in self._rows:
+            everything = [self._all_filters(side, at) for side in range(len(self.sides))]
+            self._rows[at] = [self._row(layer, at, everything) for layer in self.layers]
+            parts = [row.layer for row in self._rows[at] if row.shown_only]
+            if parts:
+                self._note(
+                    f"the distances between the sides at step {at} are of the shown filters of {', '.join(parts)}: "
+                    "all are stored at a run's baseline and last step only"
+                )
+        return list(self._rows[at])
 
     def curves(self) -> dict[str, dict[str, dict[str, list[tuple[int, float]]]]]:
         """Measure -> layer -> side's label -> its mean at each step `(step, value)`, steps rising.
@@ -308,7 +244,7 @@ class Comparison:
                 for layer in self.layers:
                     name = layer.names[index]
                     for measure, number in _CURVES.items():
-                        spread = numbers.get(_stored(number), {}).get(name or "")
+                        spread = numbers.get(NUMBER[number], {}).get(name or "")
                         if spread is not None:
                             put(measure, layer.name, side.label, step, spread.mean)
         for (index, name, step), between in self._measured().items():
@@ -322,66 +258,62 @@ class Comparison:
 
     def verdict(self) -> str:
         """One sentence that names the layers that moved most and least."""
-        rows = self.rows()
-        parts = [self._verdict_of(side, rows) for side in range(1, len(self.sides))]
-        return "; ".join(parts) + "."
+        first = self.sides[0]
+        same = [
+            side.run is not None and first.run is not None and side.run.path == first.run.path for side in self.sides
+        ]
+        last = self.steps[-1]
+        own = [
+            side.run is not None
+            and self.step_of(index, last) != side.run.manifest.baseline_step
+            and not (same[index] and index > 0)
+            for index, side in enumerate(self.sides)
+        ]
+        verbs = ["moved" if alike else "differs" for alike in same[1:]]
+        return summary.verdict(self.rows(), [side.label for side in self.sides], own=own, verbs=verbs)
 
     # ---- text
 
     def table(self) -> Table:
         """`rows()` as a table with one column for each number and side: means over a layer's channels."""
-        letters = [self._letter(index) for index in range(len(self.sides))]
-        columns = ["layer", "filters"]
-        columns += [f"drift {letter}" for letter in letters]
-        columns += [f"{letters[0]} to {letter}" for letter in letters[1:]]
-        columns += [f"dead {letter}" for letter in letters]
-        columns += [f"CKA {letter}" for letter in letters]
-        columns += [f"CKA {letters[0]}-{letter}" for letter in letters[1:]]
-        rows = []
-        for row in self.rows():
-            drifts, distances = _means(row.drift_cosine), _means(row.distance_cosine)
-            rows.append((row.layer, row.filters, *drifts, *distances, *row.dead_share, *row.cka, *row.cka_between))
-        return Table(tuple(columns), tuple(rows))
+        return summary.table(self.rows(), len(self.sides))
 
     def to_text(self) -> str:
         """The table with a legend, the notes, and the sentence, for a terminal."""
-        legend = [f"{self._letter(i)}: {self._described(i)}" for i in range(len(self.sides))]
-        about = "drift: cosine distance from the side's own baseline; A to B: cosine distance between the sides; means."
-        return "\n".join(
-            [*legend, "", self.table().to_text(), "", about, *(f"note: {n}" for n in self.notes), "", self.verdict()]
-        )
+        table = self.table().to_text()
+        legend = [f"{summary.letter(i)}: {self._described(i)}" for i in range(len(self.sides))]
+        about = [
+            "Means over a layer's channels. drift: cosine distance from the side's own baseline; A to B: between the sides;",
+            "dead: share of channels never above 0 on the probe; CKA A: of the feature maps with those of its own baseline;",
+            "CKA A-B: between the sides, of the shown feature maps.",
+        ]
+        notes = [f"Note: {note}." for note in self.notes]
+        return "\n".join([*legend, "", table, "", *about, *notes, "", self.verdict()])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in numbers, for JSON: plain values, None for what is not there or not finite."""
+        last = self.steps[-1]
+        rows = [
+            {**summary.plain(row), "names": list(layer.names)}
+            for layer, row in zip(self.layers, self.rows(), strict=True)
+        ]
         return {
             "format": "cnnlog-comparison",
             "version": 1,
             "sides": [
-                {"label": s.label, "source": s.source, "step": self.step_of(i, self.steps[-1])}
-                for i, s in enumerate(self.sides)
+                {"label": side.label, "source": side.source, "step": self.step_of(index, last)}
+                for index, side in enumerate(self.sides)
             ],
             "steps": list(self.steps),
-            "layers": [
-                _plain({**vars(row), "names": layer.names}) for layer, row in zip(self.layers, self.rows(), strict=True)
-            ],
-            "curves": _plain(self.curves()),
+            "layers": rows,
+            "curves": summary.plain(self.curves()),
             "notes": list(self.notes),
             "verdict": self.verdict(),
         }
 
     def to_csv(self) -> str:
         """The numbers of `rows()` with quartiles: one line a layer, one column for each number and side."""
-        lines: list[dict[str, Any]] = []
-        for row in self.rows():
-            line: dict[str, Any] = {"layer": row.layer, "filters": row.filters}
-            for name, values in vars(row).items():
-                if isinstance(values, tuple):
-                    offset = len(self.sides) - len(values)
-                    for index, value in enumerate(values):
-                        _spread_out(line, f"{name}_{self._letter(index + offset)}", value)
-            lines.append({**line, "shown_only": row.shown_only})
-        columns = tuple(dict.fromkeys(key for line in lines for key in line))
-        return Table(columns, tuple(tuple(line.get(key) for key in columns) for line in lines)).to_csv()
+        return summary.csv(self.rows(), len(self.sides))
 
     def __repr__(self) -> str:
         return (
@@ -389,7 +321,7 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        legend = "<br>".join(html.escape(f"{self._letter(i)}: {self._described(i)}") for i in range(len(self.sides)))
+        legend = "<br>".join(html.escape(f"{summary.letter(i)}: {self._described(i)}") for i in range(len(self.sides)))
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return f"<p>{legend}</p>{self.table()._repr_html_()}<ul>{notes}</ul><p>{html.escape(self.verdict())}</p>"
 
@@ -399,8 +331,9 @@ class Comparison:
         if text not in self._notes:
             self._notes.append(text)
 
-    def _letter(self, side: int) -> str:
-        return chr(ord("A") + side) if side < 26 else f"S{side + 1}"
+    def _known(self, step: int) -> int:
+        """The nearest step of the comparison not after `step`; its first before that."""
+        return self.steps[max(0, bisect_right(self.steps, step) - 1)]
 
     def _described(self, side: int) -> str:
         chosen, last = self.sides[side], self.steps[-1]
@@ -429,8 +362,9 @@ class Comparison:
             if kind == "filters" and name in self.sides[side].filters:
                 shown, slices = self._look["shown"], self._look["slices"]
                 weight = self.sides[side].filters[name]
-                view = layer.view if layer.view is not None and _fits(weight.shape, layer.view) else "auto"
-                array = render.select_filters(weight, view=view, max_filters=shown, max_slices=slices)
+                array = render.select_filters(
+                    weight, view=self.view_of(side, layer) or "auto", max_filters=shown, max_slices=slices
+                )
             elif kind == "feature_maps" and name in self.sides[side].feature_maps:
                 maps = self.sides[side].feature_maps[name]
                 cell = render.cell_width(render.columns(min(maps.shape[1], self._look["maps"])), self._look["width"])
@@ -489,15 +423,16 @@ class Comparison:
     def _row(self, layer: LayerMatch, step: int, everything: Sequence[Mapping[str, FloatArray]]) -> Row:
         sides = range(len(self.sides))
         further = [self._distances(side, layer, step, everything) for side in sides[1:]]
-        numbers = {m: [self._number(side, layer, m, step) for side in sides] for m in ("cosine", "l2")}
-        singles = {m: [self._number(side, layer, m, step) for side in sides] for m in ("dead_share", "cka")}
+        measures: tuple[Measure, ...] = ("cosine", "l2", "update", "dead_share", "cka")
+        numbers = {m: [self._number(side, layer, m, step) for side in sides] for m in measures}
         return Row(
             layer=layer.name,
-            filters=self._count(layer, step),
+            filters=self._count(layer),
             drift_cosine=tuple(numbers["cosine"]),
             drift_l2=tuple(numbers["l2"]),
-            dead_share=tuple(None if s is None else s.mean for s in singles["dead_share"]),
-            cka=tuple(None if s is None else s.mean for s in singles["cka"]),
+            update_l2=tuple(numbers["update"]),
+            dead_share=tuple(None if s is None else s.mean for s in numbers["dead_share"]),
+            cka=tuple(None if s is None else s.mean for s in numbers["cka"]),
             distance_cosine=tuple(found[0] for found in further),
             distance_l2=tuple(found[1] for found in further),
             cka_between=tuple(found[2] for found in further),
@@ -509,54 +444,32 @@ class Comparison:
     ) -> tuple[Spread | None, Spread | None, float | None, bool]:
         first = everything[0].get(layer.names[0] or "")
         other = everything[side].get(layer.names[side] or "")
-        between = self._measured().get((side, layer.name, step)) or self._measure(side, layer, step, {})
+        between = self._measured()[side, layer.name, self._known(step)]
         if first is not None and other is not None and first.shape == other.shape:
             cosine, l2 = drift.cosine_distance(first, other), drift.relative_l2(first, other)
             return Spread.of(cosine), Spread.of(l2), between.cka, False
         return between.cosine, between.l2, between.cka, between.cosine is not None
 
-    def _number(self, side: int, layer: LayerMatch, measure: Any, step: int) -> Spread | None:
+    def _number(self, side: int, layer: LayerMatch, measure: Measure, step: int) -> Spread | None:
         chosen, name = self.sides[side], layer.names[side]
         if name is None:
             return None
         if chosen.run is None:
             maps = chosen.feature_maps.get(name)
             return Spread.of(drift.dead_share(maps)) if measure == "dead_share" and maps is not None else None
-        at = self._at(side, layer, "filters" if measure in ("cosine", "l2") else "feature_maps", step)
-        return None if at is None else chosen.run.summary(at).numbers.get(_stored(measure), {}).get(name)
+        at = self._at(side, layer, "filters" if measure in ("cosine", "l2", "update") else "feature_maps", step)
+        return None if at is None else chosen.run.summary(at).numbers.get(NUMBER[measure], {}).get(name)
 
-    def _count(self, layer: LayerMatch, step: int) -> int | None:
-        for side, name in enumerate(layer.names):
-            chosen = self.sides[side]
+    def _count(self, layer: LayerMatch) -> int | None:
+        for side, name in zip(self.sides, layer.names, strict=True):
             if name is None:
                 continue
-            if chosen.run is not None:
-                known = chosen.run.layer(name)
-                if known.weight_shape is not None or known.output_shape is not None:
-                    return (
-                        known.weight_shape[0] if known.weight_shape is not None else (known.output_shape or (0, 0))[1]
-                    )
-            elif name in chosen.filters:
-                return len(chosen.filters[name])
+            shape = filters_shape(side, name)
+            if shape is not None:
+                return shape[0]
+            if side.run is not None and (maps := side.run.layer(name).output_shape) is not None:
+                return maps[1]
         return None
-
-    def _verdict_of(self, side: int, rows: Sequence[Row]) -> str:
-        pair = f"between {self.sides[0].label} and {self.sides[side].label}"
-        values = {row.layer: _mean(row.distance_cosine[side - 1]) for row in rows}
-        what = "cosine distance of its filters"
-        if all(value is None for value in values.values()):
-            alike = {row.layer: row.cka_between[side - 1] for row in rows}
-            values = {layer: None if cka is None or math.isnan(cka) else 1 - cka for layer, cka in alike.items()}
-            what = "1 - CKA of its feature maps"
-        known = {layer: value for layer, value in values.items() if value is not None}
-        if not known:
-            return f"no number says how far the layers moved {pair}"
-        most, least = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
-        if known[most] == 0:
-            return f"no layer moved {pair}"
-        if len(known) == 1:
-            return f"{most} moved {known[most]:.3g} {pair} ({what})"
-        return f"{most} moved most {pair} ({what}: {known[most]:.3g}), {least} least ({known[least]:.3g})"
 
 
 def compare(
@@ -580,219 +493,8 @@ def compare(
         ValueError: a side is not what it should be, or the sides have no layer in common.
         FileNotFoundError: a side does not exist.
     """
-    if not sides:
-        raise ValueError("expected a run, or two or more runs and files of weights, to compare; got none")
-    opened: dict[str, Run] = {}
-    found = [_opened(given, opened, arch, with_network=image is not None) for given in sides]
-    if len(found) == 1:
-        thing, label, _ = found[0]
-        if not isinstance(thing, Run):
-            raise ValueError(f"{label} is weights, and one side alone must be a run; give something to compare it with")
-        found.insert(0, (thing, f"{thing.name}@baseline", thing.step("baseline")))
-    for thing, _, step in found:
-        if isinstance(thing, Run):
-            if step is None:
-                thing.read_all(progress)
-                thing.step("last")
-            else:
-                thing.record(step)
-    return _aligned(found, image)
-
-
-_Found = tuple["Run | Weights", str, "int | None"]
-
-
-def _opened(given: Given, opened: dict[str, Run], arch: str | None, *, with_network: bool) -> _Found:
-    """A side's run or weights, its label, and the step it is pinned to."""
-    if isinstance(given, Run):
-        return given, given.name, None
-    text = os.fspath(given)
-    if text.startswith(_TORCHVISION) or (text.endswith(WEIGHT_SUFFIXES) and not Path(text).is_dir()):
-        return _weights(text, arch, with_network=with_network), _weights_label(text), None
-    path, which = _pinned(text)
-    if path not in opened:
-        opened[path] = open_run(path)
-    run = opened[path]
-    if which is None:
-        return run, run.name, None
-    return run, f"{run.name}@{which}", run.step(which)
-
-
-def _pinned(text: str) -> tuple[str, Which | None]:
-    match = _PIN.fullmatch(text)
-    if match is None or os.path.exists(text):
-        return text, None
-    path, which = match.groups()
-    if which == "baseline":
-        return path, "baseline"
-    if which == "last":
-        return path, "last"
-    if which.isdecimal():
-        return path, int(which)
-    raise ValueError(f"expected a step's number, baseline or last behind the @ of {text!r}; got {which!r}")
-
-
-def _weights(text: str, arch: str | None, *, with_network: bool) -> Weights:
-    try:
-        from cnnlog.weights import open_weights
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{text} is weights, and reading them needs torch and torchvision ({error})") from error
-    return open_weights(text, arch=arch, with_network=with_network)
-
-
-def _weights_label(text: str) -> str:
-    return text.removeprefix(_TORCHVISION) if text.startswith(_TORCHVISION) else Path(text).name
-
-
-def _aligned(found: Sequence[_Found], image: str | os.PathLike[str] | None) -> Comparison:
-    notes: list[str] = []
-    labels = _unlike([label for _, label, _ in found], [thing for thing, _, _ in found])
-    reference = next((i for i, (thing, _, _) in enumerate(found) if isinstance(thing, Run)), 0)
-    thing = found[reference][0]
-    base = thing.layers if isinstance(thing, Run) else thing.auto()
-    names: dict[str, list[str | None]] = {name: [None] * len(found) for name in base}
-    for index, (thing, _, _) in enumerate(found):
-        own = base if index == reference else thing.layers
-        pairs, said = align(base, own)
-        if said:
-            notes.append(f"{labels[reference]} and {labels[index]} are matched {said}")
-        for name in own:
-            if name in pairs:
-                names[pairs[name]][index] = name
-            elif isinstance(thing, Run):
-                names.setdefault(name, [None] * len(found))[index] = name
-    if len(found) > 1 and not any(sum(name is not None for name in row) > 1 for row in names.values()):
-        listed = "; ".join(
-            f"{label} has {_some(thing.layers)}" for (thing, _, _), label in zip(found, labels, strict=True)
-        )
-        raise ValueError(f"the sides have no layer in common: {listed}")
-    sides = _sides(found, labels, names, image, notes)
-    layers = _matches(sides, names, found)
-    for index, side in enumerate(sides):
-        lacking = [layer.name for layer in layers if layer.names[index] is None]
-        if lacking:
-            notes.append(f"{side.label} lacks {', '.join(lacking)}")
-    units = {side.run.manifest.unit for side in sides if side.run is not None and side.step is None}
-    if len(units) > 1:
-        notes.append("the runs count steps differently (epochs, training steps); they are aligned by number")
-    return Comparison(sides, layers, notes)
-
-
-def align(reference: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], str]:
-    """Match layers' names with those of a reference, if need be without a prefix that they share.
-
-    Args:
-        reference: names as one side has them.
-        names: as another has them.
-
-    Returns:
-        Name -> the reference's name, for those that match; and how they were matched, in words (empty if as they are).
-
-    >>> align(["model.features.0", "model.features.3"], ["features.0", "features.3", "head"])
-    ({'features.0': 'model.features.0', 'features.3': 'model.features.3'}, "without the prefix 'model.'")
-    """
-    plain = {_plain_name(name): name for name in reference}
-    own = {_plain_name(name): name for name in names}
-    choices = {("", "")}
-    for r in plain:
-        for n in own:
-            if r.endswith(f".{n}"):
-                choices.add((r[: -len(n)], ""))
-            if n.endswith(f".{r}"):
-                choices.add(("", n[: -len(r)]))
-    choices.add((_wrapped(plain), _wrapped(own)))
-
-    def matched(choice: tuple[str, str]) -> dict[str, str]:
-        ours, theirs = choice
-        pairs = {n: ours + n[len(theirs) :] for n in own if n.startswith(theirs)}
-        pairs = {n: r for n, r in pairs.items() if r in plain}
-        taken = set(pairs.values())
-        return {**{n: n for n in own if n in plain and n not in taken and n not in pairs}, **pairs}
-
-    def rank(choice: tuple[str, str]) -> tuple[int, bool, int, tuple[str, str]]:
-        known = all(part in _WRAPPERS for prefix in choice for part in prefix.split(".")[:-1])
-        return (-len(matched(choice)), not known, len(choice[0]) + len(choice[1]), choice)
-
-    best = min(choices, key=rank)
-    pairs = {own[n]: plain[r] for n, r in matched(best).items()}
-    prefixes = [repr(prefix) for prefix in best if prefix]
-    if any("_orig_mod." in n or "_orig_mod." in r for n, r in pairs.items() if n != r):
-        prefixes.append("'_orig_mod.'")
-    said = (
-        f"without the prefix{'es' if len(prefixes) > 1 else ''} {' and '.join(prefixes)}" if prefixes and pairs else ""
-    )
-    return pairs, said
-
-
-def _plain_name(name: str) -> str:
-    return name.replace("_orig_mod.", "")
-
-
-def _wrapped(names: Mapping[str, str]) -> str:
-    """The usual names of wrappers that all names begin with."""
-    prefix = ""
-    while True:
-        heads = {name[len(prefix) :].split(".")[0] if "." in name[len(prefix) :] else "" for name in names}
-        head = heads.pop() if len(heads) == 1 else ""
-        if head not in _WRAPPERS:
-            return prefix
-        prefix += f"{head}."
-
-
-def _sides(
-    found: Sequence[_Found],
-    labels: Sequence[str],
-    names: Mapping[str, Sequence[str | None]],
-    image: str | os.PathLike[str] | None,
-    notes: list[str],
-) -> list[Side]:
-    runs = [thing for thing, _, _ in found if isinstance(thing, Run)]
-    with_maps = {
-        name
-        for name, row in names.items()
-        for (thing, _, _), own in zip(found, row, strict=True)
-        if isinstance(thing, Run) and own is not None and thing.layer(own).output_shape is not None
-    }
-    sides = []
-    for index, (thing, _, step) in enumerate(found):
-        if isinstance(thing, Run):
-            probe = thing.manifest.probe.get("fingerprint") if with_maps else None
-            sides.append(Side(labels[index], thing, step, probe=probe, source=thing.path))
-            continue
-        own = [row[index] for row in names.values()]
-        filters = {name: thing.filters[name] for name in own if name is not None and name in thing.filters}
-        wanted = [row[index] for name, row in names.items() if name in with_maps or not runs]
-        there = [name for name in wanted if name is not None]
-        maps, fingerprint, said = thing.feature_maps(there, image=image, run=runs[0] if runs else None)
-        if said:
-            notes.append(f"{labels[index]}: {said}")
-        sides.append(Side(labels[index], None, None, filters, maps, fingerprint, thing.source))
-    return sides
-
-
-def _matches(
-    sides: Sequence[Side], names: Mapping[str, Sequence[str | None]], found: Sequence[_Found]
-) -> list[LayerMatch]:
-    layers = []
-    for position, (name, row) in enumerate(names.items()):
-        has_filters = has_maps = False
-        view: render.ResolvedView | None = None
-        for side, own in zip(sides, row, strict=True):
-            if own is None:
-                continue
-            if side.run is not None:
-                known = side.run.layer(own)
-                has_filters |= known.weight_shape is not None
-                has_maps |= known.output_shape is not None
-                view = view or known.view
-            else:
-                has_filters |= own in side.filters
-                has_maps |= own in side.feature_maps
-        if view is None and has_filters:
-            shape = next(s.filters[own].shape for s, own in zip(sides, row, strict=True) if own in s.filters)  # type: ignore[index]
-            view = render.resolve_view(shape, "auto")
-        layers.append(LayerMatch(name, f"{position:02d}_{name}", tuple(row), has_filters, has_maps, view))
-    return layers
+    found = open_sides(sides, image=image, arch=arch, progress=progress)
+    return Comparison(found.sides, found.layers, found.notes)
 
 
 def _steps(sides: Sequence[Side]) -> tuple[int, ...]:
@@ -813,12 +515,12 @@ def _look(sides: Sequence[Side]) -> dict[str, Any]:
     }
 
 
-def _fits(shape: Sequence[int], view: render.View) -> bool:
+def _fitting(shape: tuple[int, ...], view: render.ResolvedView) -> render.ResolvedView:
+    """The view, or the automatic one where these filters have other input channels than it needs."""
     try:
-        render.resolve_view(tuple(shape), view)
+        return render.resolve_view(shape, view)
     except ValueError:
-        return False
-    return True
+        return render.resolve_view(shape, "auto")
 
 
 def _sampled(maps: FloatArray) -> FloatArray:
@@ -826,58 +528,6 @@ def _sampled(maps: FloatArray) -> FloatArray:
     images, channels, height, width = maps.shape
     at = drift.sample_positions(images, height, width)
     return np.asarray(maps.transpose(0, 2, 3, 1).reshape(-1, channels)[at], dtype=np.float32)
-
-
-def _unlike(labels: Sequence[str], things: Sequence[Any]) -> list[str]:
-    """Labels that differ: with the parent folders where names are alike, with a number where these are, too."""
-    result = list(labels)
-    for index, label in enumerate(labels):
-        if labels.count(label) > 1:
-            thing = things[index]
-            pin = label[len(thing.name) :] if isinstance(thing, Run) else ""
-            source = Path(thing.path if isinstance(thing, Run) else thing.source)
-            parts = [part for part in source.parts if part not in ("/", "cnnlog")]
-            result[index] = "/".join(parts[-(2 + len(Path(label).parts) - 1) :]) + pin
-    return [
-        f"{label} ({result[:index].count(label) + 1})" if result[:index].count(label) else label
-        for index, label in enumerate(result)
-    ]
-
-
-def _stored(measure: Any) -> str:
-    return NUMBER[measure]
-
-
-def _mean(spread: Spread | None) -> float | None:
-    return None if spread is None or math.isnan(spread.mean) else spread.mean
-
-
-def _means(spreads: Sequence[Spread | None]) -> list[float | None]:
-    return [_mean(spread) for spread in spreads]
-
-
-def _spread_out(line: dict[str, Any], name: str, value: Spread | float | None) -> None:
-    """A number as one column, a spread as four."""
-    if isinstance(value, Spread):
-        parts = {
-            "mean": value.mean,
-            "lower_quartile": value.lower,
-            "median": value.median,
-            "upper_quartile": value.upper,
-        }
-        line.update({f"{name}_{part}": number for part, number in parts.items()})
-    elif value is not None:
-        line[name] = value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Spread):
-        return _plain(vars(value))
-    if isinstance(value, Mapping):
-        return {key: _plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _some(names: Sequence[str]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import html
-import importlib.util
 import math
 import os
 import re
@@ -446,10 +445,10 @@ def _summary(record: Record) -> Summary:
 
 
 def _framed(table: Table) -> Any:
-    if importlib.util.find_spec("pandas") is None:
+    try:
+        import pandas  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
         return table
-    import pandas  # type: ignore[import-not-found, import-untyped, unused-ignore]
-
     return pandas.DataFrame(list(table.rows), columns=list(table.columns))
 
 

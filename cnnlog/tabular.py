@@ -71,13 +71,15 @@ class Table:
 def cell_text(value: Any) -> str:
     """A value as a cell shows it: 3 significant digits for a float, a dash for None and NaN.
 
-    >>> cell_text(0.123456), cell_text(0.0000123), cell_text(12), cell_text(None)
-    ('0.123', '1.23e-05', '12', '-')
+    >>> cell_text(0.123456), cell_text(0.0000123), cell_text(1.0), cell_text(12), cell_text(None)
+    ('0.123', '1.23e-05', '1.00', '12', '-')
     """
     if _absent(value):
         return "-"
     if isinstance(value, float):
-        return f"{value:.3g}" if value == 0 or 1e-3 <= abs(value) < 1e5 else f"{value:.2e}"
+        if value == 0:
+            return "0"
+        return f"{value:#.3g}".rstrip(".") if 1e-3 <= abs(value) < 1000 else f"{value:.2e}"
     return str(value)
 
 
