@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -150,6 +151,61 @@ def show_maps(
 
 
 @app.command()
+def compare(
+    sides: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="SIDE",
+            help="RUN (its folder, or one above it), RUN@STEP, RUN@baseline, RUN@last, a file of weights, or "
+            "torchvision:alexnet:DEFAULT. One run alone is compared with its baseline.",
+        ),
+    ],
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The page to write, .html.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", metavar="FILE", help="The numbers, for programs.")] = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="The table, for programs.")] = None,
+    board: Annotated[
+        Path | None, typer.Option("--tensorboard", metavar="DIR", help="The grids of all steps, for TensorBoard.")
+    ] = None,
+    image: Annotated[Path | None, typer.Option(help="What weights make feature maps of.")] = None,
+    arch: Of = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
+) -> None:
+    """Compare stored runs, or weights: what moved, where, and how far the sides are apart."""
+    import json
+
+    from cnnlog import board as boards
+    from cnnlog import files
+    from cnnlog.comparison import compare as compared
+
+    for target in (output, json_file, csv_file):
+        if target is not None:
+            files.refuse_target(target, force=force)
+    if board is not None:
+        boards.refuse_folder(board, force=force)
+    with _progress() as progress:
+        comparison = compared(*sides, image=image, arch=arch, progress=progress)
+        comparison.measure(progress)
+        text = comparison.to_text()
+        if json_file is not None:
+            with files.whole(json_file, force=force) as temporary:
+                temporary.write_text(json.dumps(comparison.to_dict(), indent=1) + "\n", encoding="utf-8")
+        if csv_file is not None:
+            with files.whole(csv_file, force=force) as temporary:
+                temporary.write_text(comparison.to_csv(), encoding="utf-8")
+        if board is not None:
+            boards.write_board(comparison, board, force=force, progress=progress)
+        if output is not None:
+            from cnnlog.report import write_report
+
+            write_report(comparison, output, force=force, progress=progress)
+    typer.echo(text)
+    written = [str(target) for target in (output, json_file, csv_file, board) if target is not None]
+    if written:
+        typer.echo(f"\nWritten: {', '.join(written)}")
+
+
+@app.command()
 def tensorboard(
     logdirs: Annotated[list[Path], typer.Argument(metavar="LOGDIR...", help="Folders with runs; several show as one.")],
     *,
@@ -235,6 +291,24 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     if not all(part.isdecimal() for part in parts):
         raise ValueError(f"--steps and --channels take whole numbers, as in 1,2,5; got {text!r}")
     return tuple(int(part) for part in parts)
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar on the terminal for each kind of work, gone when all is done."""
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    tasks: dict[str, TaskID] = {}
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+
+        def advance(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what)
+            bar.update(tasks[what], completed=done, total=total)
+
+        yield advance
 
 
 def _captured(
