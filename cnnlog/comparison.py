@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import os
+import textwrap
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -282,13 +283,13 @@ class Comparison:
         """The table with a legend, the notes, and the sentence, for a terminal."""
         table = self.table().to_text()
         legend = [f"{summary.letter(i)}: {self._described(i)}" for i in range(len(self.sides))]
-        about = [
-            "Means over a layer's channels. drift: cosine distance from the side's own baseline; A to B: between the sides;",
-            "dead: share of channels never above 0 on the probe; CKA A: of the feature maps with those of its own baseline;",
-            "CKA A-B: between the sides, of the shown feature maps.",
-        ]
+        about = (
+            "Means over a layer's channels. drift: cosine distance from the side's own baseline; A to B: the same "
+            "between the sides; dead: share of channels never above 0 on the probe; CKA A: of the feature maps with "
+            "those of its own baseline; CKA A-B: between the sides, of the shown feature maps."
+        )
         notes = [f"Note: {note}." for note in self.notes]
-        return "\n".join([*legend, "", table, "", *about, *notes, "", self.verdict()])
+        return "\n".join([*legend, "", table, "", *textwrap.wrap(about, 100), *notes, "", self.verdict()])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything in numbers, for JSON: plain values, None for what is not there or not finite."""
