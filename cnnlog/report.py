@@ -109,6 +109,7 @@ def write_report(
 
 
 def _page(comparison: Comparison, *, title: str, page_bytes: int, progress: Progress) -> tuple[str, str]:
+    comparison.measure(progress)
     pictures = _Pictures(comparison)
     film = pictures.film(int(page_bytes / _BASE64), progress)
     sides = _sides(comparison, film.steps)

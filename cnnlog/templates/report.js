@@ -184,7 +184,7 @@
       compose(this.canvas, reel, bytes, Array.from({ length: n * k }, (_, c) => [frame, c]), columns, this.factor);
       if (!this.drawn) {
         this.box.querySelector("img").replaceWith(this.canvas);
-        this.figure.style.setProperty("--w", `${this.canvas.width}px`);
+        this.box.style.setProperty("--w", `${this.canvas.width}px`);
       }
       this.drawn = { reel, frame };
       this.caption(frame);
@@ -599,7 +599,9 @@
       const reel = picture.reel, { h, w, k } = reel.layout;
       const bytes = framesOf(reel, fill);
       if (!bytes) return;
-      const factor = Math.max(1, Math.floor((k > 1 ? 12 : 36) / Math.max(h, w)));
+      const room = Math.min(1000, innerWidth - 60) / data.steps.length;
+      const [least, most] = k > 1 ? [12, 24] : [36, 84];
+      const factor = Math.max(1, Math.floor(Math.min(most, Math.max(least, room)) / Math.max(h, w)));
       const every = Math.ceil(data.steps.length * (w * factor + 1) / 30000);
       const shown = data.steps.map((_, i) => i).filter((i) => i % every === 0 || i === last);
       const cells = [];
