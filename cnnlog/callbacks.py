@@ -9,10 +9,11 @@ from typing import Any, Literal, get_args
 import lightning as L
 from torch import nn
 
+from cnnlog.plan import OnError, Plan, Unit
 from cnnlog.probe import Probe
 from cnnlog.recorder import Look
 from cnnlog.render import RangeRule, View, palette
-from cnnlog.session import Memory, OnError, Plan, Session, Unit
+from cnnlog.session import Memory, Session
 
 STATE_VERSION = 1
 

@@ -5,45 +5,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
-from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from cnnlog import render
 from cnnlog.capture import capture, survey
-from cnnlog.layers import LayerInfo, LayerSpec, select
+from cnnlog.layers import LayerInfo
+from cnnlog.plan import Plan, Unit, manifest_of, probe_files, watch
 from cnnlog.probe import Probe, default_probe
-from cnnlog.recorder import Look, Picture, Problem, Recorder
+from cnnlog.recorder import Problem, Recorder
 from cnnlog.sinks import Sink, sink_for
 from cnnlog.store import FOLDER, Manifest, RunStore, WatchedLayer
 from cnnlog.table import layer_table
-
-Unit = Literal["epoch", "step"]
-OnError = Literal["warn", "raise"]
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What one monitor was asked for."""
-
-    layers: LayerSpec
-    look: Look
-    unit: Unit
-    every: int
-    on_error: OnError
-    probe: Probe | None
-    through: str | None
-
-    def settings(self) -> dict[str, Any]:
-        """The arguments as plain values, for the manifest."""
-        named: list[Any] = [self.layers] if isinstance(self.layers, (str, type)) else list(self.layers)
-        names = [item if isinstance(item, str) else item.__qualname__ for item in named]
-        return {"layers": names, "every": self.every, "unit": self.unit, **vars(self.look)}
 
 
 @dataclass
@@ -82,21 +57,14 @@ class Session:
         self.unit: Unit = plans[0].unit
         self._last_global_step = trainer.global_step
         self.probe, infos = self._survey()
-        self.filter_layers = select(infos, filters.layers, what="filters") if filters else ()
-        self.map_layers = select(infos, maps.layers, what="feature maps") if maps else ()
-        self.layers = _watched(infos, self.filter_layers, self.map_layers, filters.look.view if filters else "auto")
-        manifest = Manifest(
-            layers=self.layers,
-            unit=self.unit,
+        self.watched = watch(infos, filters=filters, maps=maps)
+        manifest = manifest_of(
+            self.watched,
+            filters=filters,
+            maps=maps,
+            probe=self.probe,
             baseline_step=self._now(),
-            settings={
-                **({"filters": filters.settings()} if filters else {}),
-                **({"feature_maps": maps.settings()} if maps else {}),
-            },
-            probe=_facts(self.probe),
-            versions={name: version(name) for name in ("cnnlog", "torch", "lightning")},
             architecture=type(module).__name__,
-            created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
         self._start(manifest)
 
@@ -133,12 +101,12 @@ class Session:
             manifest = _continue_manifest(manifest, old, carried=carried)
         store = None if folder is None else old if old is not None and not carried else RunStore(folder, manifest)
         self.recorder = Recorder(
-            self.layers,
+            self.watched.layers,
             filters=self._filters.look if self._filters else None,
             maps=self._maps.look if self._maps else None,
             store=store,
             sinks=self._sinks(folder),
-            probe=_probe_files(self.probe),
+            probe=probe_files(self.probe),
             texts=self._table(),
         )
         try:
@@ -220,7 +188,7 @@ class Session:
     def _table(self) -> dict[str, str]:
         if self.probe is None or not self._trainer.loggers or _is_rehearsal(self._trainer):
             return {}
-        watched = {layer.name for layer in self.layers}
+        watched = {layer.name for layer in self.watched.layers}
         try:
             with self._trainer.precision_plugin.forward_context():
                 example = self._trainer.precision_plugin.convert_input(self.probe.tensor.to(self._module.device))
@@ -231,17 +199,17 @@ class Session:
             return {}
 
     def _announcement(self, folder: str | None) -> str:
-        names = ", ".join(layer.name for layer in self.layers)
+        names = ", ".join(layer.name for layer in self.watched.layers)
         what = " and ".join(
-            ([f"the filters of {len(self.filter_layers)}"] if self.filter_layers else [])
-            + ([f"the feature maps of {len(self.map_layers)}"] if self.map_layers else [])
+            ([f"the filters of {len(self.watched.filter_layers)}"] if self.watched.filter_layers else [])
+            + ([f"the feature maps of {len(self.watched.map_layers)}"] if self.watched.map_layers else [])
         )
         plan = self._filters or self._maps
         assert plan is not None, "a session has a monitor"
         schedule = f"every {plan.every} {'epochs' if self.unit == 'epoch' else 'training steps'}"
         on = (
             f" of {', '.join(self.probe.names)} {list(self.probe.tensor.shape)}"
-            if self.probe and self.map_layers
+            if self.probe and self.watched.map_layers
             else ""
         )
         size = f"{self.recorder.step_bytes / 1e6:.2f} MB stored"
@@ -291,8 +259,8 @@ class Session:
             snapshot = capture(
                 self._module,
                 self.probe if maps or self._through_probe() else None,
-                filter_layers=self.filter_layers if filters else (),
-                map_layers=self.map_layers if maps else (),
+                filter_layers=self.watched.filter_layers if filters else (),
+                map_layers=self.watched.map_layers if maps else (),
                 step=step,
                 epoch=step if self.unit == "epoch" else trainer.current_epoch,
                 global_step=trainer.global_step,
@@ -359,32 +327,6 @@ def _dataset(trainer: L.Trainer) -> Any:
     raise LookupError("The data loaders have no data set to take the first image of as the probe; pass a Probe.")
 
 
-def _watched(
-    infos: Sequence[LayerInfo], filters: Sequence[str], maps: Sequence[str], view: render.View
-) -> tuple[WatchedLayer, ...]:
-    layers = [info for info in infos if info.name in filters or info.name in maps]
-    watched = []
-    for position, info in enumerate(layers):
-        weight = info.weight_shape if info.name in filters else None
-        resolved = None
-        if weight is not None:
-            try:
-                resolved = render.resolve_view(weight, view)
-            except ValueError as error:
-                raise ValueError(f"Layer {info.name!r}: {error}") from error
-        watched.append(
-            WatchedLayer(
-                name=info.name,
-                tag=f"{position:02d}_{info.name}",
-                kind=info.kind,
-                weight_shape=weight,
-                output_shape=info.output_shape if info.name in maps else None,
-                view=resolved,
-            )
-        )
-    return tuple(watched)
-
-
 def _run_folder(trainer: L.Trainer) -> str | None:
     """Where the run's files go; `None` in fast_dev_run, which keeps nothing."""
     log_dir = trainer.log_dir  # on all ranks: it broadcasts
@@ -432,22 +374,6 @@ def _continue_manifest(new: Manifest, old: RunStore, *, carried: bool) -> Manife
     if not carried:
         return old.manifest
     return Manifest(**{**vars(new), "baseline_step": old.manifest.baseline_step, "carried_from": old.folder})
-
-
-def _facts(probe: Probe | None) -> dict[str, Any]:
-    if probe is None:
-        return {}
-    return {"fingerprint": probe.fingerprint, "names": list(probe.names), "shape": list(probe.tensor.shape)}
-
-
-def _probe_files(probe: Probe | None) -> tuple[Any, Picture] | None:
-    if probe is None:
-        return None
-    gap = np.full((probe.pictures[0].shape[0], 1, 3), 255, np.uint8)
-    row = [part for picture in probe.pictures for part in (gap, picture)][1:]
-    grid = render.Grid(np.concatenate(row, axis=1), None)
-    png = render.png(grid, text={"cnnlog-probe": "1"}, level=6)
-    return probe.tensor.numpy(), Picture("probe", png, grid.size, f"The probe: {', '.join(probe.names)}.")
 
 
 def _new_baseline(step: int) -> str:
