@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 StateDict = dict[str, torch.Tensor]
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 _WHERE_STATE_LIES = ("state_dict", "model_state_dict", "model", "module", "net")
+_PICKLED = re.compile(r"GLOBAL ([\w.]+)")  # in torch's refusal
 # torchvision's own DenseNet files have names from before PyTorch 0.4.1
 _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)")
 
@@ -94,6 +95,24 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         FileNotFoundError: no such file.
         ValueError: damaged, of another kind, or holding other objects than tensors.
     """
+    held = read_checkpoint(path)
+    for key in _WHERE_STATE_LIES:
+        if isinstance(held.get(key), Mapping):
+            held = held[key]
+            break
+    state = {str(k): v for k, v in held.items() if isinstance(v, torch.Tensor)}
+    if not state:
+        raise ValueError(f"{path} holds no tensors by name: expected a state dict in it.")
+    return state
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """Read everything that a file of weights holds: tensors and plain values; no pickled object is ever run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: damaged, of another kind, or holding objects that only running code from the file would give.
+    """
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise ValueError(f"Expected weights as DEFAULT, none, or a file ({', '.join(SUFFIXES)}), but got {path}.")
@@ -109,20 +128,17 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             held: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
+        names = dict.fromkeys(_PICKLED.findall(str(error)))
+        what = f"other objects than tensors ({', '.join(names)})" if names else "other objects than tensors"
         raise ValueError(
-            f"{path} is damaged, or holds other objects than tensors, which are never loaded because that would run "
+            f"{path} is damaged, or holds {what}, which are never loaded because that would run "
             "code from the file; save model.state_dict() instead."
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise ValueError(f"{path} is truncated or no PyTorch file ({type(error).__name__}); get it again.") from error
-    for key in _WHERE_STATE_LIES:
-        if isinstance(held, Mapping) and isinstance(held.get(key), Mapping):
-            held = held[key]
-            break
-    state = {str(k): v for k, v in held.items() if isinstance(v, torch.Tensor)} if isinstance(held, Mapping) else {}
-    if not state:
+    if not isinstance(held, Mapping):
         raise ValueError(f"{path} holds no tensors by name: expected a state dict, but got a {type(held).__name__}.")
-    return state
+    return held
 
 
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:

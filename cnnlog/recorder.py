@@ -264,9 +264,11 @@ class Recorder:
         self._recorded = True
         self._jobs.put(Job(f"keeping the snapshot of step {snapshot.step}", lambda: self._process(snapshot)))
 
-    def drain(self) -> None:
-        """Wait until everything handed over is stored and drawn; the trackers may still have work."""
+    def drain(self, *, trackers: bool = False) -> None:
+        """Wait until everything handed over is stored and drawn; with `trackers`, until they have taken it, too."""
         self._jobs.drain()
+        for _, tracker in self._trackers if trackers else ():
+            tracker.drain()
 
     def finish(self) -> None:
         """Draw the evolution strips, if there was anything new, then drain."""

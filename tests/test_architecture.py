@@ -42,8 +42,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"snapshot", "render", "run", "comparison", "frames", "charts"},
     "export": {"snapshot", "store", "drift", "render", "figures", "run"},
     "recorder": {"snapshot", "render", "drift", "store", "sinks", "background"},
-    "session": {"capture", "layers", "probe", "table", "render", "recorder", "sinks", "store"},
-    "callbacks": {"probe", "render", "recorder", "session"},
+    "plan": {"snapshot", "layers", "probe", "render", "recorder", "store"},
+    "session": {"capture", "layers", "probe", "table", "plan", "recorder", "sinks", "store"},
+    "callbacks": {"probe", "render", "recorder", "plan", "session"},
+    "checkpoints": {"models", "plan", "store"},
+    "replay": {
+        *("models", "capture", "layers", "probe", "table", "plan", "recorder", "store", "run"),
+        *("checkpoints", "sinks", "sinks.tensorboard"),
+    },
     "demo": {"callbacks", "probe", "drift", "store", "snapshot"},
 }
 MAY_IMPORT["sinks"] = {"sinks.tensorboard"}  # the small file of each tracker, imported when its logger is there
