@@ -233,6 +233,7 @@ class Recorder:
             name="cnnlog",
             size=SNAPSHOTS_WAITING,
         )
+        self._sinks = tuple(sinks)
         self._trackers = [(sink.name, self._tracker(sink)) for sink in sinks]
 
     def _tracker(self, sink: Sink) -> Mailbox[Page]:
@@ -310,9 +311,7 @@ class Recorder:
         weights = old.read_weights("baseline")[0] if self._drawers["filters"] else {}
         before, before_step = old.read_weights("latest") if self._drawers["filters"] else ({}, now)
         samples = old.read_sampled_maps() if self._drawers["feature_maps"] else {}
-        for kind, shown in (("filters", baseline.filters), ("feature_maps", baseline.feature_maps)):
-            for name, drawer in self._drawers[kind].items():
-                drawer.restore(shown[name], latest.ranges)
+        self._restore(baseline, latest)
         self._weights_baseline, self._samples_baseline = weights, samples
         # Else the run went on past the checkpoint, or was killed between two files: no update leads from there to here.
         if before_step <= now and not (latest.filters and before_step < last):
@@ -321,6 +320,8 @@ class Recorder:
         self.last_step = first if carried else last
         if carried:
             self._jobs.put(Job("carrying the baseline over", lambda: self._carry(baseline)))
+        else:
+            self._jobs.put(Job("drawing what a kill left out", lambda: self._draw_missing(old, baseline)))
 
     # ---- the background thread's side
 
@@ -445,6 +446,25 @@ class Recorder:
         if self._trackers:
             self._see(baseline)
             self._send(self._page(baseline, histograms={}, is_baseline=True))
+
+    def _restore(self, baseline: Record, at: Record) -> None:
+        for kind, shown in (("filters", baseline.filters), ("feature_maps", baseline.feature_maps)):
+            for name, drawer in self._drawers[kind].items():
+                drawer.restore(shown[name], at.ranges)
+
+    def _draw_missing(self, store: RunStore, baseline: Record) -> None:
+        """Send the trackers the stored steps that a kill kept them from, so that it leaves no gap."""
+        lasts = [sink.last_step() for sink in self._sinks]
+        for step in store.steps:
+            behind = [i for i, last in enumerate(lasts) if last is not None and last < step]
+            if not behind:
+                continue
+            record = store.read_record(step)
+            self._restore(baseline, record)
+            self._see(record)
+            page = self._page(record, histograms={}, is_baseline=step == self.baseline_step)
+            for i in behind:
+                self._trackers[i][1].put(page)
 
     def _check(self, record: Record, snapshot: Snapshot) -> None:
         """Tell of values that are NaN or infinite, and of dead layers."""

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog import recorder as recorder_module
 from cnnlog import render
@@ -94,6 +95,9 @@ class Tracker:
 
     def commit(self, step: int) -> None:
         self.committed.append(step)
+
+    def last_step(self) -> int | None:
+        return None
 
 
 def recorder(kept: RunStore | None, *sinks: Sink) -> Recorder:
@@ -449,3 +453,48 @@ def test_no_update_is_measured_across_a_kill_between_two_files(tmp_path: Path) -
     second.close()
     assert "filter_update_l2" not in old.read_record(3).numbers
     assert "filter_update_l2" in old.read_record(4).numbers
+
+
+class Album(Tracker):
+    """Keeps the pictures, too."""
+
+    def __init__(self, last: int = -1) -> None:
+        super().__init__()
+        self.last = last
+        self.pngs: dict[int, dict[str, bytes]] = {}
+
+    def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
+        self.pngs.setdefault(step, {})[tag] = png
+
+    def last_step(self) -> int | None:
+        return self.last
+
+
+def test_a_resume_draws_what_a_kill_kept_from_a_tracker(tmp_path: Path) -> None:
+    kept, whole, rest = store(tmp_path), Album(), Album(last=2)  # killed before those of steps 3 and 4 went out
+    first = recorder(kept, whole)
+    for step in range(5):
+        first.record(snapshot(step))
+    first.close()
+    second = recorder(kept, rest)
+    second.resume(RunStore.open(kept.folder), now=4, carried=False)
+    second.record(snapshot(5))
+    second.close()
+    assert not second.take_problems()
+    assert rest.committed == [3, 4, 5]
+    assert {step: rest.pngs[step] for step in (3, 4)} == {step: whole.pngs[step] for step in (3, 4)}
+
+
+def test_tensorboard_tells_its_last_step_also_from_a_file_that_a_kill_cut_off(tmp_path: Path) -> None:
+    sink = TensorBoardSink(SimpleNamespace(experiment=SummaryWriter(str(tmp_path))))
+    assert sink.last_step() == -1
+    for step in range(3):
+        sink.add_image("filters/00_stem", b"\x89PNG" + bytes(500), (1, 1), step, description="d")
+        sink.add_scalar("loss", 1.0, step)
+        sink.commit(step)
+    sink.add_scalar("loss", 1.0, 9)
+    sink.commit(9)
+    assert sink.last_step() == 2
+    (path,) = tmp_path.glob("*tfevents*")
+    path.write_bytes(path.read_bytes()[:-200])  # into step 2's event
+    assert sink.last_step() == 1

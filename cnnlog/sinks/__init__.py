@@ -28,6 +28,9 @@ class Sink(Protocol):
     def commit(self, step: int) -> None:
         """Send what was added for `step`."""
 
+    def last_step(self) -> int | None:
+        """The last step whose filters or feature maps the tracker has, -1 without any; None if it cannot tell."""
+
 
 def sink_for(logger: Any) -> Sink | None:
     """The sink for a Lightning logger, or `None` if it takes no pictures.

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+import struct
+from collections.abc import Iterator
+from typing import Any, BinaryIO
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
@@ -49,14 +53,42 @@ class TensorBoardSink:
     def commit(self, step: int) -> None:
         """Write everything added for this step as one event, and see it through to the file."""
         summary, self._summary = self._of(step), Summary()
-        # `SummaryWriter.file_writer` is None after a `close()` of the writer; this getter opens the next event file.
-        writer = self._logger.experiment._get_file_writer()
+        writer = self._writer()
         writer.add_summary(summary, step)
         writer.flush()  # a failed write shows at this step; and with TensorFlow installed, nothing else would for 120 s
         self._described.update(value.tag for value in summary.value)
+
+    def last_step(self) -> int | None:
+        """Read the log folder's event files for it: a kill may have kept the last pictures from them."""
+        fs, folder = fsspec.core.url_to_fs(self._writer().get_logdir())
+        last = -1
+        for path in fs.glob(f"{folder}/*tfevents*"):
+            with fs.open(path, "rb") as file:
+                for event in _events(file):
+                    if any(value.tag.startswith(("filters/", "feature_maps/")) for value in event.summary.value):
+                        last = max(last, event.step)
+        return last
+
+    def _writer(self) -> Any:
+        # `SummaryWriter.file_writer` is None after a `close()` of the writer; this getter opens the next event file.
+        return self._logger.experiment._get_file_writer()
 
     def _of(self, step: int) -> Summary:
         """What is gathered for `step`; what an earlier one left behind when it failed is let go."""
         if step != self._step:
             self._step, self._summary = step, Summary()
         return self._summary
+
+
+def _events(file: BinaryIO) -> Iterator[Event]:
+    """The events of a file, up to where a kill cut it off.
+
+    TensorBoard's own readers check sums in Python, at 150 s a GB; here nothing is shown, so that framing is enough: a
+    length (8 bytes), its sum (4), the event, its sum (4).
+    """
+    while len(head := file.read(12)) == 12:
+        (length,) = struct.unpack("<Q", head[:8])
+        body = file.read(length + 4)
+        if len(body) < length + 4:
+            return
+        yield Event.FromString(body[:length])
