@@ -5,24 +5,20 @@ Everything is drawn with the ranges that the run stored, so that in one file a c
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
-import os
 import re
-import textwrap
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-from cnnlog import drift, render
-from cnnlog.render import Limits, Pixels
+from cnnlog import drift, files, render
+from cnnlog.canvas import INK, LARGE, MARGIN, PALE, SMALL, SPACE, Page, font_of, shortened, width_of
+from cnnlog.gif import Colours
+from cnnlog.render import Limits
 from cnnlog.run import Kind, Run
 from cnnlog.snapshot import FloatArray, Record
 from cnnlog.store import StoreError, WatchedLayer
@@ -46,10 +42,6 @@ PLAYED = 6000  # milliseconds that the frames between them take in all, as far a
 FRAME = (60, 400)
 
 _WORDS: Mapping[Kind, str] = {"filters": "filters", "feature_maps": "feature maps"}
-_MARGIN, _SPACE = 14, 8
-_FONT, _SMALL = 16, 13
-_INK, _PALE = (30, 30, 30), (100, 100, 100)
-_SHADES = 8  # of letters; few, so that all colours of an animation find room in a GIF's 256
 
 
 @dataclass(frozen=True)
@@ -108,7 +100,7 @@ def export(
     paths = {form: _free(_target(run, form, wanted, output), form, force=force) for form in forms}
     drawn = {form: _drawn(run, form, wanted) for form in forms}
     for form, save in drawn.items():
-        with _whole(paths[form], force=force) as temporary:
+        with files.whole(paths[form], force=force) as temporary:
             save(temporary)
     return tuple(Exported(path, (*run.skipped, *_rounded(run, form, wanted))) for form, path in paths.items())
 
@@ -135,10 +127,7 @@ def _free(path: Path, form: Form, *, force: bool) -> Path:
     """The path, if a file of this form can be made there."""
     if path.suffix.lower() not in SUFFIXES[form]:
         raise ValueError(f"a {form} is written as {' or '.join(SUFFIXES[form])}; got {str(path)!r}")
-    if path.exists() and not force:
-        raise FileExistsError(f"{str(path)!r} is there already: give another --output, or --force to replace it")
-    if not path.parent.is_dir():
-        raise ValueError(f"the folder of {str(path)!r} does not exist: make it, or give another --output")
+    files.refuse_target(path, force=force)
     return path
 
 
@@ -175,26 +164,26 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
     channels = tuple(range(min(STRIP_CHANNELS, part.channels))) if wanted.channels is None else wanted.channels
     part.refuse_channels(channels)
     columns = [str(step) for step in part.steps]
-    font = _font(_SMALL)
-    widest = max(_width(font, text) for text in columns) + _SPACE
+    font = font_of(SMALL)
+    widest = max(width_of(font, text) for text in columns) + SPACE
     limits = _some(part.limits(), channels)
     width = max(wanted.width, len(columns) * widest)
     grid = _picture(render.strip(cells[:, list(channels)], limits, cmap=part.cmap, width=width))
     one = "filter" if part.kind == "filters" else "map"
     labels = [f"{one} {channel}" for channel in channels]
-    left = max(_width(font, label) for label in [*labels, "step"]) + _SPACE
+    left = max(width_of(font, label) for label in [*labels, "step"]) + SPACE
     slices = ", first input channel" if part.kind == "filters" and part.layer.view == "slices" else ""
-    page = _Page(left + grid.width, run.name, f"{part.title}{slices}", part.legend(limits))
-    top = page.height + _SMALL + _SPACE
-    page.extend(_SMALL + _SPACE + grid.height)
-    page.image.paste(grid, (_MARGIN + left, top))
-    page.write((_MARGIN, top - _SPACE // 2), "step", _SMALL, _PALE, anchor="ls")
+    page = Page(left + grid.width, run.name, f"{part.title}{slices}", part.legend(limits))
+    top = page.height + SMALL + SPACE
+    page.extend(SMALL + SPACE + grid.height)
+    page.image.paste(grid, (MARGIN + left, top))
+    page.write((MARGIN, top - SPACE // 2), "step", SMALL, PALE, anchor="ls")
     for number, text in enumerate(columns):
-        x = _MARGIN + left + round((number + 0.5) * (grid.width + 1) / len(columns))
-        page.write((x, top - _SPACE // 2), text, _SMALL, _INK, anchor="ms")
+        x = MARGIN + left + round((number + 0.5) * (grid.width + 1) / len(columns))
+        page.write((x, top - SPACE // 2), text, SMALL, INK, anchor="ms")
     for number, text in enumerate(labels):
         y = top + round((number + 0.5) * (grid.height + 1) / len(labels))
-        page.write((_MARGIN + left - _SPACE, y), text, _SMALL, _INK, anchor="rm")
+        page.write((MARGIN + left - SPACE, y), text, SMALL, INK, anchor="rm")
     return page.image
 
 
@@ -209,8 +198,8 @@ def sheet(run: Run, wanted: Wanted) -> Image.Image:
         words = " and no ".join(_WORDS[kind] for kind in kinds)
         raise ValueError(f"{run.name} holds no {words} at step {step}: give another --step or --kind")
     cell = max(picture.width for block in blocks for _, picture in block)
-    wide = len(max(blocks, key=len)) * (cell + 2 * _SPACE)
-    heights = [max(picture.height for _, picture in block) + 2 * _SMALL + 3 * _SPACE for block in blocks]
+    wide = len(max(blocks, key=len)) * (cell + 2 * SPACE)
+    heights = [max(picture.height for _, picture in block) + 2 * SMALL + 3 * SPACE for block in blocks]
 
     def rows(columns: int) -> list[int]:
         return [max(heights[start : start + columns]) for start in range(0, len(blocks), columns)]
@@ -218,17 +207,17 @@ def sheet(run: Run, wanted: Wanted) -> Image.Image:
     # The number of columns whose page comes nearest to 4:3
     columns = min(range(1, len(blocks) + 1), key=lambda n: abs(math.log(n * wide / sum(rows(n)) / (4 / 3))))
     lines = (f"all layers at step {step} ({_unit(run)})", "each channel in the range that is stored with this step")
-    page = _Page(columns * wide - 2 * _SPACE, run.name, *lines)
+    page = Page(columns * wide - 2 * SPACE, run.name, *lines)
     tops = np.cumsum([page.height, *rows(columns)])
     page.extend(int(tops[-1] - tops[0]))
     for position, block in enumerate(blocks):
         row, column = divmod(position, columns)
         for number, (label, picture) in enumerate(block):
-            x, y = _MARGIN + column * wide + number * (cell + 2 * _SPACE), int(tops[row])
-            for line, (text, ink) in enumerate(zip(label, (_INK, _PALE), strict=True)):
-                fitted = _shortened(text, _font(_SMALL), cell)
-                page.write((x, y + (line + 1) * (_SMALL + 3)), fitted, _SMALL, ink, anchor="ls")
-            page.image.paste(picture, (x, y + 2 * (_SMALL + 3) + _SPACE))
+            x, y = MARGIN + column * wide + number * (cell + 2 * SPACE), int(tops[row])
+            for line, (text, ink) in enumerate(zip(label, (INK, PALE), strict=True)):
+                fitted = shortened(text, font_of(SMALL), cell)
+                page.write((x, y + (line + 1) * (SMALL + 3)), fitted, SMALL, ink, anchor="ls")
+            page.image.paste(picture, (x, y + 2 * (SMALL + 3) + SPACE))
     return page.image
 
 
@@ -260,17 +249,17 @@ class Animation:
         part = self._part
         shown, width = part.arrays[number], self._wanted.width
         grid = _picture(_grid(part.layer, part.kind, shown, self._limits, cmap=part.cmap, width=width))
-        page = _Page(max(grid.width, 320), self._run.name, part.title, part.legend(self._limits))
-        top = page.height + _FONT + _SPACE
-        page.extend(_FONT + 2 * _SPACE + grid.height)
-        page.write((_MARGIN, top), f"step {part.steps[number]}", _FONT, _INK, anchor="ls")
-        page.write((page.image.width - _MARGIN, top), part.numbers[number], _SMALL, _PALE, anchor="rs")
-        page.image.paste(grid, (_MARGIN, top + _SPACE))
+        page = Page(max(grid.width, 320), self._run.name, part.title, part.legend(self._limits))
+        top = page.height + LARGE + SPACE
+        page.extend(LARGE + 2 * SPACE + grid.height)
+        page.write((MARGIN, top), f"step {part.steps[number]}", LARGE, INK, anchor="ls")
+        page.write((page.image.width - MARGIN, top), part.numbers[number], SMALL, PALE, anchor="rs")
+        page.image.paste(grid, (MARGIN, top + SPACE))
         return page.image
 
     def save_gif(self, path: Path) -> None:
         """Write a GIF, which repeats; its 256 colours are exact for all but filters in colour."""
-        colours = _Colours(self.frame(number) for number in range(len(self.steps)))
+        colours = Colours(self.frame(number) for number in range(len(self.steps)))
         frames = (colours.indexed(self.frame(number)) for number in range(len(self.steps)))
         options = {"duration": list(self.durations), "loop": 0, "optimize": False}
         next(frames).save(path, format="GIF", save_all=True, append_images=frames, **options)
@@ -432,34 +421,6 @@ def _unit(run: Run) -> str:
 # --- drawing -------------------------------------------------------------------------------------------------------
 
 
-class _Page:
-    """A white picture with a heading, which grows downwards.
-
-    Letters are drawn in few shades, and everything else in the colours of the grids.
-    """
-
-    def __init__(self, width: int, name: str, *lines: str) -> None:
-        self.image = Image.new("RGB", (width + 2 * _MARGIN, _MARGIN), "white")
-        self.height = _MARGIN
-        for text, size, ink in [(name, _FONT, _INK), *((line, _SMALL, _PALE) for line in lines)]:
-            for part in _wrapped(text, _font(size), width):
-                self.extend(size + 5)
-                self.write((_MARGIN, self.height - 5), part, size, ink, anchor="ls")
-        self.extend(_SPACE)
-
-    def extend(self, pixels: int) -> None:
-        self.height += pixels
-        larger = Image.new("RGB", (self.image.width, self.height + _MARGIN), "white")
-        larger.paste(self.image, (0, 0))
-        self.image = larger
-
-    def write(self, at: tuple[int, int], text: str, size: int, ink: tuple[int, int, int], *, anchor: str) -> None:
-        mask = Image.new("L", self.image.size)
-        ImageDraw.Draw(mask).text(at, text, fill=255, font=_font(size), anchor=anchor)
-        step = 255 / (_SHADES - 1)
-        self.image.paste(ink, mask=mask.point([round(round(level / step) * step) for level in range(256)]))
-
-
 def _block(
     run: Run, wanted: Wanted, layer: WatchedLayer, kinds: Sequence[Kind], record: Record
 ) -> list[tuple[tuple[str, str], Image.Image]]:
@@ -495,77 +456,6 @@ def _some(limits: Limits, channels: Sequence[int]) -> Limits:
     return Limits(limits.high[list(channels)], limits.symmetric, limits.doubled[list(channels)])
 
 
-@functools.lru_cache(maxsize=4)
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # its font has Greek, Cyrillic and signs; Pillow's own has Latin letters only
-
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
-
-
-def _width(font: ImageFont.FreeTypeFont, text: str) -> int:
-    return math.ceil(font.getlength(text))
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines that fit; a longest line is found by its number of characters."""
-    for characters in range(len(text), 1, -1):
-        lines = textwrap.wrap(text, characters)
-        if all(_width(font, line) <= width for line in lines):
-            return lines
-    return [text]
-
-
-def _shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, its middle left out if it is too wide; a layer's name tells most at its ends."""
-    for left_out in range(len(text)):
-        keep = len(text) - left_out
-        short = text if not left_out else f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) :]}"
-        if _width(font, short) <= width:
-            return short
-    return "…"
-
-
-class _Colours:
-    """A GIF's at most 256 colours, for all frames of an animation.
-
-    They are the frames' own if those are no more. Else all grays are kept, and with them letters, gaps, 0 and the page,
-    and each other colour becomes the nearest of a few. (Pillow takes a near one, which tints the page.)
-    """
-
-    def __init__(self, frames: Iterable[Image.Image]) -> None:
-        self._found = functools.reduce(np.union1d, (np.unique(_packed(frame)) for frame in frames))
-        found = np.stack([self._found >> 16, self._found >> 8 & 255, self._found & 255], axis=1).astype(np.uint8)
-        self._colours = found if len(found) <= 256 else self._fewer(found)
-        nearest = [_nearest_colour(self._colours, found[i : i + 1024]) for i in range(0, len(found), 1024)]
-        self._index = np.concatenate(nearest).astype(np.uint8)
-
-    def indexed(self, frame: Image.Image) -> Image.Image:
-        """The frame in mode P."""
-        indexed = Image.fromarray(self._index[np.searchsorted(self._found, _packed(frame))])
-        indexed.putpalette(self._colours.tobytes())
-        return indexed
-
-    @staticmethod
-    def _fewer(found: Pixels) -> Pixels:
-        is_gray = (found == found[:, :1]).all(axis=1)
-        grays, others = found[is_gray], found[~is_gray]
-        row = Image.fromarray(np.ascontiguousarray(others[None]))
-        mixed = row.quantize(256 - len(grays), method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
-        return np.concatenate([grays, np.asarray(mixed.getpalette(), np.uint8).reshape(-1, 3)])[:256]
-
-
-def _packed(frame: Image.Image) -> npt.NDArray[np.int64]:
-    """Each pixel's colour in one number `[H, W]`."""
-    packed: npt.NDArray[np.int64] = np.asarray(frame).astype(np.int64) @ np.array([65536, 256, 1])
-    return packed
-
-
-def _nearest_colour(colours: Pixels, found: Pixels) -> npt.NDArray[np.intp]:
-    distance = np.square(colours[None].astype(np.int64) - found[:, None].astype(np.int64)).sum(axis=2)
-    nearest: npt.NDArray[np.intp] = np.argmin(distance, axis=1)
-    return nearest
-
-
 # --- writing -------------------------------------------------------------------------------------------------------
 
 
@@ -593,22 +483,3 @@ def _target(run: Run, form: Form, wanted: Wanted, output: Path | None) -> Path:
         parts += [part for part in ({"strip": "strip", "apng": "animated"}.get(form, last),) if part]
     name = "-".join(re.sub(r"[^\w.=+-]+", "_", part) for part in parts)
     return (output or Path()) / (name + SUFFIXES[form][0])
-
-
-@contextlib.contextmanager
-def _whole(path: Path, *, force: bool) -> Iterator[Path]:
-    """A temporary name beside `path`, which becomes `path` if all goes well and vanishes if not."""
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
-    try:
-        yield temporary
-        if force or not path.exists():
-            os.replace(temporary, path)
-        else:
-            raise FileExistsError(f"{str(path)!r} appeared meanwhile: give another --output")
-    except FileExistsError:
-        raise
-    except OSError as error:
-        why = error.strerror or error
-        raise OSError(f"{str(path)!r} could not be written ({why}): give another --output") from error
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -238,7 +238,7 @@ def test_figures_for_papers(suffix: str, stored: Path, tmp_path: Path) -> None:
 def test_nothing_is_overwritten_unless_told(stored: Path, tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"mine")
-    with pytest.raises(FileExistsError, match="is there already: give another --output, or --force"):
+    with pytest.raises(FileExistsError, match="exists; give another name, or --force to replace it"):
         command(stored, "--strip", "-o", path)
     assert path.read_bytes() == b"mine"
     command(stored, "--strip", "-o", path, "--force")
@@ -251,7 +251,7 @@ def test_what_cannot_be_written_leaves_nothing(stored: Path, tmp_path: Path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    with pytest.raises(OSError, match=r"a\.png' could not be written \(No space left on device\)"):
+    with pytest.raises(OSError, match="No space left on device"):
         command(stored, "--strip", "-o", tmp_path / "a.png")
     assert not list(tmp_path.iterdir())
 
