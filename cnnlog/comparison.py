@@ -219,10 +219,10 @@ class Comparison:
             everything = [self._all_filters(side, at) for side in range(len(self.sides))]
             self._rows[at] = [self._row(layer, at, everything) for layer in self.layers]
             parts = [row.layer for row in self._rows[at] if row.shown_only]
-            if parts:
+            if parts and at == self.steps[-1]:
                 self._note(
-                    f"the distances between the sides at step {at} are of the shown filters of {', '.join(parts)}: "
-                    "all are stored at a run's baseline and last step only"
+                    f"the distances between the sides are of the shown filters of {', '.join(parts)}: all "
+                    "are stored at a run's baseline and last step only"
                 )
         return list(self._rows[at])
 

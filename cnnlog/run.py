@@ -116,6 +116,7 @@ class Run:
         self.manifest: Manifest = store.manifest
         self.name = name or _label(store.folder)
         self._listed = tuple(store.steps)
+        self._steps = self._listed
         self._damaged: dict[int, str] = {}
         self._records: OrderedDict[int, Record] = OrderedDict()
         self._summaries: dict[int, Summary] = {}
@@ -125,7 +126,7 @@ class Run:
     @property
     def steps(self) -> tuple[int, ...]:
         """The stored steps, rising, without those found to be damaged."""
-        return tuple(step for step in self._listed if step not in self._damaged)
+        return self._steps
 
     @property
     def skipped(self) -> tuple[str, ...]:
@@ -181,7 +182,7 @@ class Run:
         try:
             record = self._store.read_record(self.step(step))
         except StoreError as error:
-            self._damaged[step] = str(error)
+            self._skip(step, str(error))
             raise
         self._records[step] = record
         while len(self._records) > _KEPT_RECORDS:
@@ -364,8 +365,12 @@ class Run:
             except StoreError:
                 pass
             except OSError as error:
-                self._damaged[step] = f"step {step} of {self.path} cannot be read ({error})"
+                self._skip(step, f"step {step} of {self.path} cannot be read ({error})")
         return step not in self._damaged
+
+    def _skip(self, step: int, why: str) -> None:
+        self._damaged[step] = why
+        self._steps = tuple(known for known in self._listed if known not in self._damaged)
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:

@@ -1,0 +1,48 @@
+"""Ask stored runs, from Python, what fine-tuning changed. Needs no GPU and no torch.
+
+    python examples/compare.py RUN [RUN] [--out FOLDER]
+
+RUN is what the monitors wrote (or a folder above it). With one run, its last step is compared with its baseline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import cnnlog
+from cnnlog import figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What did fine-tuning change?")
+    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("--out", type=Path, default=Path(), help="folder for the two files")
+    args = parser.parse_args()
+
+    # A run by itself: NumPy arrays, and numbers of every step
+    run = cnnlog.open_run(args.runs[0])
+    layer = run.layers[0]
+    print(run)
+    print(f"filters of {layer} at the last step: {run.filters(layer).shape}")
+    print(f"cosine distance of each from its baseline: {run.numbers('cosine', layer).round(3)}")
+    print(run.drift("cosine"))  # a DataFrame, if pandas is installed
+
+    # Side by side: the same layers, the same steps
+    comparison = cnnlog.compare(*args.runs)
+    print(comparison.to_text())
+    (args.out / "drift.csv").write_text(comparison.to_csv())
+
+    # Where they differ most, as a figure: signed differences, white at 0
+    apart = {row.layer: row.distance_cosine[0] for row in comparison.rows()}
+    most = max(apart, key=lambda name: spread.mean if (spread := apart[name]) is not None else -1.0)
+    a, b = (side.label.replace("/", "-") for side in comparison.sides[:2])
+    figures.save(comparison.figure(most), args.out / f"{b}-minus-{a}-{most}.png")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"compare: {error}")
