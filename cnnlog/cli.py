@@ -296,6 +296,7 @@ def replay(
     ),
 ) -> None:
     """Make the stored run, and TensorBoard's pictures, that the monitors would have made of a past training."""
+    from rich.console import Console
     from rich.progress import track
 
     from cnnlog import replay as replaying
@@ -318,11 +319,13 @@ def replay(
         look=Look(shown=shown, view=view),
         through=through,
         tensorboard=tensorboard,
-        progress=lambda steps: track(steps, "replaying", transient=True),
+        progress=lambda steps: track(steps, "replaying", transient=True, console=Console(stderr=True)),
     )
     for note in made.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"{made.folder}: steps {_listed(made.steps)}; drift and changes are relative to {made.relative_to}")
+    if tensorboard:
+        typer.echo(f"View: cnnlog tensorboard {made.folder}")
 
 
 @app.command()

@@ -7,6 +7,7 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,7 +127,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            held: Any = torch.load(path, map_location="cpu", weights_only=True)
+            # mmap: what is not looked at, an optimiser's state above all, is not read. It needs the zip format.
+            held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         names = dict.fromkeys(_PICKLED.findall(str(error)))
         what = f"other objects than tensors ({', '.join(names)})" if names else "other objects than tensors"

@@ -154,8 +154,12 @@ def baseline_network(weights: str, network: Network, where: str | None) -> Netwo
     Raises:
         ValueError: the weights do not fit.
     """
+    file = Path(weights).suffix in models.SUFFIXES
+    if where is not None and not file:
+        raise ValueError(
+            f"The baseline of {where} is a file of weights ({', '.join(models.SUFFIXES)}); got {weights!r}."
+        )
     if where is None:
-        file = Path(weights).suffix in models.SUFFIXES
         loaded = models.load(weights, arch=network.name) if file else models.load(network.name, weights)
         return Network(loaded.model, loaded.name, loaded.transform)
     model = copy.deepcopy(network.model)

@@ -325,6 +325,7 @@ class Flat(torch.nn.Module):
         (("tiny.pt", "--module", "training:TinyCNN", "--layers", "net.9"), "no layer 'net.9'"),
         (("tiny.pt", "--module", "training:TinyCNN", "--baseline", "flat.pt"), "flat.pt does not fit TinyCNN"),
         (("tiny.pt", "--module", "training:TinyCNN", "--baseline", "no.pt"), "no.pt, but there is none"),
+        (("tiny.pt", "--module", "training:TinyCNN", "--baseline", "DEFAULT"), "is a file of weights .* got 'DEFAULT'"),
         (("tiny.pt", "--module", "training:TinyCNN", "--image", "no.png"), "no probe image at 'no.png'"),
         (
             ("tiny.pt", "--module", "training:TinyCNN", "--chart", "--image", "no.png"),
