@@ -109,10 +109,13 @@ class _Events:
         self._file.add_event(Event(wall_time=time.time(), step=step, summary=summary))
 
     def flush(self) -> None:
-        self._file.flush()
+        """Nothing: a draft need not be readable meanwhile, and so drawing and writing overlap."""
 
     def close(self) -> None:
-        self._file.close()
+        try:
+            self._file.flush()  # raises what the writing thread ran into
+        finally:
+            self._file.close()
 
 
 def _add_step(sink: TensorBoardSink, comparison: Comparison, step: int, width: int) -> None:

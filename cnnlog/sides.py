@@ -93,6 +93,10 @@ def open_sides(
         if not isinstance(thing, Run):
             raise ValueError(f"{label} is weights, and one side alone must be a run; give something to compare it with")
         found.insert(0, (thing, f"{thing.name}@baseline", thing.step("baseline")))
+    if (image or arch) and all(isinstance(thing, Run) for thing, _, _ in found):
+        raise ValueError(
+            "an image and an architecture are for weights, and no side is a file of weights; leave them out"
+        )
     for thing, _, step in found:
         if isinstance(thing, Run):
             if step is None:

@@ -134,6 +134,10 @@ def wrong(folder: Path, runs: tuple[Path, Path]) -> dict[str, tuple[tuple[object
             (runs[0], folder / "unlike.safetensors", "--image", folder / "image.png"),
             "fits none of torchvision's classifiers",
         ),
+        "nothing to run": (
+            (*runs, "--image", folder / "image.png"),
+            "are for weights, and no side is a file of weights",
+        ),
         "a folder": ((*runs, "-o", empty), "is a folder; give the name of a file"),
         "no folder": ((*runs, "--json", folder / "no" / "x.json"), "the folder of"),
         "a file": ((*runs, "--tensorboard", folder / "linear.pt"), "is a file; give a folder"),
