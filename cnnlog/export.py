@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from cnnlog import drift, files, render
+from cnnlog.animated import Colours, save_apng
 from cnnlog.canvas import INK, LARGE, MARGIN, PALE, SMALL, SPACE, Page, font_of, shortened, width_of
-from cnnlog.gif import Colours
 from cnnlog.render import Limits
 from cnnlog.run import Kind, Run
 from cnnlog.snapshot import FloatArray, Record
@@ -266,9 +266,7 @@ class Animation:
 
     def save_apng(self, path: Path) -> None:
         """Write an animated PNG, which repeats; its colours are exact."""
-        frames = [self.frame(number) for number in range(len(self.steps))]  # Pillow goes through them twice
-        options = {"duration": list(self.durations), "loop": 0}
-        frames[0].save(path, format="PNG", save_all=True, append_images=frames[1:], **options)
+        save_apng((self.frame(number) for number in range(len(self.steps))), self.durations, path)
 
 
 # --- reading the run -----------------------------------------------------------------------------------------------

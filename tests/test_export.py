@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from cnnlog import export as exporting
 from cnnlog import render
+from cnnlog.animated import save_apng
 from cnnlog.cli import app
 from cnnlog.export import Animation, Wanted, sheet, strip
 from cnnlog.recorder import Look, Recorder
@@ -156,7 +157,18 @@ def test_in_an_animation_a_colour_means_the_same_in_every_frame(stored: Path, tm
     high = float(run.limits("stem", "filters", STEPS - 1).high[0])
     top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
     for step, frame in enumerate(frames):
+        np.testing.assert_array_equal(frame, np.asarray(Animation(run, Wanted()).frame(step)))
         assert frame[top, MARGIN].tolist() == rgb_of(run.filters("stem", step)[0, :, 0, 0], high)
+
+
+def test_an_animated_png_of_equal_frames_keeps_each(tmp_path: Path) -> None:
+    one, other = (Image.new("RGB", (20, 10), colour) for colour in ("white", "white"))
+    other.putpixel((7, 3), (1, 2, 3))
+    save_apng([one, one, other, one], [100, 200, 300, 400], tmp_path / "a.png")
+    frames, durations = decoded(tmp_path / "a.png")
+    assert durations == [100, 200, 300, 400]
+    for frame, expected in zip(frames, (one, one, other, one), strict=True):
+        np.testing.assert_array_equal(frame, np.asarray(expected))
 
 
 def test_the_step_is_drawn_into_each_frame(stored: Path) -> None:
