@@ -60,9 +60,12 @@ DETAILS = (
     Detail(14, 64, 64, 16),
     Detail(12, 64, 64, 16),
     Detail(10, 64, 64, 16),
-    Detail(10, 36, 36, 12),
+    Detail(10, 49, 64, 16),
+    Detail(8, 49, 64, 16),
+    Detail(8, 36, 64, 16),
     Detail(8, 36, 36, 12),
-    Detail(8, 25, 25, 8),
+    Detail(7, 25, 36, 12),
+    Detail(7, 16, 25, 8),
     Detail(7, 16, 16, 6),
 )
 

@@ -13,7 +13,6 @@ import io
 import json
 import math
 import os
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from markupsafe import Markup
 from PIL import Image
 
 import cnnlog
-from cnnlog import charts, frames, render
+from cnnlog import charts, files, frames, render
 from cnnlog.comparison import Comparison, LayerMatch, Row, Side
 from cnnlog.frames import DETAILS, Detail, Reel, Scene
 from cnnlog.run import Kind, Progress, Spread
@@ -75,7 +74,7 @@ def write_report(
 
     Args:
         comparison: what to show.
-        path: of the HTML file; its folder is made if need be.
+        path: of the HTML file.
         force: replace an existing file.
         title: the heading; empty takes the sides' labels.
         page_bytes: about how many the pictures may take. Where all of them need more, wide feature maps are averaged
@@ -84,27 +83,12 @@ def write_report(
 
     Raises:
         FileExistsError: the file is there, and `force` is not given.
-        OSError: it cannot be written.
+        OSError: it cannot be written; found out before the work.
     """
     target = Path(path)
-    if target.is_dir():
-        raise IsADirectoryError(f"{target} is a folder; give the name of an HTML file")
-    if target.exists() and not force:
-        raise FileExistsError(f"{target} is there already; give another name, or ask to replace it (force)")
-    temporary = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()  # a folder that cannot be written is found out before the work, not after it
-    except OSError as error:
-        raise type(error)(f"{target} cannot be written: {error.strerror or error}") from error
-    try:
-        html, detail = _page(
-            comparison, title=title, page_bytes=page_bytes, progress=progress or (lambda what, done, n: None)
-        )
+    with files.whole(target, force=force) as temporary:
+        html, detail = _page(comparison, title=title, page_bytes=page_bytes, progress=progress or (lambda *done: None))
         temporary.write_text(html, encoding="utf-8")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
     return Page(str(target), target.stat().st_size, detail)
 
 
@@ -162,8 +146,20 @@ class _Film:
         self.reduced: set[str] = set()
 
     def sentence(self) -> str:
-        """What the page shows less of than the run holds."""
-        return " ".join(sorted(self.reduced)) or "All shown cells of the runs, at the size they are stored in."
+        """What the page shows less of than the runs hold."""
+        detail = self.detail
+        texts = {
+            "steps": f"The slider has {len(self.steps)} of the steps, evenly spread.",
+            "map size": f"Feature maps are averaged by area to at most {detail.cell} × {detail.cell} pixels.",
+            "maps": f"Of each layer the first {detail.maps} feature maps are shown, at most.",
+            "filter size": "Large filters are averaged by area.",
+            "filters": f"Of each layer the first {detail.filters} filters are shown, at most; of those shown as slices "
+            f"{detail.slices}.",
+        }
+        said = [text for what, text in texts.items() if what in self.reduced]
+        if not said:
+            return "All shown cells of the runs, at the size they are stored in."
+        return " ".join([*said, "The runs hold them all, at full size; this keeps the page small."])
 
 
 class _Pictures:
@@ -198,7 +194,7 @@ class _Pictures:
     def _pack(self, steps: tuple[int, ...], detail: Detail, progress: Progress) -> _Film:
         film = _Film(steps, detail, self._images(), _Numbers(self.comparison))
         if len(steps) < len(self.comparison.steps):
-            film.reduced.add(f"The slider has {len(steps)} of {len(self.comparison.steps)} steps.")
+            film.reduced.add("steps")
         for position, step in enumerate(steps):
             for key, scene in self._scenes(step).items():
                 kept = scene.kept(detail)
@@ -277,13 +273,11 @@ class _Pictures:
 
 
 def _note_reduction(reduced: set[str], scene: Scene, kept: Scene) -> None:
-    full, less = scene.values.shape, kept.values.shape
-    what = "Feature maps" if scene.view is None else "Filters"
-    if less[-2:] != full[-2:]:
-        side = max(less[-2:])
-        reduced.add(f"{what} are averaged by area to at most {side} × {side} pixels; the run has them larger.")
-    if less[0] != full[0]:
-        reduced.add(f"{what}: at most the first {less[0]} of a layer's; the run has more.")
+    what = "map" if scene.view is None else "filter"
+    if kept.values.shape[-2:] != scene.values.shape[-2:]:
+        reduced.add(f"{what} size")
+    if kept.values.shape[:-2] != scene.values.shape[:-2]:
+        reduced.add(f"{what}s")
 
 
 def _cmap(side: Side, kind: Kind) -> str:

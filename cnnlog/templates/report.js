@@ -48,10 +48,10 @@
     if (known) {
       unpacked.delete(reel.block);
       unpacked.set(reel.block, known); // most recently used goes last
-      if (!known.bytes && then) known.waiting.push(then);
+      if (!known.bytes && then) known.waiting.add(then);
       return known.bytes;
     }
-    const entry = { bytes: null, waiting: then ? [then] : [] };
+    const entry = { bytes: null, waiting: new Set(then ? [then] : []) };
     unpacked.set(reel.block, entry);
     inflate(reel.block).then((bytes) => {
       const size = bytes.length / reel.steps.length;
@@ -65,7 +65,8 @@
           unpacked.delete(id);
         }
       }
-      for (const call of entry.waiting.splice(0)) call();
+      for (const call of entry.waiting) call();
+      entry.waiting.clear();
     });
     return null;
   }
@@ -155,6 +156,7 @@
       this.title = figure.querySelector(".name").textContent;
       this.when = figure.querySelector(".when");
       this.seen = false;
+      this.redraw = () => this.seen && this.draw();
       this.drawn = null;
       this.box = figure.querySelector(".box");
       this.canvas = make("canvas", { role: "img" });
@@ -177,7 +179,7 @@
     draw() {
       const reel = this.reel, frame = reel.at[state.i];
       if (this.drawn && this.drawn.reel === reel && this.drawn.frame === frame) return this.caption(frame);
-      const bytes = framesOf(reel, () => this.seen && this.draw());
+      const bytes = framesOf(reel, this.redraw);
       if (!bytes) return;
       const { n, k, columns } = reel.layout;
       this.factor = factorOf(reel.layout, columns, WIDTH);
