@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import lightning as L
 from torch import nn
 
-from cnnlog.plan import OnError, Plan, Unit
+from cnnlog.plan import OnError, Plan, Unit, plan_of
 from cnnlog.probe import Probe
 from cnnlog.recorder import Look
-from cnnlog.render import RangeRule, View, palette
+from cnnlog.render import RangeRule, View
 from cnnlog.session import Memory, Session
 
 STATE_VERSION = 1
@@ -38,13 +37,17 @@ class _Monitor(L.Callback):
         super().__init__()
         who = type(self).__name__
         unit, every = _schedule(who, every_n_epochs, every_n_train_steps)
-        _refuse_layers(who, layers)
-        _refuse_look(who, look, "max_filters" if isinstance(self, FilterMonitor) else "max_maps")
-        if on_error not in get_args(OnError):
-            raise ValueError(f"{who} expected on_error as one of {', '.join(get_args(OnError))}, got {on_error!r}.")
-        if probe is not None and not isinstance(probe, Probe):
-            probe = Probe.from_images(_image_paths(who, probe))
-        self.plan = Plan(layers, look, unit, every, on_error, probe, through)
+        self.plan = plan_of(
+            who,
+            layers=layers,
+            probe=probe,
+            look=look,
+            shown="max_filters" if isinstance(self, FilterMonitor) else "max_maps",
+            unit=unit,
+            every=every,
+            on_error=on_error,
+            through=through,
+        )
         self._session: Session | None = None
         self._memory = Memory()
 
@@ -251,34 +254,3 @@ def _schedule(who: str, every_n_epochs: int | None, every_n_train_steps: int | N
         name = "every_n_epochs" if unit == "epoch" else "every_n_train_steps"
         raise ValueError(f"{who} expected {name} to be a whole number from 1 on, got {every!r}.")
     return unit, every
-
-
-def _refuse_layers(who: str, layers: Any) -> None:
-    several = [layers] if isinstance(layers, (str, type)) else layers
-    if not isinstance(several, Sequence) or not all(isinstance(item, (str, type)) for item in several):
-        raise TypeError(f'{who} expected layers as "auto", names, globs or module types, got {layers!r}.')
-
-
-def _refuse_look(who: str, look: Look, shown: str) -> None:
-    for name, number, least in (("width", look.width, 16), (shown, look.shown, 1), ("max_slices", look.slices, 1)):
-        unlimited = name == "width" and number is None
-        if not unlimited and (not isinstance(number, int) or isinstance(number, bool) or number < least):
-            more = ", or None" if name == "width" else ""
-            raise ValueError(f"{who} expected {name} to be a whole number from {least} on{more}, got {number!r}.")
-    for name, value, allowed in (
-        ("value_range", look.value_range, get_args(RangeRule)),
-        ("view", look.view, get_args(View)),
-    ):
-        if value not in allowed:
-            raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
-    palette(look.cmap, True)  # refuses an unknown colour map
-
-
-def _image_paths(who: str, probe: Any) -> list[str | os.PathLike[str]]:
-    paths = [probe] if isinstance(probe, (str, os.PathLike)) else probe
-    if not isinstance(paths, Sequence) or not paths or not all(isinstance(p, (str, os.PathLike)) for p in paths):
-        raise TypeError(
-            f"{who} expected probe as a Probe or the paths of images, got {type(probe).__name__}: wrap a tensor with "
-            "Probe.from_tensor, opened images with Probe.from_images."
-        )
-    return list(paths)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 
@@ -47,6 +48,45 @@ class Watched:
     filter_layers: tuple[str, ...]
     map_layers: tuple[str, ...]
     layers: tuple[WatchedLayer, ...]
+
+
+def plan_of(
+    who: str,
+    *,
+    layers: LayerSpec,
+    probe: Probe | str | Sequence[str] | None,
+    look: Look,
+    shown: str,
+    unit: Unit,
+    every: int,
+    on_error: OnError,
+    through: str | None,
+) -> Plan:
+    """Check what was asked for.
+
+    Args:
+        who: asked, by the name that the messages give; `shown` is what it calls `Look.shown`.
+        layers: see `Plan`; likewise the others.
+        probe: also the path of an image, or several.
+        look: see `Plan`.
+        shown: see `who`.
+        unit: see `Plan`.
+        every: see `Plan`.
+        on_error: see `Plan`.
+        through: see `Plan`.
+
+    Raises:
+        ValueError: an argument has a value that cannot be.
+        TypeError: `layers` or `probe` is of another kind.
+        FileNotFoundError: no such probe image.
+    """
+    _refuse_layers(who, layers)
+    _refuse_look(who, look, shown)
+    if on_error not in get_args(OnError):
+        raise ValueError(f"{who} expected on_error as one of {', '.join(get_args(OnError))}, got {on_error!r}.")
+    if probe is not None and not isinstance(probe, Probe):
+        probe = Probe.from_images(_image_paths(who, probe))
+    return Plan(layers, look, unit, every, on_error, probe, through)
 
 
 def watch(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None) -> Watched:
@@ -134,3 +174,34 @@ def _facts(probe: Probe | None) -> dict[str, Any]:
     if probe is None:
         return {}
     return {"fingerprint": probe.fingerprint, "names": list(probe.names), "shape": list(probe.tensor.shape)}
+
+
+def _refuse_layers(who: str, layers: Any) -> None:
+    several = [layers] if isinstance(layers, (str, type)) else layers
+    if not isinstance(several, Sequence) or not all(isinstance(item, (str, type)) for item in several):
+        raise TypeError(f'{who} expected layers as "auto", names, globs or module types, got {layers!r}.')
+
+
+def _refuse_look(who: str, look: Look, shown: str) -> None:
+    for name, number, least in (("width", look.width, 16), (shown, look.shown, 1), ("max_slices", look.slices, 1)):
+        unlimited = name == "width" and number is None
+        if not unlimited and (not isinstance(number, int) or isinstance(number, bool) or number < least):
+            more = ", or None" if name == "width" else ""
+            raise ValueError(f"{who} expected {name} to be a whole number from {least} on{more}, got {number!r}.")
+    for name, value, allowed in (
+        ("value_range", look.value_range, get_args(render.RangeRule)),
+        ("view", look.view, get_args(render.View)),
+    ):
+        if value not in allowed:
+            raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
+    render.palette(look.cmap, True)  # refuses an unknown colour map
+
+
+def _image_paths(who: str, probe: Any) -> list[str | os.PathLike[str]]:
+    paths = [probe] if isinstance(probe, (str, os.PathLike)) else probe
+    if not isinstance(paths, Sequence) or not paths or not all(isinstance(p, (str, os.PathLike)) for p in paths):
+        raise TypeError(
+            f"{who} expected probe as a Probe or the paths of images, got {type(probe).__name__}: wrap a tensor with "
+            "Probe.from_tensor, opened images with Probe.from_images."
+        )
+    return list(paths)

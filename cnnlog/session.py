@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
+from cnnlog.alarm import Alarm
 from cnnlog.capture import capture, survey
 from cnnlog.layers import LayerInfo
 from cnnlog.plan import Plan, Unit, manifest_of, probe_files, watch
@@ -51,8 +51,8 @@ class Session:
         self.memory = memory
         self._trainer, self._module = trainer, module
         self._filters, self._maps = filters, maps
-        self._failed = False  # the training's own exception must not be hidden by one of ours
-        self._raise = any(plan.on_error == "raise" for plan in plans)
+        raises = any(plan.on_error == "raise" for plan in plans)
+        self._alarm = Alarm(raises=raises, warned=memory.warned, say=rank_zero_info)
         self._through = next((plan.through for plan in plans if plan.through), None)
         self.unit: Unit = plans[0].unit
         self._last_global_step = trainer.global_step
@@ -125,7 +125,7 @@ class Session:
             except (OSError, ValueError, LookupError) as error:
                 if not carried:
                     raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
-                self._warn(
+                self._alarm.warn(
                     "baseline", f"the baseline in {old.folder} cannot be read ({error}); {_new_baseline(self._now())}"
                 )
                 old = None
@@ -166,7 +166,7 @@ class Session:
             old = RunStore.open(self.memory.folder)
             _refuse_other(old.manifest, manifest)
         except (OSError, ValueError, LookupError) as error:
-            self._warn("baseline", f"no baseline from before the resume: {error}; {_new_baseline(self._now())}")
+            self._alarm.warn("baseline", f"no baseline from before the resume: {error}; {_new_baseline(self._now())}")
             return None
         return old
 
@@ -177,7 +177,7 @@ class Session:
         for logger in self._trainer.loggers:
             sink = sink_for(logger)
             if sink is None:
-                self._warn(
+                self._alarm.warn(
                     f"logger {type(logger).__name__}",
                     f"{type(logger).__name__} is given no pictures; every snapshot is in the store, {folder}",
                 )
@@ -195,7 +195,7 @@ class Session:
                 table = layer_table(self._module, example, watched=watched, through=self._through)
                 return {"layers": table.to_markdown()}
         except Exception as error:  # torchinfo knows fewer kinds of models than we watch
-            self._warn("table", f"no table of layers: {error}")
+            self._alarm.warn("table", f"no table of layers: {error}")
             return {}
 
     def _announcement(self, folder: str | None) -> str:
@@ -269,7 +269,7 @@ class Session:
             )
         except Exception as error:
             problem = Problem("probe", f"no snapshot of step {step}; training goes on, and later ones are tried", error)
-            self._handle([problem])
+            self._alarm.handle([problem])
             return
         self.recorder.record(snapshot)
         self.memory.step = step
@@ -279,11 +279,11 @@ class Session:
 
     def report(self) -> None:
         """Warn of what went wrong in the background since the last call, once per kind; or raise it."""
-        self._handle(self.recorder.take_problems())
+        self._alarm.handle(self.recorder.take_problems())
 
     def end(self, *, failed: bool = False) -> None:
         """Draw the evolution strips and wait until everything is written."""
-        self._failed = failed
+        self._alarm.failed = failed
         self.recorder.finish()
         self.report()
 
@@ -291,24 +291,6 @@ class Session:
         """End the threads."""
         self.recorder.close()
         self.report()
-
-    def _handle(self, problems: Sequence[Problem]) -> None:
-        for problem in problems:
-            why = f" ({type(problem.error).__name__}: {problem.error})" if problem.error is not None else ""
-            if self._raise and not self._failed:
-                self.memory.warned.add(problem.what)
-                raise RuntimeError(f"cnnlog: {problem.message}{why}") from problem.error
-            self._warn(problem.what, problem.message + why)
-
-    def _warn(self, what: str, message: str) -> None:
-        if what not in self.memory.warned:
-            self.memory.warned.add(what)
-            try:
-                warnings.warn(f"cnnlog: {message}", stacklevel=2)
-            except Warning as warning:  # warnings are errors here
-                if not self._failed:
-                    raise
-                rank_zero_info(str(warning))
 
 
 def _is_rehearsal(trainer: L.Trainer) -> bool:
