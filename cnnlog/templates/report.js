@@ -195,7 +195,8 @@
     caption(frame) {
       const reel = this.reel;
       const what = frame < 0 ? "nothing yet" : stepText(this.side, reel.steps[frame]);
-      if (this.when.textContent === what) return;
+      if (this.said === what) return;
+      this.said = what;
       this.when.textContent = what;
       this.figure.dataset.step = frame < 0 ? "" : reel.steps[frame];
       const kind = this.kind === "filters" ? "Filters" : "Feature maps";
