@@ -231,8 +231,13 @@ def _forward(
 
 
 def _plain_run(module: nn.Module, tensor: torch.Tensor) -> None:
+    module(placed(module, tensor))
+
+
+def placed(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the device and in the precision of the module's first floating-point parameter or buffer."""
     example = next((p for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()), tensor)
-    module(tensor.to(example.device, example.dtype))
+    return tensor.to(example.device, example.dtype)
 
 
 def _how_far(start: nn.Module, tensor: torch.Tensor, ran: Mapping[str, tuple[int, ...]], error: Exception) -> str:

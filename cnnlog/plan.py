@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from importlib.metadata import version
@@ -133,6 +133,25 @@ def manifest_of(
     )
 
 
+def refuse_other(old: Manifest, new: Manifest) -> None:
+    """A run is gone on with only if pictures and numbers stay comparable.
+
+    Raises:
+        ValueError: they would not.
+    """
+    for what, before, now in (
+        ("unit of steps", old.unit, new.unit),
+        ("layers", [_shape_of(layer) for layer in old.layers], [_shape_of(layer) for layer in new.layers]),
+        ("probe", old.probe.get("fingerprint"), new.probe.get("fingerprint")),
+        ("settings", _shaping(old.settings), _shaping(new.settings)),
+    ):
+        if before != now:
+            raise ValueError(
+                f"the run that is resumed had other {what} ({before}) than this one ({now}); give the same, or begin a "
+                "new run in another folder"
+            )
+
+
 def probe_files(probe: Probe | None) -> tuple[FloatArray, Picture] | None:
     """The probe as the recorder wants it: its tensor, and its pictures side by side."""
     if probe is None:
@@ -205,3 +224,13 @@ def _image_paths(who: str, probe: Any) -> list[str | os.PathLike[str]]:
             "Probe.from_tensor, opened images with Probe.from_images."
         )
     return list(paths)
+
+
+def _shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that decide what is stored."""
+    parts = ("shown", "slices", "width", "value_range")
+    return {kind: {part: look.get(part) for part in parts} for kind, look in settings.items()}
+
+
+def _shape_of(layer: WatchedLayer) -> tuple[Any, ...]:
+    return (layer.name, layer.weight_shape, layer.output_shape, layer.view)

@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog import models
 from cnnlog.capture import capture, survey
 from cnnlog.checkpoints import Checkpoint, find, order
+from cnnlog.eventfile import EventFile
 from cnnlog.layers import LayerInfo, LayerSpec
 from cnnlog.plan import Plan, Unit, Watched, manifest_of, probe_files, watch
 from cnnlog.probe import Probe
@@ -369,23 +369,16 @@ def _new_folder(out: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-@dataclass(frozen=True)
-class _Events:
-    """What `TensorBoardSink` needs of a Lightning logger."""
-
-    experiment: SummaryWriter
-
-
 @contextmanager
 def _events(folder: Path | None) -> Iterator[list[Sink]]:
     if folder is None:
         yield []
         return
-    writer = SummaryWriter(str(folder))
+    file = EventFile(str(folder))
     try:
-        yield [TensorBoardSink(_Events(writer))]
+        yield [TensorBoardSink(file)]
     finally:
-        writer.close()
+        file.close()
 
 
 def _said(error: Exception) -> str:

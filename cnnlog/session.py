@@ -13,11 +13,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from cnnlog.alarm import Alarm
 from cnnlog.capture import capture, survey
 from cnnlog.layers import LayerInfo
-from cnnlog.plan import Plan, Unit, manifest_of, probe_files, watch
+from cnnlog.plan import Plan, Unit, manifest_of, probe_files, refuse_other, watch
 from cnnlog.probe import Probe, default_probe
 from cnnlog.recorder import Problem, Recorder
 from cnnlog.sinks import Sink, sink_for
-from cnnlog.store import FOLDER, Manifest, RunStore, WatchedLayer
+from cnnlog.store import FOLDER, Manifest, RunStore
 from cnnlog.table import layer_table
 
 
@@ -157,14 +157,14 @@ class Session:
                     f"({self.memory.folder}): expected that one or a new folder. Choose another logger name or version."
                 )
             if here.steps:
-                _refuse_other(here.manifest, manifest)
+                refuse_other(here.manifest, manifest)
                 return here
             here.delete_manifest()  # it could never store its baseline, so there is nothing to go on from
         try:
             if not self.memory.folder:
                 raise LookupError("the checkpoint was written without the monitors")
             old = RunStore.open(self.memory.folder)
-            _refuse_other(old.manifest, manifest)
+            refuse_other(old.manifest, manifest)
         except (OSError, ValueError, LookupError) as error:
             self._alarm.warn("baseline", f"no baseline from before the resume: {error}; {_new_baseline(self._now())}")
             return None
@@ -325,31 +325,6 @@ def _run_folder(trainer: L.Trainer) -> str | None:
         parts = (str(part) for part in (logger.save_dir or trainer.default_root_dir, logger.name, logger.version))
         return "/".join([*parts, FOLDER])
     return f"{log_dir}/{FOLDER}"
-
-
-def _refuse_other(old: Manifest, new: Manifest) -> None:
-    """A run is gone on with only if pictures and numbers stay comparable."""
-    for what, before, now in (
-        ("unit of steps", old.unit, new.unit),
-        ("layers", [_shape_of(layer) for layer in old.layers], [_shape_of(layer) for layer in new.layers]),
-        ("probe", old.probe.get("fingerprint"), new.probe.get("fingerprint")),
-        ("settings", _shaping(old.settings), _shaping(new.settings)),
-    ):
-        if before != now:
-            raise ValueError(
-                f"the run that is resumed had other {what} ({before}) than this one ({now}); give the same, or begin a "
-                "new run in another folder"
-            )
-
-
-def _shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that decide what is stored."""
-    parts = ("shown", "slices", "width", "value_range")
-    return {kind: {part: look.get(part) for part in parts} for kind, look in settings.items()}
-
-
-def _shape_of(layer: WatchedLayer) -> tuple[Any, ...]:
-    return (layer.name, layer.weight_shape, layer.output_shape, layer.view)
 
 
 def _continue_manifest(new: Manifest, old: RunStore, *, carried: bool) -> Manifest:

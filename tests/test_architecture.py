@@ -46,12 +46,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "recorder": {"snapshot", "render", "drift", "store", "sinks", "background"},
     "plan": {"snapshot", "layers", "probe", "render", "recorder", "store"},
     "alarm": {"recorder"},
+    "eventfile": set(),
     "session": {"alarm", "capture", "layers", "probe", "table", "plan", "recorder", "sinks", "store"},
     "callbacks": {"probe", "render", "recorder", "plan", "session"},
     "checkpoints": {"models", "plan", "store"},
     "replay": {
         *("models", "capture", "layers", "probe", "table", "plan", "recorder", "store", "run"),
-        *("checkpoints", "sinks", "sinks.tensorboard"),
+        *("checkpoints", "sinks", "sinks.tensorboard", "eventfile"),
     },
     "demo": {"callbacks", "probe", "drift", "store", "snapshot"},
 }
