@@ -13,9 +13,10 @@ if TYPE_CHECKING:
     from cnnlog.comparison import compare
     from cnnlog.probe import Probe
     from cnnlog.run import open_run
+    from cnnlog.watcher import watch
 
 __version__ = "0.1.0"
-__all__ = ["FeatureMapMonitor", "FilterMonitor", "Probe", "__version__", "compare", "open_run"]
+__all__ = ["FeatureMapMonitor", "FilterMonitor", "Probe", "__version__", "compare", "open_run", "watch"]
 
 _HOME = {
     "FeatureMapMonitor": "cnnlog.callbacks",
@@ -23,6 +24,7 @@ _HOME = {
     "Probe": "cnnlog.probe",
     "compare": "cnnlog.comparison",
     "open_run": "cnnlog.run",
+    "watch": "cnnlog.watcher",
 }
 
 

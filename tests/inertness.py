@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import lightning as L
 import numpy as np
@@ -67,7 +67,44 @@ def trace(
         )
         # shuffled from the global generator: a draw too many changes the batches that follow
         trainer.fit(module, DataLoader(images, batch_size=4, shuffle=True))
-    return dict(_facts(module, trainer))
+    return dict(_facts(module, trainer.optimizers[0], trainer.callback_metrics))
+
+
+class Watches(Protocol):
+    """Something that looks at a model between the epochs of a loop."""
+
+    def snapshot(self, step: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def loop_trace(
+    build: Callable[[], nn.Module],
+    image: tuple[int, int, int],
+    watch: Callable[[nn.Module], Watches] | None,
+    *,
+    epochs: int = 3,
+) -> dict[str, str]:
+    """The same as `trace` of a loop without Lightning; `watch` is given the net alone."""
+    _seed()
+    module = Trained(build())
+    images = TensorDataset(torch.rand(4, *image))
+    optimiser = module.configure_optimizers()
+    _seed()
+    loader = DataLoader(images, batch_size=4, shuffle=True)
+    watcher = watch(module.net) if watch else None
+    for epoch in range(epochs):
+        if watcher:
+            watcher.snapshot(epoch)
+        for index, batch in enumerate(loader):
+            optimiser.zero_grad()
+            module.training_step(batch, index).backward()
+            nn.utils.clip_grad_value_(module.parameters(), 1e-3)
+            optimiser.step()
+    if watcher:
+        watcher.snapshot(epochs)
+        watcher.close()
+    return dict(_facts(module, optimiser, {}))
 
 
 def differences(plain: dict[str, str], watched: dict[str, str]) -> list[str]:
@@ -92,17 +129,19 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _facts(module: Trained, trainer: L.Trainer) -> Iterator[tuple[str, str]]:
+def _facts(
+    module: Trained, optimiser: torch.optim.Optimizer, metrics: Mapping[str, torch.Tensor]
+) -> Iterator[tuple[str, str]]:
     for step, loss in enumerate(module.losses):
         yield f"loss {step}", loss
     for name, tensor in module.state_dict().items():
         yield f"state {name}", _digest(tensor)
     for name, parameter in module.named_parameters():
         yield f"parameter {name}", f"{parameter.requires_grad} {_digest(parameter.grad)}"
-    for index, state in trainer.optimizers[0].state_dict()["state"].items():
+    for index, state in optimiser.state_dict()["state"].items():
         for key, value in state.items():
             yield f"optimiser {index}.{key}", _digest(value)
-    for name, metric in trainer.callback_metrics.items():
+    for name, metric in metrics.items():
         yield f"metric {name}", _digest(metric)
     yield "torch generator", _digest(torch.get_rng_state())
     yield "python generator", repr(hash(random.getstate()))

@@ -54,11 +54,15 @@ MAY_IMPORT: dict[str, set[str]] = {
         *("models", "capture", "layers", "probe", "table", "plan", "recorder", "store", "run"),
         *("checkpoints", "sinks", "sinks.tensorboard", "eventfile"),
     },
+    "watcher": {
+        *("alarm", "capture", "layers", "probe", "table", "plan", "recorder", "store", "render"),
+        *("sinks", "sinks.tensorboard", "eventfile"),
+    },
     "demo": {"callbacks", "probe", "drift", "store", "snapshot"},
 }
 MAY_IMPORT["sinks"] = {"sinks.tensorboard"}  # the small file of each tracker, imported when its logger is there
-MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"plugin", "callbacks"}  # entry points never import one another
-MAY_IMPORT["__init__"] = {"callbacks", "probe", "comparison", "run"}
+MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"plugin", "callbacks", "watcher"}  # entry points never import one another
+MAY_IMPORT["__init__"] = {"callbacks", "probe", "comparison", "run", "watcher"}
 
 WITHOUT_TORCH = (
     "snapshot",
