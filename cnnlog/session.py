@@ -16,7 +16,7 @@ from cnnlog.layers import LayerInfo
 from cnnlog.plan import Plan, Unit, manifest_of, probe_files, refuse_other, watch
 from cnnlog.probe import Probe, default_probe
 from cnnlog.recorder import Problem, Recorder
-from cnnlog.sinks import Sink, sink_for
+from cnnlog.sinks import Sink, kinds, sinks_for
 from cnnlog.store import FOLDER, Manifest, RunStore
 from cnnlog.table import layer_table
 
@@ -173,16 +173,13 @@ class Session:
     def _sinks(self, folder: str | None) -> list[Sink]:
         if _is_rehearsal(self._trainer):
             return []
-        sinks = []
-        for logger in self._trainer.loggers:
-            sink = sink_for(logger)
-            if sink is None:
-                self._alarm.warn(
-                    f"logger {type(logger).__name__}",
-                    f"{type(logger).__name__} is given no pictures; every snapshot is in the store, {folder}",
-                )
-            else:
-                sinks.append(sink)
+        assert folder is not None, "only a rehearsal has no folder"
+        sinks, refused = sinks_for(self._trainer.loggers, folder=folder, unit=self.unit)
+        for logger in refused:
+            self._alarm.warn(
+                f"logger {type(logger).__name__}",
+                f"{type(logger).__name__} is given no pictures; every snapshot is in the store, {folder}",
+            )
         return sinks
 
     def _table(self) -> dict[str, str]:
@@ -216,7 +213,7 @@ class Session:
         if self.recorder.step_pictures_bytes:
             size += f" and {self.recorder.step_pictures_bytes / 1e6:.2f} MB of pictures"
         view = ""
-        logdir = next((lg.log_dir for lg in self._trainer.loggers if sink_for(lg) is not None), None)
+        logdir = next((lg.log_dir for lg in self._trainer.loggers if "TensorBoardLogger" in kinds(lg)), None)
         if folder is None:
             size = "nothing is kept in fast_dev_run"
         elif logdir is not None:
@@ -321,9 +318,9 @@ def _run_folder(trainer: L.Trainer) -> str | None:
             number += 1
         return f"{root}/version_{number}/{FOLDER}"
     logger = trainer.loggers[0]
-    if not hasattr(logger, "log_dir"):  # a tracker's save_dir is common to its runs, so ModelCheckpoint adds these too
-        parts = (str(part) for part in (logger.save_dir or trainer.default_root_dir, logger.name, logger.version))
-        return "/".join([*parts, FOLDER])
+    if getattr(logger, "log_dir", None) is None:  # a tracker's save_dir is common to its runs, so that these are added
+        parts = (logger.save_dir or trainer.default_root_dir, logger.name, logger.version)
+        return "/".join([*(str(part) for part in parts if part is not None), FOLDER])
     return f"{log_dir}/{FOLDER}"
 
 

@@ -26,6 +26,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "probe": {"rng"},
     "sinks": set(),
     "sinks.tensorboard": set(),
+    "sinks.wandb": {"sinks"},
+    "sinks.mlflow": {"sinks"},
+    "sinks.comet": set(),
+    "sinks.aim": set(),
+    "sinks.clearml": set(),
+    "sinks.pictures": {"sinks"},
+    "sinks.other": set(),
     "capture": {"snapshot", "layers", "probe", "rng"},
     "table": {"capture"},
     "models": set(),
@@ -60,7 +67,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "demo": {"callbacks", "probe", "drift", "store", "snapshot"},
 }
-MAY_IMPORT["sinks"] = {"sinks.tensorboard"}  # the small file of each tracker, imported when its logger is there
+# the small file of each tracker, imported when its logger is there
+MAY_IMPORT["sinks"] = {name for name in MAY_IMPORT if name.startswith("sinks.")}
 MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"plugin", "callbacks", "watcher"}  # entry points never import one another
 MAY_IMPORT["__init__"] = {"callbacks", "probe", "comparison", "run", "watcher"}
 

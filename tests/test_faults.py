@@ -118,9 +118,11 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("cnnlog:")]
-    assert len(lines) == 1, done.stdout
-    assert "step 2 could not be stored" in lines[0]
-    assert "File too large" in lines[0]
+    stored, drawn = lines
+    assert "step 2 could not be stored" in stored
+    assert "the folder of pictures did not take the pictures of step 2" in drawn
+    assert "File too large" in stored
+    assert "File too large" in drawn
     folder = tmp_path / "cnnlog_logs" / "version_0" / "cnnlog"
     run = RunStore.open(str(folder))
     assert run.steps == [0, 1, 4, 5, 6]

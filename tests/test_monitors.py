@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 from PIL import Image
 from torch import nn
@@ -226,10 +226,18 @@ def test_several_tensorboard_loggers_get_the_same_pictures(tmp_path: Path) -> No
 
 
 def test_a_logger_without_pictures_is_named_once(tmp_path: Path) -> None:
-    logger = CSVLogger(tmp_path, name="run", version="v0")
-    with pytest.warns(UserWarning, match=r"cnnlog: CSVLogger is given no pictures.*cnnlog") as caught:
-        fit(trainer(tmp_path, monitors(), logger=logger), TinyCNN())
-    assert len([w for w in caught if "CSVLogger" in str(w.message)]) == 1
+    class Numbers(Logger):
+        name, version = "run", "v0"
+
+        def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+            pass
+
+        def log_hyperparams(self, *_: Any, **__: Any) -> None:
+            pass
+
+    with pytest.warns(UserWarning, match=r"cnnlog: Numbers is given no pictures.*store.*run/v0/cnnlog") as caught:
+        fit(trainer(tmp_path, monitors(), logger=Numbers()), TinyCNN())
+    assert len([w for w in caught if "Numbers" in str(w.message)]) == 1
     assert store(tmp_path).steps == [0, 1, 2, 3]
 
 

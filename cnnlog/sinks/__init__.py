@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import sys
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -32,15 +35,85 @@ class Sink(Protocol):
         """The last step whose filters or feature maps the tracker has, -1 without any; None if it cannot tell."""
 
 
-def sink_for(logger: Any) -> Sink | None:
-    """The sink for a Lightning logger, or `None` if it takes no pictures.
+def sinks_for(loggers: Sequence[Any], *, folder: str, unit: str) -> tuple[list[Sink], list[Any]]:
+    """The sinks of a trainer, and those of its loggers that take no pictures.
+
+    Pictures become files in the run's folder for a `CSVLogger`, and where nothing else takes them. A ClearML task of
+    this process is served, too: where there is a TensorBoard logger, ClearML copies what that one writes.
+
+    Args:
+        loggers: the Lightning loggers of the trainer.
+        folder: where the run is stored.
+        unit: what steps count, `"epoch"` or `"step"`.
+    """
+    found = {id(logger): sink_for(logger, folder=folder, unit=unit) for logger in loggers}
+    sinks = [sink for sink in found.values() if sink is not None]
+    names = {sink.name for sink in sinks}
+    if not names & {"TensorBoard", "ClearML"} and (task := _clearml_task()) is not None:
+        from cnnlog.sinks.clearml import ClearMLSink
+
+        sinks.append(ClearMLSink(task))
+    if not loggers or any("CSVLogger" in kinds(logger) for logger in loggers):
+        from cnnlog.sinks.pictures import PictureFiles
+
+        sinks.append(PictureFiles(folder))
+    refused = [logger for logger in loggers if found[id(logger)] is None and "CSVLogger" not in kinds(logger)]
+    return sinks, refused
+
+
+def sink_for(logger: Any, *, folder: str, unit: str) -> Sink | None:
+    """The sink for a Lightning logger, or `None` if it takes no pictures itself.
 
     Loggers are told by the name of their classes, so that those of `lightning` and of `pytorch_lightning` are alike
     and no tracker's package is imported before it is used.
     """
-    kinds = {cls.__name__ for cls in type(logger).__mro__}
-    if "TensorBoardLogger" in kinds:
+    known = kinds(logger)
+    sink: Sink | None = None
+    if "TensorBoardLogger" in known:
         from cnnlog.sinks.tensorboard import TensorBoardSink
 
-        return TensorBoardSink(logger)
-    return None
+        sink = TensorBoardSink(logger)
+    elif "WandbLogger" in known:
+        from cnnlog.sinks.wandb import WandbSink
+
+        sink = WandbSink(logger, unit=unit)
+    elif "MLFlowLogger" in known:
+        from cnnlog.sinks.mlflow import MLflowSink
+
+        sink = MLflowSink(logger)
+    elif "CometLogger" in known:
+        from cnnlog.sinks.comet import CometSink
+
+        sink = CometSink(logger, unit=unit)
+    elif "AimLogger" in known:
+        from cnnlog.sinks.aim import AimSink
+
+        sink = AimSink(logger, unit=unit)
+    elif "ClearMLLogger" in known:
+        from cnnlog.sinks.clearml import ClearMLSink, task_of
+
+        sink = ClearMLSink(task_of(logger))
+    elif "CSVLogger" not in known:
+        from cnnlog.sinks.other import OtherSink
+
+        sink = OtherSink.of(logger)
+    return sink
+
+
+def kinds(logger: Any) -> set[str]:
+    """The names of a logger's class and of those that it inherits from."""
+    return {cls.__name__ for cls in type(logger).__mro__}
+
+
+def shortened(tag: str, limit: int) -> str:
+    """The tag, or its beginning and a hash if it takes more than `limit` bytes, for names of files are limited."""
+    data = tag.encode()
+    if len(data) <= limit:
+        return tag
+    return f"{data[: limit - 13].decode(errors='ignore')}-{hashlib.sha256(data).hexdigest()[:12]}"
+
+
+def _clearml_task() -> Any:
+    """The task that the user's script has begun with `Task.init`, if any."""
+    clearml = sys.modules.get("clearml")
+    return clearml.Task.current_task() if clearml is not None else None

@@ -1,0 +1,46 @@
+"""Aim, through the logger's run."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import aim
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+
+class AimSink:
+    """Writes to the run of an `AimLogger`."""
+
+    def __init__(self, logger: Any, *, unit: str) -> None:
+        self.name = "Aim"
+        self._run = logger.experiment
+        self._counts_epochs = unit == "epoch"
+
+    def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
+        """Track a picture, with the description as its caption."""
+        self._track(tag, aim.Image(Image.open(io.BytesIO(png)), caption=description, format="png"), step)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Track a number."""
+        self._track(tag, value, step)
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Track a text."""
+        self._track(tag, aim.Text(markdown), step)
+
+    def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
+        """Track the distribution of the finite values."""
+        self._track(tag, aim.Distribution(values[np.isfinite(values)]), step)
+
+    def commit(self, step: int) -> None:
+        """Do nothing: Aim writes at once."""
+
+    def last_step(self) -> int | None:
+        """Unknown: a run that is open for writing is not read."""
+        return None
+
+    def _track(self, tag: str, value: Any, step: int) -> None:
+        self._run.track(value, name=tag, step=step, epoch=step if self._counts_epochs else None)

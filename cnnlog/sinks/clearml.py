@@ -1,0 +1,60 @@
+"""ClearML, through its task."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def task_of(logger: Any) -> Any:
+    """The task of a logger: its `task`, its `experiment`, or what either is itself."""
+    for name in ("task", "_task", "experiment"):
+        held = getattr(logger, name, None)
+        if hasattr(held, "get_logger"):
+            return held
+    raise LookupError(f"{type(logger).__name__} has no ClearML task as its `task` or `experiment`")
+
+
+class ClearMLSink:
+    """Reports to a ClearML task; the part of a tag before the first slash is its title there, the rest its series."""
+
+    def __init__(self, task: Any) -> None:
+        self.name = "ClearML"
+        self._reports = task.get_logger()
+
+    def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
+        """Report a picture as it is, one a step; `report_image` makes a JPEG of it and keeps 5."""
+        self._media(tag, png, step, "png")
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Report a number."""
+        self._reports.report_scalar(*_names(tag), value=value, iteration=step)
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Report a text as a file beside the pictures."""
+        self._media(tag, markdown.encode(), step, "md")
+
+    def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
+        """Report a histogram of 64 bins over the finite values."""
+        counts, edges = np.histogram(values[np.isfinite(values)], bins=64)
+        labels = [f"{edge:.3g}" for edge in edges[:-1]]
+        self._reports.report_histogram(*_names(tag), values=counts, iteration=step, xlabels=labels)
+
+    def commit(self, step: int) -> None:
+        """Do nothing: ClearML sends on its own."""
+
+    def last_step(self) -> int | None:
+        """Unknown: reading a task back needs ClearML's server."""
+        return None
+
+    def _media(self, tag: str, data: bytes, step: int, ending: str) -> None:
+        stream = io.BytesIO(data)
+        self._reports.report_media(*_names(tag), iteration=step, stream=stream, file_extension=ending, max_history=-1)
+
+
+def _names(tag: str) -> tuple[str, str]:
+    title, _, series = tag.partition("/")
+    return title, series or title

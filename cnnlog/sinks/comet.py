@@ -1,0 +1,42 @@
+"""Comet, through the logger's experiment."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class CometSink:
+    """Writes to the experiment of a Lightning `CometLogger`."""
+
+    def __init__(self, logger: Any, *, unit: str) -> None:
+        self.name = "Comet"
+        self._experiment = logger.experiment
+        self._counts_epochs = unit == "epoch"
+
+    def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
+        """Log a picture, its bytes as they are; Comet takes what is behind the last point for the format."""
+        metadata = {"description": description}
+        self._experiment.log_image(io.BytesIO(png), name=f"{tag}.png", image_format="png", step=step, metadata=metadata)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Log a number."""
+        self._experiment.log_metric(tag, value, step=step, epoch=step if self._counts_epochs else None)
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Log a text."""
+        self._experiment.log_text(markdown, step=step, metadata={"tag": tag})
+
+    def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
+        """Log a histogram of the finite values."""
+        self._experiment.log_histogram_3d(values[np.isfinite(values)], name=tag, step=step)
+
+    def commit(self, step: int) -> None:
+        """Do nothing: Comet sends on its own."""
+
+    def last_step(self) -> int | None:
+        """Unknown: reading an experiment back needs Comet's server."""
+        return None

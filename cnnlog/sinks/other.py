@@ -1,0 +1,127 @@
+"""A logger that is not known here, but has a method for images by a common name."""
+
+from __future__ import annotations
+
+import inspect
+import io
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+IMAGE_METHODS = ("log_image", "add_image", "report_image", "track_image", "log_images", "add_images")
+NUMBER_METHODS = ("log_metric", "log_scalar", "add_scalar", "report_scalar")
+TAG = ("key", "tag", "name", "title", "image_name")
+STEP = ("step", "global_step", "iteration")
+IMAGE = ("image", "img", "picture", "image_data", "img_tensor", "images", "imgs", "img_tensors")
+NUMBER = ("value", "scalar", "scalar_value", "metric", "y")
+CAPTION = ("caption", "description")
+
+Call = Callable[[str, Any, int, str], None]  # tag, value, step, description
+
+
+class OtherSink:
+    """Calls a logger's, or its experiment's, method for images; numbers go the way that is found likewise.
+
+    Texts and histograms are left out.
+    """
+
+    def __init__(self, name: str, image: Call, number: Call) -> None:
+        self.name = name
+        self._image = image
+        self._number = number
+
+    @classmethod
+    def of(cls, logger: Any) -> OtherSink | None:
+        """The sink for a logger, `None` if no method is found that can be called with a tag and an image."""
+        image = next(_calls(logger, IMAGE_METHODS, IMAGE, _as_image), None)
+        if image is None:
+            return None
+
+        def log_metrics(tag: str, value: Any, step: int, _: str) -> None:
+            logger.log_metrics({tag: value}, step)
+
+        number = next(_calls(logger, NUMBER_METHODS, NUMBER, lambda value, *_: value), log_metrics)
+        return cls(type(logger).__name__, image, number)
+
+    def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
+        """Log a picture."""
+        self._image(tag, png, step, description)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Log a number."""
+        self._number(tag, value, step, "")
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Leave it out."""
+
+    def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
+        """Leave it out."""
+
+    def commit(self, step: int) -> None:
+        """Do nothing: nothing is known of how it sends."""
+
+    def last_step(self) -> int | None:
+        """Unknown."""
+        return None
+
+
+def _calls(
+    logger: Any, methods: tuple[str, ...], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]
+) -> Iterator[Call]:
+    """Ways to log a value: each method of the logger and of its experiment whose parameters are all understood."""
+    for owner in (logger, getattr(logger, "experiment", None)):
+        for name in methods:
+            method = getattr(owner, name, None)
+            call = _call(method, values, convert) if callable(method) else None
+            if call is not None:
+                yield call
+
+
+def _call(method: Callable[..., Any], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]) -> Call | None:
+    try:
+        parameters = inspect.signature(method).parameters
+    except (TypeError, ValueError):
+        return None
+    tag_as, value_as, step_as, caption_as = (
+        next((name for name in names if name in parameters), None) for names in (TAG, values, STEP, CAPTION)
+    )
+    required = {
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+    }
+    positional = any(parameter.kind is parameter.POSITIONAL_ONLY for parameter in parameters.values())
+    if tag_as is None or value_as is None or positional or not required <= {tag_as, value_as, step_as}:
+        return None
+    has_formats = "dataformats" in parameters
+
+    def call(tag: str, value: Any, step: int, description: str) -> None:
+        arguments = {tag_as: tag, value_as: convert(value, value_as, has_formats)}
+        if step_as is not None:
+            arguments[step_as] = step
+        else:
+            arguments[tag_as] = f"{tag}/step-{step:08d}"  # so that a step does not replace the one before
+        if has_formats:
+            arguments["dataformats"] = "HWC"
+        if caption_as is not None and isinstance(value, bytes):
+            listed = isinstance(arguments[value_as], list)
+            arguments[caption_as] = [description] if listed else description
+        method(**arguments)
+
+    return call
+
+
+def _as_image(png: bytes, parameter: str, has_formats: bool) -> Any:
+    """A PIL image, a list of one where several are expected, or an array where a tensor is.
+
+    Arrays are `[H, W, 3]` uint8 if the method can be told so, else `[3, H, W]`, as TensorBoard has it.
+    """
+    picture = Image.open(io.BytesIO(png))
+    if "tensor" in parameter or has_formats:
+        pixels = np.asarray(picture.convert("RGB"))
+        return pixels if has_formats else pixels.transpose(2, 0, 1)
+    return [picture] if parameter.endswith("s") else picture

@@ -1,0 +1,86 @@
+"""Picture files in the run's own folder, for trainings without a tracker that takes pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import os
+import re
+
+import fsspec
+import numpy as np
+import numpy.typing as npt
+from fsspec.implementations.local import LocalFileSystem
+
+from cnnlog.sinks import shortened
+
+FOLDER = "pictures"
+
+
+class PictureFiles:
+    """Writes `pictures/<tag>/step-00000003.png` below a run's folder, and `pictures/numbers/step-00000003.csv`.
+
+    The numbers come last, so that a step which has them is complete. Histograms are left out.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.name = "the folder of pictures"
+        self._folder = f"{folder}/{FOLDER}"
+        self._numbers: dict[str, float] = {}
+        self._step = -1
+
+    def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
+        """Write a picture."""
+        self._write(f"{_path(tag)}/step-{step:08d}.png", png)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Add a number."""
+        if step != self._step:  # what an earlier one left behind when it failed is let go
+            self._step, self._numbers = step, {}
+        self._numbers[tag] = value
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Write a text."""
+        self._write(f"{_path(tag)}/step-{step:08d}.md", markdown.encode())
+
+    def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
+        """Leave it out."""
+
+    def commit(self, step: int) -> None:
+        """Write the numbers."""
+        numbers, self._numbers = (self._numbers if step == self._step else {}), {}
+        if numbers:
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([("step", "tag", "value")])
+            csv.writer(text, lineterminator="\n").writerows((step, tag, value) for tag, value in numbers.items())
+            self._write(f"numbers/step-{step:08d}.csv", text.getvalue().encode())
+
+    def last_step(self) -> int | None:
+        """The last step that has numbers."""
+        fs, path = fsspec.core.url_to_fs(f"{self._folder}/numbers")
+        names = fs.glob(f"{path}/step-*.csv") if fs.exists(path) else []
+        return max((int(re.findall(r"\d+", str(name))[-1]) for name in names), default=-1)
+
+    def _write(self, name: str, data: bytes) -> None:
+        fs, path = fsspec.core.url_to_fs(f"{self._folder}/{name}")
+        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        if not isinstance(fs, LocalFileSystem):  # object stores put an object whole, and have no rename
+            fs.pipe_file(path, data)
+            return
+        temporary = f"{path}.tmp"
+        try:
+            fs.pipe_file(temporary, data)
+            os.replace(temporary, path)  # so that a kill leaves the whole file or none
+        finally:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+
+
+def _path(tag: str) -> str:
+    """The tag as folders: never one outside, and names that every file system takes."""
+    return "/".join(shortened(re.sub(r'^\.+$|[<>:"\\|?*\x00-\x1f]', _escape, part), 120) for part in tag.split("/"))
+
+
+def _escape(found: re.Match[str]) -> str:
+    return "".join(f"%{ord(character):02x}" for character in found[0])
