@@ -48,7 +48,7 @@ def test_the_python_blocks_run(folder: Path) -> None:
         "train_loader": loader(),
         "val_loader": loader(),
     }
-    assert len(blocks("python")) == 4
+    assert len(blocks("python")) == 5
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), known)
     first, second = (RunStore.open(str(path.parent)) for path in sorted(folder.rglob("manifest.json")))
@@ -105,7 +105,7 @@ def test_the_commands_it_shows_parse() -> None:
 
     commands = [line.split("#")[0].split() for block in blocks("") for line in block.splitlines() if "cnnlog " in line]
     commands = [words for words in commands if words[:1] == ["cnnlog"]]
-    assert len(commands) == 4
+    assert len(commands) == 8
     for words in commands:
         command: Any = get_command(app)
         arguments = words[1:]
