@@ -64,7 +64,8 @@ class Probe:
     @classmethod
     def from_images(
         cls,
-        images: ImageLike | Sequence[ImageLike],
+        # Sequence[str] stands for YAML: jsonargparse knows no PathLike, and would make one string of a list of paths.
+        images: Sequence[str] | ImageLike | Sequence[ImageLike],
         *,
         transform: Callable[[Any], Any] | None = None,
         size: int | tuple[int, int] | None = None,
