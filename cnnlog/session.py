@@ -308,7 +308,6 @@ def _dataset(trainer: L.Trainer) -> Any:
 
 def _run_folder(trainer: L.Trainer) -> str | None:
     """Where the run's files go; `None` in fast_dev_run, which keeps nothing."""
-    log_dir = trainer.log_dir  # on all ranks: it broadcasts
     if _is_rehearsal(trainer):
         return None
     if not trainer.loggers:
@@ -321,7 +320,7 @@ def _run_folder(trainer: L.Trainer) -> str | None:
     if getattr(logger, "log_dir", None) is None:  # a tracker's save_dir is common to its runs, so that these are added
         parts = (logger.save_dir or trainer.default_root_dir, logger.name, logger.version)
         return "/".join([*(str(part) for part in parts if part is not None), FOLDER])
-    return f"{log_dir}/{FOLDER}"
+    return f"{logger.log_dir}/{FOLDER}"  # not trainer.log_dir: that waits for the other ranks, and rank 0 alone is here
 
 
 def _continue_manifest(new: Manifest, old: RunStore, *, carried: bool) -> Manifest:
