@@ -14,8 +14,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from training import TinyCNN, events, fit, loader, probe, trainer
+from training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 
+import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor
 from cnnlog.store import RunStore
 
@@ -24,7 +25,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def blocks(language: str) -> list[str]:
-    every = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+    every = re.findall(r"^```([\w ]*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
     return [text for kind, text in every if kind == language]
 
 
@@ -54,6 +55,33 @@ def test_the_python_blocks_run(folder: Path) -> None:
     first, second = (RunStore.open(str(path.parent)) for path in sorted(folder.rglob("manifest.json")))
     assert first.steps == list(range(11))
     assert second.steps == [0, 2, 4]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ignite's imports
+@pytest.mark.parametrize("kind", ["loop", "fabric", "ignite"])
+def test_the_recipes_without_lightnings_trainer_run(kind: str, folder: Path) -> None:
+    if kind == "ignite":
+        pytest.importorskip("ignite", reason="pytorch-ignite is not installed, and no dependency")
+    trained = []
+    (block,) = blocks(f"python {kind}")
+    without = "\n".join(line for line in block.splitlines() if "watcher.snapshot" not in line)
+    without = without.replace("runs/", "unwatched/")
+    for text in (block, without):
+        torch.manual_seed(0)
+        model = TinyCNN()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        known = {"model": model, "optimizer": optimizer, "probe": probe(), "train_loader": loader()}
+        exec(compile(text, "README.md", "exec"), {**known, "torch": torch, "cnnlog": cnnlog, "lightning": L})
+        trained.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*trained, strict=True))
+    (path,) = folder.rglob("manifest.json")
+    assert not (folder / "unwatched").exists()
+    run = RunStore.open(str(path.parent))
+    assert path.parent.parent.parent.name == "runs"
+    assert run.steps == [0, 1, 2, 3]
+    assert [layer.name for layer in run.manifest.layers] == ["net.0", "net.3"]
+    assert run.read_record(3).numbers["filter_drift_l2"]["net.0"].min() > 0
+    assert image_steps(events(path.parent.parent))["feature_maps/01_net.3"] == [0, 1, 2, 3]
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Lightning's use of jsonargparse
