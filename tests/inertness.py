@@ -44,30 +44,41 @@ Make = Callable[[], Sequence[L.Callback]]
 
 
 def trace(
-    build: Callable[[], nn.Module], image: tuple[int, int, int], make_callbacks: Make, folder: Path, *, epochs: int = 2
+    build: Callable[[], nn.Module],
+    image: tuple[int, int, int],
+    make_callbacks: Make,
+    folder: Path,
+    *,
+    epochs: int = 2,
+    images: int = 4,
+    fitted: Callable[[Trained], Any] = lambda module: module,
+    **options: Any,
 ) -> dict[str, str]:
-    """Everything that a training leaves behind, as name -> digest, after `epochs` of one batch of four images."""
+    """Everything that a training leaves behind, as name -> digest, after `epochs` of batches of four images.
+
+    `fitted` makes of the module what the trainer is to fit (a compiled one, say); `options` are the trainer's.
+    """
     _seed()
     net = build()
     module = net if isinstance(net, Trained) else Trained(net)
-    images = TensorDataset(torch.rand(4, *image))
+    data = TensorDataset(torch.rand(images, *image))
     _seed()
+    plainly: dict[str, Any] = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "max_epochs": epochs,
+        "gradient_clip_val": 1e-3,  # a deep net that begins with norms over few pixels explodes otherwise
+        "gradient_clip_algorithm": "value",
+        "default_root_dir": folder,
+    }
     with _quiet():
-        trainer = L.Trainer(
-            accelerator="cpu",
-            callbacks=list(make_callbacks()),
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            max_epochs=epochs,
-            gradient_clip_val=1e-3,  # a deep net that begins with norms over few pixels explodes otherwise
-            gradient_clip_algorithm="value",
-            default_root_dir=folder,
-        )
+        trainer = L.Trainer(callbacks=list(make_callbacks()), **{**plainly, **options})
         # shuffled from the global generator: a draw too many changes the batches that follow
-        trainer.fit(module, DataLoader(images, batch_size=4, shuffle=True))
-    return dict(_facts(module, trainer.optimizers[0], trainer.callback_metrics))
+        trainer.fit(fitted(module), DataLoader(data, batch_size=4, shuffle=True))
+    return dict(_facts(module, trainer.optimizers, trainer.callback_metrics))
 
 
 class Watches(Protocol):
@@ -104,7 +115,7 @@ def loop_trace(
     if watcher:
         watcher.snapshot(epochs)
         watcher.close()
-    return dict(_facts(module, optimiser, {}))
+    return dict(_facts(module, [optimiser], {}))
 
 
 def differences(plain: dict[str, str], watched: dict[str, str]) -> list[str]:
@@ -130,7 +141,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _facts(
-    module: Trained, optimiser: torch.optim.Optimizer, metrics: Mapping[str, torch.Tensor]
+    module: Trained, optimisers: Sequence[torch.optim.Optimizer], metrics: Mapping[str, torch.Tensor]
 ) -> Iterator[tuple[str, str]]:
     for step, loss in enumerate(module.losses):
         yield f"loss {step}", loss
@@ -138,9 +149,10 @@ def _facts(
         yield f"state {name}", _digest(tensor)
     for name, parameter in module.named_parameters():
         yield f"parameter {name}", f"{parameter.requires_grad} {_digest(parameter.grad)}"
-    for index, state in optimiser.state_dict()["state"].items():
-        for key, value in state.items():
-            yield f"optimiser {index}.{key}", _digest(value)
+    for position, optimiser in enumerate(optimisers):
+        for index, state in optimiser.state_dict()["state"].items():
+            for key, value in state.items():
+                yield f"optimiser {position}.{index}.{key}", _digest(value)
     for name, metric in metrics.items():
         yield f"metric {name}", _digest(metric)
     yield "torch generator", _digest(torch.get_rng_state())
