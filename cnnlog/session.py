@@ -99,7 +99,12 @@ class Session:
         carried = old is not None and old.folder != folder
         if old is not None:
             manifest = _continue_manifest(manifest, old, carried=carried)
-        store = None if folder is None else old if old is not None and not carried else RunStore(folder, manifest)
+        store = old
+        if folder is None:
+            store = None
+        elif old is None or carried:
+            store = self._claim(folder, manifest)
+            folder = store.folder
         self.recorder = Recorder(
             self.watched.layers,
             filters=self._filters.look if self._filters else None,
@@ -113,6 +118,8 @@ class Session:
             self._begin(manifest, old, carried=carried)
         except BaseException:
             self.recorder.close()  # nobody else has this session yet
+            if store is not None:
+                store.release()
             raise
         if self.recorder.step_bytes or old is None:
             rank_zero_info(self._announcement(folder))
@@ -141,11 +148,7 @@ class Session:
         here = RunStore.open(folder) if folder is not None and RunStore.exists(folder) else None
         mine = here is not None and here.manifest.run_id == self.memory.run_id
         if here is not None and not resumed and not (mine and here.steps in ([], [0])):
-            raise ValueError(
-                f"{here.folder} already holds a run of {len(here.steps)} snapshots, and this one would mix with it: "
-                "expected a new folder. Choose another logger name or version, delete the folder, or resume that run "
-                "with trainer.fit(ckpt_path=...)."
-            )
+            raise _taken(here)
         if not resumed:
             if here is not None:
                 here.delete_manifest()  # our own, of a fit that ended before its first step
@@ -169,6 +172,20 @@ class Session:
             self._alarm.warn("baseline", f"no baseline from before the resume: {error}; {_new_baseline(self._now())}")
             return None
         return old
+
+    def _claim(self, folder: str, manifest: Manifest) -> RunStore:
+        """Make the folder this run's, before anything of it is written there."""
+        while True:
+            store = RunStore(folder, manifest)
+            try:
+                store.create()
+                return store
+            except Exception as error:
+                if not isinstance(error, FileExistsError) or not RunStore.exists(folder):
+                    return store  # it cannot be written; the recorder tries again, and warns
+            if self._trainer.loggers:
+                raise _taken(RunStore.open(folder))
+            folder = _unnamed_run(self._trainer)  # the last one is of a training that has begun at the same moment
 
     def _sinks(self, folder: str | None) -> list[Sink]:
         if _is_rehearsal(self._trainer):
@@ -311,16 +328,29 @@ def _run_folder(trainer: L.Trainer) -> str | None:
     if _is_rehearsal(trainer):
         return None
     if not trainer.loggers:
-        root = f"{trainer.default_root_dir}/cnnlog_logs"
-        number = 0
-        while RunStore.exists(f"{root}/version_{number}/{FOLDER}"):
-            number += 1
-        return f"{root}/version_{number}/{FOLDER}"
+        return _unnamed_run(trainer)
     logger = trainer.loggers[0]
     if getattr(logger, "log_dir", None) is None:  # a tracker's save_dir is common to its runs, so that these are added
         parts = (logger.save_dir or trainer.default_root_dir, logger.name, logger.version)
         return "/".join([*(str(part) for part in parts if part is not None), FOLDER])
     return f"{logger.log_dir}/{FOLDER}"  # not trainer.log_dir: that waits for the other ranks, and rank 0 alone is here
+
+
+def _unnamed_run(trainer: L.Trainer) -> str:
+    """The first free folder of a training without a logger."""
+    root = f"{trainer.default_root_dir}/cnnlog_logs"
+    number = 0
+    while RunStore.exists(f"{root}/version_{number}/{FOLDER}"):
+        number += 1
+    return f"{root}/version_{number}/{FOLDER}"
+
+
+def _taken(by: RunStore) -> ValueError:
+    return ValueError(
+        f"{by.folder} already holds a run of {len(by.steps)} snapshots, begun at {by.manifest.created}, and this one "
+        "would mix with it: expected a new folder. Choose another logger name or version, delete the folder, or resume "
+        "that run with trainer.fit(ckpt_path=...)."
+    )
 
 
 def _continue_manifest(new: Manifest, old: RunStore, *, carried: bool) -> Manifest:

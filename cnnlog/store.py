@@ -165,18 +165,39 @@ class RunStore:
         return bool(fs.exists(path))
 
     def create(self) -> None:
-        """Make the folder and write the manifest, which must not be there yet.
+        """Make the folder and write the manifest; of several runs that do so at once, one succeeds.
+
+        Also for a run that has done so before: its manifest is written anew.
 
         Raises:
-            FileExistsError: another run is there.
+            FileExistsError: another run is there, or a file where the folder should be.
             OSError: the folder cannot be written.
         """
-        _write(_join(self.folder, MANIFEST), self.manifest.to_json().encode(), new=True)
+        where, data = _join(self.folder, MANIFEST), self.manifest.to_json().encode()
+        try:
+            _write(where, data, new=True)
+        except FileExistsError:
+            if not self.is_begun():
+                raise
+            _write(where, data)
+
+    def is_begun(self) -> bool:
+        """Whether the manifest in the folder is this run's."""
+        try:
+            return RunStore.open(self.folder).manifest.run_id == self.manifest.run_id
+        except (OSError, StoreError):
+            return False
 
     def delete_manifest(self) -> None:
         """Give the folder up, so that another run can begin there; its other files are overwritten by that."""
         fs, path = fsspec.core.url_to_fs(_join(self.folder, MANIFEST))
         fs.rm(path)
+
+    def release(self) -> None:
+        """Give the folder up if it is this run's and holds no snapshot: nothing is there to mix with."""
+        with contextlib.suppress(OSError):
+            if self.is_begun() and not self.steps:
+                self.delete_manifest()
 
     @property
     def steps(self) -> list[int]:

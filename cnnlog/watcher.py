@@ -164,12 +164,14 @@ class Watcher:
             architecture=type(self._model).__name__,
         )
         old = self._earlier_run(manifest, resume)
+        store = old or self._claim(manifest)
         with ExitStack() as stack:
+            stack.callback(store.release)
             self._recorder = Recorder(
                 self._watched.layers,
                 filters=filters.look,
                 maps=maps.look if maps else None,
-                store=old or RunStore(self.folder, manifest),
+                store=store,
                 sinks=stack.enter_context(_sinks(log_dir, tensorboard)),
                 probe=probe_files(filters.probe),
                 texts=self._table() if tensorboard else {},
@@ -271,17 +273,23 @@ class Watcher:
     def _earlier_run(self, manifest: Manifest, resume: int) -> RunStore | None:
         if resume == 0:
             if RunStore.exists(self.folder):
-                raise ValueError(
-                    f"{self.folder} already holds a run of {len(RunStore.open(self.folder).steps)} snapshots, and this "
-                    "one would mix with it: expected a new folder. Choose another log_dir, delete the folder, or go on "
-                    "with that run by resume=STEP."
-                )
+                raise _taken(RunStore.open(self.folder))
             return None
         old = RunStore.open(self.folder)
         if not old.steps:
             raise ValueError(f"{self.folder} holds no snapshot to go on from: leave resume out and delete the folder.")
         refuse_other(old.manifest, manifest)
         return old
+
+    def _claim(self, manifest: Manifest) -> RunStore:
+        """Make the folder this run's, before anything of it is written there."""
+        store = RunStore(self.folder, manifest)
+        try:
+            store.create()
+        except Exception as error:
+            if isinstance(error, FileExistsError) and RunStore.exists(self.folder):  # begun at the same moment
+                raise _taken(RunStore.open(self.folder)) from None
+        return store  # where it cannot be written, the recorder tries again, and warns
 
     def _table(self) -> dict[str, str]:
         probe = self._filters.probe
@@ -301,6 +309,14 @@ def _bare(model: nn.Module) -> nn.Module:
     while {cls.__name__ for cls in type(model).__mro__} & _WRAPPERS:
         model = model.module  # type: ignore[assignment]  # every wrapper has one
     return model
+
+
+def _taken(by: RunStore) -> ValueError:
+    return ValueError(
+        f"{by.folder} already holds a run of {len(by.steps)} snapshots, begun at {by.manifest.created}, and this one "
+        "would mix with it: expected a new folder. Choose another log_dir, delete the folder, or go on with that run "
+        "by resume=STEP."
+    )
 
 
 @contextmanager

@@ -1,0 +1,78 @@
+"""Child processes without the seconds that importing lightning takes: one process imports it, and forks the others."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+TEMPLATE = """
+import json, os, signal, sys
+sys.path.insert(0, {tests!r})
+import torch
+torch.set_num_threads(1)
+import {module} as module
+signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children leave no zombies, for which os.kill would find a process
+for line in sys.stdin:
+    function, *arguments = json.loads(line)
+    child = os.fork()
+    if not child:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        sys.stdout = sys.stderr
+        try:
+            getattr(module, function)(*arguments)
+        finally:
+            os._exit(0)
+    print(child, flush=True)
+"""
+
+
+class Forks:
+    """Calls functions of a module in `tests`, each in a process of its own.
+
+    Args:
+        module: its name; what it imports, all processes have.
+    """
+
+    def __init__(self, module: str) -> None:
+        script = TEMPLATE.format(tests=str(Path(__file__).parent), module=module)
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", script], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def start(self, function: str, *arguments: object) -> int:
+        """Call a function with plain values; the id of its process."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        print(json.dumps([function, *arguments]), file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+    def wait(self, *processes: int) -> None:
+        """Wait until they have ended."""
+        until = time.monotonic() + 120
+        for process in processes:
+            while is_alive(process):
+                assert time.monotonic() < until, "a process has not ended within two minutes"
+                time.sleep(0.001)
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
