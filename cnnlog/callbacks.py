@@ -66,6 +66,12 @@ class _Monitor(L.Callback):
                 "The monitors of a Trainer share their steps, but one counts epochs (every_n_epochs) and the other "
                 "training steps (every_n_train_steps): give both the same."
             )
+        through = sorted({monitor.plan.through for monitor in monitors if monitor.plan.through is not None})
+        if len(through) > 1:
+            raise ValueError(
+                f"The monitors of a Trainer share their probe's way through the model, but got through={through[0]!r} "
+                f"and through={through[1]!r}: give it to one."
+            )
         given = [monitor.plan.probe for monitor in monitors if monitor.plan.probe is not None]
         if len({probe.fingerprint for probe in given}) > 1:
             raise ValueError("The monitors of a Trainer share their probe, but got two different ones: give it to one.")
@@ -154,7 +160,8 @@ class FilterMonitor(_Monitor):
         probe: needed only to tell the layers' resolutions in `"auto"`; the `FeatureMapMonitor`'s is used if there is
             one, else the first image of the validation (or training) data set.
         on_error: what to do when something goes wrong here while training: `"warn"` once, or `"raise"`.
-        through: the sub-module to run the probe through, for a module without a `forward` of its own.
+        through: the sub-module to run the probe through, for a module without a `forward` of its own, or with one that
+            takes no images (`"discriminator"` of a GAN).
 
     Raises:
         ValueError: an argument that cannot be, at once; one that does not fit the model, when training starts.

@@ -156,6 +156,8 @@ def _facts(
     for name, metric in metrics.items():
         yield f"metric {name}", _digest(metric)
     yield "torch generator", _digest(torch.get_rng_state())
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        yield "cuda generators", str([_digest(state) for state in torch.cuda.get_rng_state_all()])
     yield "python generator", repr(hash(random.getstate()))
     yield "numpy generator", repr(np.random.get_state())  # noqa: NPY002
     for name, part in module.named_modules():
@@ -190,4 +192,5 @@ def _digest(value: object) -> str:
         return repr(value)
     tensor = value.detach().cpu().contiguous()
     raw = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor
-    return f"{tensor.dtype} {tuple(tensor.shape)} {zlib.crc32(raw.numpy()):08x}"  # ten times as fast as SHA-256
+    crc = zlib.crc32(raw.numpy())  # ten times as fast as SHA-256
+    return f"{tensor.dtype} {tuple(tensor.shape)} {value.stride()} {value.device.type} {crc:08x}"

@@ -182,15 +182,6 @@ def test_manual_optimisation_with_two_optimisers(schedule: dict[str, int], steps
 # --- ways of training
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
-def test_precisions(precision: str, tmp_path: Path) -> None:
-    fit(trainer(tmp_path, monitors(), precision=precision), TinyCNN())
-    record = store(tmp_path).read_record(3)
-    assert record.filters["net.0"].dtype == record.feature_maps["net.0"].dtype == np.float32
-    halved = np.array_equal(record.feature_maps["net.0"].view(np.uint32) & 0xFFFF, np.zeros((1, 6, 16, 16)))
-    assert halved == (precision != "32-true")
-
-
 @pytest.mark.parametrize("average", [lambda: StochasticWeightAveraging(1e-2, swa_epoch_start=1), WeightAveraging])
 def test_averaging_callbacks_change_nothing(average: Callable[[], L.Callback], tmp_path: Path) -> None:
     results = []
@@ -239,23 +230,6 @@ def test_a_logger_without_pictures_is_named_once(tmp_path: Path) -> None:
         fit(trainer(tmp_path, monitors(), logger=Numbers()), TinyCNN())
     assert len([w for w in caught if "Numbers" in str(w.message)]) == 1
     assert store(tmp_path).steps == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("how", ["module", "part", "in place"])
-def test_compiled_modules(how: str, tmp_path: Path) -> None:
-    torch._dynamo.reset()
-    warnings.filterwarnings("ignore", message=".*attribute of a Tensor that is not a leaf.*")  # dynamo on self.log
-    module: Any = TinyCNN()
-    if how == "module":
-        module = torch.compile(module, backend="eager")
-    elif how == "part":
-        module.net = torch.compile(module.net, backend="eager")
-    else:
-        module.net.compile(backend="eager")
-    fit(trainer(tmp_path, monitors(), max_epochs=2), module)
-    run = store(tmp_path)
-    assert [layer.name for layer in run.manifest.layers] == ["net.0", "net.3"]
-    assert run.steps == [0, 1, 2]
 
 
 def test_frozen_parts_are_watched_and_stay_frozen(tmp_path: Path) -> None:

@@ -261,6 +261,11 @@ def test_two_probes(tmp_path: Path) -> None:
     refused(tmp_path, callbacks, "share their probe, but got two different ones", "give it to one")
 
 
+def test_the_monitors_share_the_way_through_the_model(tmp_path: Path) -> None:
+    callbacks = [FilterMonitor(through="net"), FeatureMapMonitor(probe(), through="head")]
+    refused(tmp_path, callbacks, "share their probe's way", "through='head' and through='net'", "give it to one")
+
+
 def test_one_probe_twice_is_one_probe(tmp_path: Path) -> None:
     fit(trainer(tmp_path, [FilterMonitor(probe=probe()), FeatureMapMonitor(probe())], max_epochs=1), TinyCNN())
     assert RunStore.open(str(tmp_path / "run" / "v0" / "cnnlog")).steps == [0, 1]
