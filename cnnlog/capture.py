@@ -6,6 +6,7 @@ inertness over a zoo of awkward models.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import sys
 import weakref
@@ -21,6 +22,8 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from cnnlog.layers import LayerInfo
 from cnnlog.probe import Probe
@@ -32,6 +35,12 @@ Forward = Callable[[nn.Module, torch.Tensor], object]
 
 _ALWAYS_COPIED = 2**20  # bytes: smaller tensor attributes are copied at every loan, larger ones as parameters are
 _SAME_SIZE_INT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+_CONVOLUTIONS = {torch.conv2d, torch.conv3d, torch.conv_transpose2d, torch.conv_transpose3d}
+_TRANSPOSED = {torch.conv_transpose2d, torch.conv_transpose3d}
+
+_WRAPPED = "_orig_mod"  # what torch.compile calls the module that it wraps
+_PEFT = {"PeftModel", "PeftMixedModel"}  # by name: PEFT may not be installed
 
 # Where a class has its `forward` from if it defines none.
 _WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
@@ -74,9 +83,9 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
 
 def refuse(model: nn.Module) -> None:
     """Raise ValueError for a model that cannot be looked at: a ScriptModule, uninitialised lazy parameters."""
-    for name, module in model.named_modules():
+    for name, _, module in layer_names(model):
         if isinstance(module, torch.jit.ScriptModule):
-            where = f"layer {_clean(name)!r}" if name else "the model"
+            where = f"layer {name!r}" if name else "the model"
             raise ValueError(
                 f"A ScriptModule cannot be watched, and {where} is one ({type(module).__name__}): its inner "
                 "layers take no hooks. Train the nn.Module it was scripted or traced from."
@@ -84,7 +93,7 @@ def refuse(model: nn.Module) -> None:
         for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
             if tensor is not None and is_lazy(tensor):
                 raise ValueError(
-                    f"Layer {_clean(name)!r} ({type(module).__name__}) is lazy and its {key!r} has no shape yet: "
+                    f"Layer {name!r} ({type(module).__name__}) is lazy and its {key!r} has no shape yet: "
                     "run the model once on a batch before training, so that every parameter is initialised."
                 )
 
@@ -96,7 +105,7 @@ def survey(
 
     Args:
         model: any module; it is borrowed and given back.
-        probe: `[N, C, H, W]`; without one nothing runs and no output shape is known.
+        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`; without one nothing runs and no output shape is known.
         run: executes the forward, `run(module, tensor)`; default: `module(tensor)` on the model's device and dtype.
         through: name of the sub-module through which the probe runs, for models without a forward of their own.
 
@@ -112,11 +121,12 @@ def survey(
 
     def record(name: str, module: nn.Module, output: object) -> None:
         if name not in outputs:
-            outputs[name] = _shape(output)
+            outputs[name] = _maps_shape(output)
             weights[name] = _weight_shape(module)
 
     with borrow(model):
         modules = _named(model)
+        paths = {name: path for name, path, _ in layer_names(model)}
         if probe is not None:
             _forward(model, probe, modules, record, outputs, run=run, through=through)
         for name, module in modules.items():
@@ -132,6 +142,7 @@ def survey(
             weight_shape=weights[name],
             output_shape=outputs.get(name) or None,
             has_maps=len(outputs.get(name, ())) == 4 and outputs[name][0] == images,
+            path=paths[name],
         )
         for name in order
     )
@@ -153,9 +164,12 @@ def capture(
 
     Args:
         model: any module; it is borrowed and given back.
-        probe: `[N, C, H, W]`; may be None where only filters are wanted: then nothing runs.
-        filter_layers: names of the layers whose effective weight `[O, I, kH, kW]` is wanted.
-        map_layers: names of the layers whose first output `[N, C, H, W]` is wanted.
+        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`; may be None where only filters are wanted: then nothing runs,
+            and weights that a forward computes for itself (standardised, fake-quantised ones) are as they are held.
+        filter_layers: names of the layers whose effective weight `[O, I, kH, kW]` is wanted; of a 3-D convolution its
+            frames stand side by side, `[O, I, kH, kT * kW]`.
+        map_layers: names of the layers whose first output `[N, C, H, W]` is wanted; of `[N, C, T, H, W]` it is the
+            middle frame.
         step: the snapshot's step; likewise `epoch` and `global_step`.
         epoch: completed training epochs.
         global_step: completed optimiser steps.
@@ -178,14 +192,15 @@ def capture(
         if name in wanted_maps:
             maps[name] = _feature_maps(name, output)
         if name in wanted_filters:
-            filters[name] = _filters(name, module)
+            filters[name] = used.filters[module] if module in used.filters else _filters(name, module)
 
     wanted_filters, wanted_maps = set(filter_layers), set(map_layers)
     with borrow(model):
         modules = _named(model)
         watched = {name: _known(modules, name) for name in dict.fromkeys([*filter_layers, *map_layers])}
         if probe is not None:
-            _forward(model, probe, watched, record, ran, run=run, through=through)
+            with _UsedWeights([watched[name] for name in wanted_filters]) as used:
+                _forward(model, probe, watched, record, ran, run=run, through=through)
         for name in filter_layers:
             if name not in filters:  # an auxiliary head, say, that does not run in eval mode
                 filters[name] = _filters(name, watched[name])
@@ -276,13 +291,28 @@ def _tensor(probe: Probe | torch.Tensor) -> torch.Tensor:
     return probe if isinstance(probe, torch.Tensor) else probe.tensor
 
 
-def _clean(name: str) -> str:
-    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+def layer_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Name, path and module of everything in `model.named_modules()`.
+
+    The path is the name there. The name leaves out what wrappers add to it (torch.compile's `_orig_mod`, PEFT's
+    `base_model.model`), so that a layer keeps its name when the model is compiled or gets adapters.
+    """
+    names: dict[str, str] = {}
+    inside: set[int] = set()
+    for path, module in model.named_modules():
+        above, _, last = path.rpartition(".")
+        hidden = last == _WRAPPED or id(module) in inside
+        name = names.get(above, "") if hidden else ".".join(part for part in (names.get(above), last) if part)
+        names[path] = name
+        if any(cls.__name__ in _PEFT for cls in type(module).__mro__):
+            wrapped = getattr(module, "base_model", None)  # the tuner, or the network itself with prompt tuning
+            inside |= {id(wrapped), id(getattr(wrapped, "model", None))} if hasattr(module, "peft_config") else set()
+        yield name, path, module
 
 
 def _named(model: nn.Module) -> dict[str, nn.Module]:
     # A compiled module and the one inside it share a name; the inner one, which comes later, is the layer.
-    return {_clean(name): module for name, module in model.named_modules()}
+    return {name: module for name, _, module in layer_names(model)}
 
 
 def _known(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
@@ -320,13 +350,20 @@ def _array(tensor: torch.Tensor) -> FloatArray:
     return array
 
 
+def _maps_shape(output: object) -> tuple[int, ...]:
+    """The output's shape, of `[N, C, T, H, W]` that of one frame."""
+    shape = _shape(output)
+    return (*shape[:2], *shape[3:]) if len(shape) == 5 else shape
+
+
 def _feature_maps(name: str, output: object) -> FloatArray:
     tensor = _first_tensor(output)
-    if tensor is None or tensor.dim() != 4:
+    if tensor is None or tensor.dim() not in (4, 5):
         raise ValueError(
-            f"Layer {name!r} has no feature maps: expected an output [N, C, H, W], but it is {list(_shape(output))}."
+            f"Layer {name!r} has no feature maps: expected an output [N, C, H, W] or [N, C, T, H, W], "
+            f"but it is {list(_shape(output))}."
         )
-    return _array(tensor)
+    return _array(tensor if tensor.dim() == 4 else tensor[:, :, tensor.shape[2] // 2])
 
 
 def _filters(name: str, module: nn.Module) -> FloatArray:
@@ -337,18 +374,21 @@ def _filters(name: str, module: nn.Module) -> FloatArray:
     return _array(weight)
 
 
-def _weight_shape(module: nn.Module) -> tuple[int, ...] | None:
+def _weight_shape(module: Any) -> tuple[int, ...] | None:
+    while _is_adapted(module):
+        module = module.get_base_layer()
     weight = _weight(module)
     return None if weight is None else tuple(weight.shape)
 
 
 def _weight(module: Any) -> torch.Tensor | None:
-    """The weight as forward sees it, filters first; None where the module has none.
+    """The weight that the layer holds, filters first, frames side by side; None where the module has none.
 
-    Read in eval mode, where spectral norm does not advance.
+    What its forward makes of the weight before it convolves (weight standardisation, fake quantisation) is not in it:
+    that is what `_UsedWeights` sees. Read in eval mode, where spectral norm does not advance.
     """
-    if hasattr(module, "get_base_layer") and hasattr(module, "get_delta_weight"):
-        return _lora_weight(module)
+    if _is_adapted(module):
+        return _adapted_weight(module)
     for hook in module._forward_pre_hooks.values():
         # Old-style weight norm, spectral norm and pruning set the weight in a pre-hook; after an optimiser step
         # without a forward it is stale.
@@ -361,25 +401,101 @@ def _weight(module: Any) -> torch.Tensor | None:
         return None
     if weight.is_quantized:
         weight = weight.dequantize()
-    if weight.dim() == 4 and getattr(module, "transposed", False):
-        # [I, O/groups, kH, kW] -> [O, I/groups, kH, kW], as in any other convolution
-        groups: int = module.groups
-        inputs, outputs, *kernel = weight.shape
-        grouped = weight.reshape(groups, inputs // groups, outputs, *kernel).transpose(1, 2)
-        return grouped.reshape(groups * outputs, inputs // groups, *kernel)
-    return weight
+    transposed = getattr(module, "transposed", False)
+    return _filters_first(weight, getattr(module, "groups", 1) if transposed else None)
 
 
-def _lora_weight(module: Any) -> torch.Tensor | None:
-    """PEFT: the base weight and what its active adapters add, unless that is merged into it already."""
-    weight = _weight(module.get_base_layer())
-    if weight is None or getattr(module, "merged", False) or getattr(module, "disable_adapters", False):
+def _filters_first(weight: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
+    """`[O, I/groups, kH, kW]` of a convolution's weight; frames stand side by side, `[O, I/groups, kH, kT * kW]`.
+
+    Args:
+        weight: 4-D or 5-D; any other is returned as it is.
+        transposed_groups: the groups of a transposed convolution, whose weight is `[I, O/groups, ...]`; else None.
+    """
+    if weight.dim() not in (4, 5):
         return weight
-    held = getattr(module, "lora_A", None)
-    for adapter in getattr(module, "active_adapters", ()):
-        if held is None or adapter in held:
-            weight = weight + module.get_delta_weight(adapter).to(weight.dtype)
-    return weight
+    if transposed_groups is not None:
+        inputs, outputs, *kernel = weight.shape
+        grouped = weight.reshape(transposed_groups, inputs // transposed_groups, outputs, *kernel).transpose(1, 2)
+        weight = grouped.reshape(transposed_groups * outputs, inputs // transposed_groups, *kernel)
+    return weight if weight.dim() == 4 else weight.transpose(2, 3).flatten(3)
+
+
+def _is_adapted(module: Any) -> bool:
+    """Whether PEFT has laid an adapter around this layer."""
+    return hasattr(module, "get_base_layer") and hasattr(module, "merge") and hasattr(module, "active_adapters")
+
+
+def _unmerges(module: Any) -> bool:
+    """Whether forward will take an adapter out of the base weight; it does so through `.data`, which counts nothing."""
+    return _is_adapted(module) and bool(module.disable_adapters and module.merged)
+
+
+def _adapted_weight(module: Any) -> torch.Tensor | None:
+    """The base weight and what the active adapters make of it, of any of PEFT's methods: a copy is merged by PEFT."""
+    if module.disable_adapters != module.merged:  # forward takes the base weight as it is
+        return _weight(module.get_base_layer())
+    hooks = {
+        id(value): type(value)()  # a copied hook would take along whatever it is bound to
+        for part in module.modules()
+        for key, value in part.__dict__.items()
+        if "_hooks" in key
+    }
+    copied = copy.deepcopy(module, hooks)
+    copied.unmerge() if module.merged else copied.merge()
+    return _weight(copied.get_base_layer())
+
+
+class _UsedWeights(TorchFunctionMode):
+    """Sees which weights the convolutions of some layers are computed with, while a probe runs.
+
+    A layer may compute its weight anew in each forward (weight standardisation, fake quantisation with a batch norm
+    folded in, a parametrisation that draws), so that what it holds is not what it convolves with. A weight of another
+    shape than the layer's own is not its filters (it is mixed for each image, say), and an adapted layer convolves
+    in parts; what these hold counts.
+
+    Attributes:
+        filters: layer -> the weight of the first convolution in its own forward, `[O, I, kH, kW]`.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.filters: dict[nn.Module, FloatArray] = {}
+        self._shapes = {layer: _weight_shape(layer) for layer in layers if not _is_adapted(layer)}
+        self._running: list[nn.Module] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> _UsedWeights:
+        # A layer's parts, too: what they convolve with is theirs.
+        for module in {part: None for layer in self._shapes for part in layer.modules()}:
+            self._handles.append(module.register_forward_pre_hook(lambda module, _: self._running.append(module)))
+            ended = module.register_forward_hook(lambda module, *_: self._ended(module), always_call=True)
+            self._handles.append(ended)
+        super().__enter__()  # type: ignore[no-untyped-call]  # torch's
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
+        for handle in self._handles:
+            handle.remove()
+
+    def _ended(self, module: nn.Module) -> None:
+        del self._running[self._running.index(module) :]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._running and func in _CONVOLUTIONS:
+            self._see(self._running[-1], func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _see(self, layer: nn.Module, func: Any, args: Any, kwargs: Any) -> None:
+        weight = kwargs["weight"] if "weight" in kwargs else args[1]
+        if layer not in self._shapes or layer in self.filters or not isinstance(weight, torch.Tensor):
+            return
+        groups = getattr(layer, "groups", 1) if func in _TRANSPOSED else None
+        filters = _filters_first(weight, groups)
+        if tuple(filters.shape) == self._shapes[layer]:
+            self.filters[layer] = _array(filters)
 
 
 # --- the loan --------------------------------------------------------------------------------------------------------
@@ -408,7 +524,7 @@ class _Loan:
         for attributes in self._attributes:
             for value in attributes.values():
                 self._keep_contents(value, plain)
-        self._copied = _writes_parameters.get(model, True)
+        self._copied = _writes_parameters.get(model, True) or any(map(_unmerges, self.modules))
         small = {key: tensor for key, tensor in plain.items() if tensor.nbytes < _ALWAYS_COPIED}
         with torch.no_grad():
             self._always = [_Kept(tensor, copy=True) for tensor in ({**small, **buffers}).values()]

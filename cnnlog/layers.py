@@ -19,13 +19,16 @@ class LayerInfo:
     """What a survey knows about one named module.
 
     Attributes:
-        name: as in `model.named_modules()`, without torch.compile's `_orig_mod`.
+        name: as in `model.named_modules()`, without torch.compile's `_orig_mod` and PEFT's `base_model.model`.
         kind: the module's class name.
         module_type: the module's class.
-        has_filters: whether its effective weight is `[O, I, kH, kW]`.
-        weight_shape: shape of its effective weight; None without one.
-        output_shape: shape of its first output; None if it did not run on the probe.
-        has_maps: whether its output is `[N, C, H, W]` with the probe's N.
+        has_filters: whether its effective weight is `[O, I, kH, kW]`, or `[O, I, kT, kH, kW]`.
+        weight_shape: shape of its effective weight, in 3-D with the frames side by side: `(O, I, kH, kT * kW)`; None
+            without one.
+        output_shape: shape of its first output, in 3-D of one frame: `(N, C, H, W)`; None if it did not run on the
+            probe.
+        has_maps: whether its output is `[N, C, H, W]`, or `[N, C, T, H, W]`, with the probe's N.
+        path: as in `model.named_modules()`, if that is another name.
     """
 
     name: str
@@ -35,6 +38,7 @@ class LayerInfo:
     weight_shape: tuple[int, ...] | None
     output_shape: tuple[int, ...] | None
     has_maps: bool = False
+    path: str = ""
 
 
 def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, what: What) -> tuple[str, ...]:
@@ -45,7 +49,8 @@ def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, what: What) -> tupl
         wanted: `"auto"` (every convolution up to 8; past that the first, and the last of each output resolution,
             never more than 8), one name or glob, or a sequence of names, globs and module types.
         what: what will be watched there. A layer given by its exact name must have it; a glob or a type keeps those
-            of its matches that do.
+            of its matches that do. A convolution inside a convolution is a part of it (the base and the two factors of
+            a LoRA layer): a glob that matches both takes the whole, and so does a type.
 
     Returns:
         At least one name, each once.
@@ -76,15 +81,14 @@ def _usable(info: LayerInfo, what: What) -> bool:
 
 def _auto(infos: Sequence[LayerInfo], what: What) -> tuple[str, ...]:
     filter_layers = {info.name for info in infos if info.has_filters}
-    # A convolution inside a convolution is a part of it: the base and the two factors of a LoRA layer.
-    convs = [info for info in infos if info.name in filter_layers and not _has_ancestor(info.name, filter_layers)]
+    convs = [info for info in infos if info.name in filter_layers and _whole(info.name, filter_layers) == info.name]
     if any(info.output_shape is not None for info in convs):
         convs = [info for info in convs if info.output_shape is not None]
     if what == "feature maps":
         convs = [info for info in convs if info.has_maps]
     if not convs:
         raise ValueError(
-            f'layers="auto" watches 2-D convolutions for their {what}, but this model has none that '
+            f'layers="auto" watches 2-D and 3-D convolutions for their {what}, but this model has none that '
             f"{'could be read' if what == 'filters' else 'gives [N, C, H, W] for the probe'}; "
             f"name the layers to watch{_some_usable(infos, what)}."
         )
@@ -102,26 +106,33 @@ def _thin(infos: list[LayerInfo]) -> list[LayerInfo]:
     return [infos[round(i * (len(infos) - 1) / (AUTO_LIMIT - 1))] for i in range(AUTO_LIMIT)]
 
 
-def _has_ancestor(name: str, names: set[str]) -> bool:
+def _whole(name: str, names: set[str]) -> str:
+    """The outermost of `names` that the layer is in, or else its own name."""
     parts = name.split(".")
-    return any(".".join(parts[:n]) in names for n in range(1, len(parts)))
+    above = (".".join(parts[:n]) for n in range(1, len(parts)))
+    return next((outer for outer in above if outer in names), name)
 
 
 def _matches(infos: Sequence[LayerInfo], item: Any, what: What) -> list[str]:
+    filter_layers = {info.name for info in infos if info.has_filters}
     if isinstance(item, type):
-        found = [info for info in infos if issubclass(info.module_type, item)]
+        names = {info.name for info in infos if issubclass(info.module_type, item)}
+        names = {_whole(name, filter_layers) if name in filter_layers else name for name in names}
+        found = [info for info in infos if info.name in names]
         return _usable_names(found, f"of type {item.__name__}", infos, what, like="")
     if not isinstance(item, str):
         raise ValueError(
             f"A layer is given by its name, a glob or a module type, not by {item!r} ({type(item).__name__})."
         )
     for info in infos:
-        if info.name == item:
+        if item in (info.name, info.path):
             if not _usable(info, what):
                 raise ValueError(_unusable(info, what) + _some_usable(infos, what) + ".")
-            return [item]
+            return [info.name]
     if any(char in item for char in "*?["):
-        found = [info for info in infos if fnmatchcase(info.name, item)]
+        matched = {info.name: info for info in infos if fnmatchcase(info.name, item) or fnmatchcase(info.path, item)}
+        convs = filter_layers & matched.keys()
+        found = [info for name, info in matched.items() if name not in convs or _whole(name, convs) == name]
         return _usable_names(found, f"matching {item!r}", infos, what, like=item)
     raise ValueError(f"The model has no layer {item!r}{_close(item, infos, what)}")
 

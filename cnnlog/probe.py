@@ -28,14 +28,16 @@ class Probe:
     Build one with `from_images`, `from_tensor`, `from_dataset` or `chart`; treat it as frozen.
 
     Attributes:
-        tensor: `[N, C, H, W]`, float32, on the CPU.
-        pictures: one uint8 `[H, W, 3]` an image: what the network sees, with the normalisation undone where its mean
-            and standard deviation are known, else stretched from the smallest to the largest value.
+        tensor: `[N, C, H, W]`, or clips `[N, C, T, H, W]`, float32, on the CPU.
+        pictures: one uint8 `[H, W, 3]` an image, of a clip its middle frame: what the network sees, with the
+            normalisation undone where its mean and standard deviation are known, else stretched from the smallest to
+            the largest value.
         names: one an image.
         fingerprint: SHA-256 of shape and values, in hex; runs with equal ones looked at the same input.
 
     Raises:
-        ValueError: not `[C, H, W]` or `[N, C, H, W]`, not floating point, empty, or with NaN or infinity.
+        ValueError: not `[C, H, W]`, `[N, C, H, W]` or `[N, C, T, H, W]`, not floating point, empty, or with NaN or
+            infinity.
     """
 
     # A plain class: jsonargparse takes a dataclass for a group of options, and no class_path for it.
@@ -109,7 +111,7 @@ class Probe:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> Probe:
-        """Take `[C, H, W]` or `[N, C, H, W]` as the network takes it; it is copied.
+        """Take `[C, H, W]` or `[N, C, H, W]`, or clips `[N, C, T, H, W]`, as the network takes it; it is copied.
 
         `mean` and `std` say how it was normalised, and serve the pictures only.
         """
@@ -119,7 +121,8 @@ class Probe:
     def from_dataset(cls, dataset: Any, indices: Sequence[int] = (0,)) -> Probe:
         """Take images of a map-style dataset, and leave every random number generator where it was.
 
-        A sample may be the image, or a tuple or dict with it. `mean` and `std` are found on the dataset's transform.
+        A sample may be the image, a clip `[C, T, H, W]`, or a tuple or dict with it. `mean` and `std` are found on the
+        dataset's transform.
 
         Raises:
             TypeError: the dataset cannot be indexed.
@@ -175,14 +178,17 @@ def _checked(tensor: torch.Tensor) -> torch.Tensor:
     if not isinstance(tensor, torch.Tensor):
         raise TypeError(f"A probe is a tensor [N, C, H, W] or [C, H, W], not {type(tensor).__name__}.")
     shape = list(tensor.shape)
-    if tensor.dim() not in (3, 4) or 0 in shape:
-        raise ValueError(f"A probe is a tensor [N, C, H, W] or [C, H, W] with at least one pixel, but this is {shape}.")
+    if tensor.dim() not in (3, 4, 5) or 0 in shape:
+        raise ValueError(
+            "A probe is a tensor [N, C, H, W], [C, H, W], or [N, C, T, H, W] of clips, with at least one pixel, "
+            f"but this is {shape}."
+        )
     if not tensor.is_floating_point():
         raise ValueError(
             f"A probe holds what the network takes, in floating point, but this is {tensor.dtype}: "
             "scale and normalise it as in training, e.g. tensor.float() / 255."
         )
-    whole = tensor if tensor.dim() == 4 else tensor[None]
+    whole = tensor if tensor.dim() > 3 else tensor[None]
     copied = whole.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
     # as_subclass: torchvision's tv_tensors would otherwise follow the probe into the network
     copied = copied.as_subclass(torch.Tensor)
@@ -213,6 +219,7 @@ def _as_image(value: Any, source: str) -> torch.Tensor:
 
 
 def _sample_image(sample: Any, name: str) -> torch.Tensor:
+    """The image `[C, H, W]` in a sample, or else its clip `[C, T, H, W]`."""
     if isinstance(sample, Mapping):
         keys = [key for key in _IMAGE_KEYS if key in sample] or list(sample)
         candidates = [sample[key] for key in keys]
@@ -223,6 +230,9 @@ def _sample_image(sample: Any, name: str) -> torch.Tensor:
     for value in candidates:
         if isinstance(value, Image.Image) or getattr(value, "ndim", 0) == 3:
             return _as_image(value, f"The image of {name}")
+    for value in candidates:
+        if isinstance(value, torch.Tensor) and value.dim() == 4 and value.is_floating_point():
+            return value.detach().cpu().float()
     found = ", ".join(type(value).__name__ for value in candidates) or type(sample).__name__
     raise ValueError(f"No image [C, H, W] was found in {name}, which holds {found}; pass a Probe.")
 
@@ -283,7 +293,9 @@ def _numbers(values: Any) -> bool:
 
 
 def _picture(image: npt.NDArray[np.float32], mean: Sequence[float] | None, std: Sequence[float] | None) -> Picture:
-    """`[C, H, W]` as the network takes it -> uint8 `[H, W, 3]` for people."""
+    """`[C, H, W]`, or `[C, T, H, W]`, as the network takes it -> uint8 `[H, W, 3]` for people."""
+    if image.ndim == 4:
+        image = image[:, image.shape[1] // 2]
     if mean is not None or std is not None:
         shift, scale = _per_channel(mean, std, len(image))
         image = image * scale + shift

@@ -272,7 +272,7 @@ class Session:
         try:
             snapshot = capture(
                 self._module,
-                self.probe if maps or self._through_probe() else None,
+                self.probe,  # for filters, too: a layer may compute its weight anew in each forward
                 filter_layers=self.watched.filter_layers if filters else (),
                 map_layers=self.watched.map_layers if maps else (),
                 step=step,
@@ -287,9 +287,6 @@ class Session:
             return
         self.recorder.record(snapshot)
         self.memory.step = step
-
-    def _through_probe(self) -> bool:
-        return self._maps is None and self.probe is not None
 
     def report(self) -> None:
         """Warn of what went wrong in the background since the last call, once per kind; or raise it."""

@@ -9,7 +9,7 @@ import torch
 import torchinfo
 from torch import nn
 
-from cnnlog.capture import borrow, entry
+from cnnlog.capture import borrow, entry, layer_names
 
 MARK = "*"
 
@@ -92,7 +92,7 @@ def layer_table(
     Raises:
         RuntimeError: torchinfo could not run the model.
     """
-    names = {id(module): name.replace("_orig_mod.", "") for name, module in model.named_modules()}
+    names = {id(module): name for name, _, module in layer_names(model)}
     with borrow(model):
         # torchinfo would call these, and `.eval()` merges LoRA weights, `.train()` thaws frozen parts.
         part = entry(model, through)

@@ -116,17 +116,34 @@ def test_a_survey_tells_what_ran_in_which_order_with_which_shapes() -> None:
     assert [info.output_shape for info in survey(zoo.Auxiliary(), None)] == [None] * 4
 
 
-def test_other_batch_sizes_and_five_dimensions_have_no_maps() -> None:
+def test_other_batch_sizes_have_no_maps() -> None:
     regions = by_name(survey(zoo.OtherBatch(), images()))["head"]
     assert (regions.output_shape, regions.has_maps, regions.has_filters) == ((8, 4, 4, 4), False, True)
-    deep = by_name(survey(zoo.Video(), images()))["deep"]
-    assert (deep.weight_shape, deep.has_maps, deep.has_filters) == ((2, 1, 3, 3, 3), False, False)
 
 
-@pytest.mark.parametrize("layer", ["deep", "missing"])
+def test_of_video_the_kernels_frames_stand_side_by_side_and_the_middle_frame_is_seen() -> None:
+    net = zoo.Video()
+    deep = by_name(survey(net, images()))["deep"]
+    assert (deep.weight_shape, deep.output_shape, deep.has_maps, deep.has_filters) == (
+        (2, 1, 3, 9),
+        (2, 2, 8, 8),
+        True,
+        True,
+    )
+    seen = look(net, filters=["deep"], maps=["deep"])
+    whole = net(images()).detach()  # [2, 2, 2, 8, 8]: of two frames, the second
+    np.testing.assert_array_equal(seen.feature_maps["deep"], whole[:, :, 1].numpy())
+    weight = net.deep.weight.detach().numpy()
+    for frame in range(3):
+        np.testing.assert_array_equal(seen.filters["deep"][..., 3 * frame : 3 * frame + 3], weight[:, :, frame])
+
+
+@pytest.mark.parametrize("layer", ["flatten", "missing"])
 def test_a_layer_that_has_no_maps_any_more_is_refused(layer: str) -> None:
-    with pytest.raises(ValueError, match=r"'deep' has no feature maps.*\[2, 2,|has no layer 'missing'"):
-        look(zoo.Video(), maps=[layer])
+    net = nn.Sequential()
+    net.add_module("flatten", nn.Flatten())
+    with pytest.raises(ValueError, match=r"'flatten' has no feature maps.*\[2, 432\]|has no layer 'missing'"):
+        look(net, maps=[layer])
 
 
 def test_filters_of_a_layer_that_does_not_run_are_read_all_the_same() -> None:
@@ -196,14 +213,14 @@ class LoraConv(nn.Module):
         self.lora_A = nn.ModuleDict({"default": nn.Conv2d(3, 2, 3, bias=False)})
         self.lora_B = nn.ModuleDict({"default": nn.Conv2d(2, 4, 1, bias=False)})
         self.active_adapters = ["default"]
-        self.merged = False
+        self.merged = self.disable_adapters = False
 
     def get_base_layer(self) -> nn.Conv2d:
         return self.base_layer
 
-    def get_delta_weight(self, adapter: str) -> torch.Tensor:
-        up, down = self.lora_B[adapter].weight, self.lora_A[adapter].weight
-        return torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
+    def merge(self) -> None:
+        up, down = self.lora_B["default"].weight, self.lora_A["default"].weight
+        self.base_layer.weight.data += torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
 
     @property
     def weight(self) -> torch.Tensor:

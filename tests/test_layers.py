@@ -92,7 +92,7 @@ def test_a_layer_that_did_not_run_has_no_maps() -> None:
 
 
 def test_auto_on_a_net_without_convolutions_says_so() -> None:
-    with pytest.raises(ValueError, match="2-D convolutions for their filters, but this model has none"):
+    with pytest.raises(ValueError, match="2-D and 3-D convolutions for their filters, but this model has none"):
         select([linear("a"), relu("b")], "auto", what="filters")
     with pytest.raises(ValueError, match="name the layers to watch; layers with feature maps: 'b'"):
         select([linear("a"), relu("b")], "auto", what="feature maps")

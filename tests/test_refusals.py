@@ -84,7 +84,7 @@ class NoConvolution(TinyCNN):
 
 @pytest.mark.parametrize("monitor", [FilterMonitor, lambda: FeatureMapMonitor(probe())])
 def test_a_model_without_convolutions(monitor: Callable[[], L.Callback], tmp_path: Path) -> None:
-    said = 'layers="auto" watches 2-D convolutions', "has none", "name the layers to watch"
+    said = 'layers="auto" watches 2-D and 3-D convolutions', "has none", "name the layers to watch"
     refused(tmp_path, [monitor()], *said, module=NoConvolution())
 
 

@@ -311,7 +311,7 @@ class Flat(torch.nn.Module):
     [
         (("empty", "--module", "training:TinyCNN"), r"Expected checkpoints .* but there are none"),
         (("missing",), "no checkpoint and no folder at 'missing'"),
-        (("flat.pt", "--module", "test_replay:Flat"), "watches 2-D convolutions.*has none"),
+        (("flat.pt", "--module", "test_replay:Flat"), "watches 2-D and 3-D convolutions.*has none"),
         (("flat.pt",), "fits none of torchvision's classifiers"),
         (("tiny.pt",), "fits none of torchvision's classifiers"),
         (("tiny.pt", "--arch", "alexnett"), "did you mean alexnet"),
