@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import nn
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from torch.utils.data import DataLoader
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
@@ -30,11 +31,14 @@ from cnnlog.models import Loaded, load, replace_head
 class Classifier(L.LightningModule):
     """A torchvision classifier and how to train it."""
 
-    def __init__(self, model: nn.Module, head: Sequence[str], *, lr: float, freeze_backbone: bool) -> None:
+    def __init__(
+        self, model: nn.Module, head: Sequence[str], *, lr: float, freeze_backbone: bool, warmup: int | None = None
+    ) -> None:
         super().__init__()
         self.model = model
         self.head = tuple(head)
         self.lr = lr
+        self.warmup = warmup
         self.freeze_backbone = freeze_backbone
         self.accuracies: list[float] = []
         self._right = self._seen = 0
@@ -73,8 +77,14 @@ class Classifier(L.LightningModule):
         self.accuracies.append(accuracy)
         self.print(f"epoch {self.current_epoch + 1}: {accuracy:.1%} of the validation images right")
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=self.lr)
+        if self.warmup is None:
+            return optimizer
+        epochs = self.trainer.max_epochs or 1
+        rise = LinearLR(optimizer, 1 / (self.warmup + 1), total_iters=self.warmup)
+        fall = CosineAnnealingLR(optimizer, max(1, epochs - self.warmup))
+        return [optimizer], [SequentialLR(optimizer, [rise, fall], milestones=[self.warmup])]
 
 
 def main(argv: Sequence[str] | None = None) -> Classifier:
@@ -89,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> Classifier:
         head = replace_head(loaded.model, len(train.classes))
     except (ValueError, OSError) as error:
         sys.exit(f"finetune: {error}")
-    module = Classifier(loaded.model, head, lr=args.lr, freeze_backbone=args.freeze_backbone)
+    module = Classifier(loaded.model, head, lr=args.lr, freeze_backbone=args.freeze_backbone, warmup=args.warmup)
     weights = Path(args.weights).stem if Path(args.weights).suffix else args.weights
     logger = TensorBoardLogger(args.out, name=f"{loaded.name}-{weights}")
     print(f"{loaded.name} ({args.weights}), {len(train)} images of {', '.join(train.classes)}; {len(val)} to validate")
@@ -128,6 +138,12 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--probe", metavar="IMAGE", help="whose feature maps to watch; else the first to validate")
     parser.add_argument("--epochs", type=_at_least_1, default=7)
     parser.add_argument("--lr", type=float, default=5e-5)
+    parser.add_argument(
+        "--warmup",
+        type=_at_least_1,
+        metavar="EPOCHS",
+        help="raise the rate over so many epochs, then lower it along a cosine; else it stays",
+    )
     parser.add_argument("--batch-size", type=_at_least_1, default=16)
     parser.add_argument("--size", type=_at_least_1, help="height and width; else what the architecture was made for")
     parser.add_argument("--freeze-backbone", action="store_true", help="train the new head only")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -41,3 +42,14 @@ def test_it_watches_memory_and_stores_every_snapshot() -> None:
     text = printed("--quick", "--memory")
     assert [row[0] for row in rows(text)[2:]] == ["2", "4", "10", "20"]
     assert "21 steps in the store" in text  # the baseline and 20 steps
+
+
+@pytest.mark.browser
+def test_it_moves_the_slider_of_a_page() -> None:
+    pytest.importorskip("playwright.sync_api", reason="no playwright to drive the browser with")
+    if shutil.which("chromium") is None and shutil.which("chromium-browser") is None:
+        pytest.skip("no browser: neither chromium nor chromium-browser is installed")
+    _, _, (layers, steps, size, median, worst) = rows(printed("--quick", "--page"))
+    assert (layers, steps) == ("3", "5")
+    assert float(size) > 0
+    assert 0 < float(median) <= float(worst)

@@ -74,6 +74,19 @@ def test_a_frozen_backbone_stays_as_it_is_and_the_head_learns(finetune: ModuleTy
     assert [name for name, p in module.model.named_parameters() if p.requires_grad] == ["fc.weight", "fc.bias"]
 
 
+def test_with_warmup_the_rate_rises_then_falls(
+    finetune: ModuleType, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rates: list[float] = []
+    monkeypatch.setattr(
+        finetune.Classifier,
+        "on_train_epoch_start",
+        lambda self: rates.append(self.optimizers().param_groups[0]["lr"]),
+    )
+    finetune.main(quick(data, "--lr", "3e-5", "--epochs", "4", "--warmup", "2"))
+    assert rates == pytest.approx([1e-5, 2e-5, 3e-5, 1.5e-5])
+
+
 def test_auxiliary_classifiers_are_trained_too(finetune: ModuleType) -> None:
     model = finetune.load("googlenet").model
     head = finetune.replace_head(model, 2)
