@@ -25,7 +25,7 @@ from cnnlog.store import RunStore, WatchedLayer
 Kind = Literal["filters", "feature_maps"]
 Numbers = dict[str, dict[str, npt.NDArray[np.float64]]]
 
-SNAPSHOTS_WAITING = 2
+JOBS_WAITING = 2
 TRACKER_SNAPSHOTS_WAITING = 8
 TRACKER_PATIENCE = 30.0  # seconds that the end of a training waits for a tracker
 STRIP_STEPS = 8
@@ -227,11 +227,13 @@ class Recorder:
         self._problems: list[Problem] = []
         self._lock = threading.Lock()
         self._recorded = False
+        self._stored = threading.Event()
+        self._stored.set()
         self._jobs: Mailbox[Job] = Mailbox(
             lambda job: job.work(),
             lambda job, error: self._note("recorder", f"{job.what} failed", error),
             name="cnnlog",
-            size=SNAPSHOTS_WAITING,
+            size=JOBS_WAITING,
         )
         self._sinks = tuple(sinks)
         self._trackers = [(sink.name, self._tracker(sink)) for sink in sinks]
@@ -260,7 +262,9 @@ class Recorder:
     # ---- the training thread's side
 
     def record(self, snapshot: Snapshot) -> None:
-        """Hand a snapshot over; waits only if the store is more than two snapshots behind."""
+        """Hand a snapshot over; waits until the one before is stored, so that a kill costs at most this one."""
+        self._stored.wait()
+        self._stored.clear()
         self.last_step = snapshot.step
         self._recorded = True
         self._jobs.put(Job(f"keeping the snapshot of step {snapshot.step}", lambda: self._process(snapshot)))
@@ -327,6 +331,20 @@ class Recorder:
 
     def _process(self, snapshot: Snapshot) -> None:
         is_baseline = not self._samples_baseline and not self._weights_baseline
+        try:
+            record = self._measure_and_keep(snapshot, is_baseline=is_baseline)
+        finally:
+            self._stored.set()  # also when that failed: the training does not wait for what will not come
+        self._check(record, snapshot)
+        if self._trackers:
+            try:
+                page = self._page(record, histograms=self._histograms(snapshot), is_baseline=is_baseline)
+            except Exception as error:  # the snapshot is stored all the same
+                self._note("pictures", f"the pictures of step {record.step} could not be drawn", error)
+            else:
+                self._send(page)
+
+    def _measure_and_keep(self, snapshot: Snapshot, *, is_baseline: bool) -> Record:
         samples = {name: _sample(maps) for name, maps in snapshot.feature_maps.items()}
         if is_baseline:
             self.baseline_step = snapshot.step
@@ -340,14 +358,7 @@ class Recorder:
         self._see(record)
         self._keep(dataclasses.replace(record, ranges=self._ranges()), snapshot.filters, is_baseline=is_baseline)
         self._weights_before = {**self._weights_before, **snapshot.filters}
-        self._check(record, snapshot)
-        if self._trackers:
-            try:
-                page = self._page(record, histograms=self._histograms(snapshot), is_baseline=is_baseline)
-            except Exception as error:  # the snapshot is stored all the same
-                self._note("pictures", f"the pictures of step {record.step} could not be drawn", error)
-            else:
-                self._send(page)
+        return record
 
     def _ranges(self) -> dict[str, dict[str, dict[str, npt.NDArray[Any]]]]:
         """Picture kind -> layer -> the state of its range; of all layers, for a resume starts from the last step."""

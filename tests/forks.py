@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -40,6 +41,7 @@ class Forks:
 
     def __init__(self, module: str) -> None:
         script = TEMPLATE.format(tests=str(Path(__file__).parent), module=module)
+        self._lock = threading.Lock()
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(
             [sys.executable, "-c", script], stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True
@@ -49,8 +51,9 @@ class Forks:
         """Call a function with plain values; the id of its process."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps([function, *arguments]), file=self._process.stdin, flush=True)
-        return int(self._process.stdout.readline())
+        with self._lock:
+            print(json.dumps([function, *arguments]), file=self._process.stdin, flush=True)
+            return int(self._process.stdout.readline())
 
     def wait(self, *processes: int) -> None:
         """Wait until they have ended."""

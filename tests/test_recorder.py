@@ -194,6 +194,42 @@ def test_the_store_is_written_before_anything_is_drawn(tmp_path: Path, monkeypat
     assert all(steps == [0] for steps in seen)
 
 
+def test_a_snapshot_is_taken_when_the_one_before_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that a kill costs at most one, however slow the disk is; drawing may take longer still."""
+    kept, write, draw = store(tmp_path), RunStore.write_record, render.png
+
+    def slow(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
+        return lambda *args, **more: (time.sleep(seconds), function(*args, **more))[1]
+
+    monkeypatch.setattr(RunStore, "write_record", slow(write, 0.05))
+    monkeypatch.setattr(render, "png", slow(draw, 0.01))
+    made = recorder(kept, Tracker())
+    for step in range(5):
+        made.record(snapshot(step))
+        assert kept.steps == list(range(len(kept.steps)))
+        assert len(kept.steps) >= step
+    made.close()
+    assert kept.steps == [0, 1, 2, 3, 4]
+
+
+def test_a_snapshot_that_cannot_be_measured_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measure = Recorder._measure
+
+    def fails_once(self: Recorder, taken: Snapshot, samples: Any) -> Any:
+        if taken.step == 1:
+            raise MemoryError("no room")
+        return measure(self, taken, samples)
+
+    monkeypatch.setattr(Recorder, "_measure", fails_once)
+    made = recorder(store(tmp_path))
+    for step in range(4):
+        made.record(snapshot(step))
+    made.close()
+    (problem,) = made.take_problems()
+    assert problem.message == "keeping the snapshot of step 1 failed"
+    assert store(tmp_path).steps == [0, 2, 3]
+
+
 # --- a tracker fails
 
 

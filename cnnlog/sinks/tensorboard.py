@@ -54,8 +54,12 @@ class TensorBoardSink:
         """Write everything added for this step as one event, and see it through to the file."""
         summary, self._summary = self._of(step), Summary()
         writer = self._writer()
-        writer.add_summary(summary, step)
-        writer.flush()  # a failed write shows at this step; and with TensorFlow installed, nothing else would for 120 s
+        try:
+            writer.add_summary(summary, step)
+            writer.flush()  # a failed write shows at this step; with TensorFlow installed, nothing else would for 120 s
+        except Exception:  # remote file systems raise errors of their own
+            self._let_go()
+            raise
         self._described.update(value.tag for value in summary.value)
 
     def last_step(self) -> int | None:
@@ -72,6 +76,15 @@ class TensorBoardSink:
     def _writer(self) -> Any:
         # `SummaryWriter.file_writer` is None after a `close()` of the writer; this getter opens the next event file.
         return self._logger.experiment._get_file_writer()
+
+    def _let_go(self) -> None:
+        """Have the logger open its next event file.
+
+        TensorBoard's writer never recovers from a failed write, and raises it again at every later call: at the
+        logger's own numbers, and at the end of the training.
+        """
+        experiment = self._logger.experiment
+        experiment.file_writer = experiment.all_writers = None
 
     def _of(self, step: int) -> Summary:
         """What is gathered for `step`; what an earlier one left behind when it failed is let go."""
