@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import lightning as L
 from torch import nn
+from torch.optim.swa_utils import AveragedModel
 
-from cnnlog.plan import OnError, Plan, Unit, plan_of
+from cnnlog.plan import OnError, Plan, Unit, Weights, plan_of
 from cnnlog.probe import Probe
 from cnnlog.recorder import Look
 from cnnlog.render import RangeRule, View
@@ -33,6 +34,7 @@ class _Monitor(L.Callback):
         every_n_train_steps: int | None,
         on_error: OnError,
         through: str | None,
+        weights: Weights,
     ) -> None:
         super().__init__()
         who = type(self).__name__
@@ -47,6 +49,7 @@ class _Monitor(L.Callback):
             every=every,
             on_error=on_error,
             through=through,
+            weights=weights,
         )
         self._session: Session | None = None
         self._memory = Memory()
@@ -66,6 +69,11 @@ class _Monitor(L.Callback):
                 "The monitors of a Trainer share their steps, but one counts epochs (every_n_epochs) and the other "
                 "training steps (every_n_train_steps): give both the same."
             )
+        if len({monitor.plan.weights for monitor in monitors}) > 1:
+            raise ValueError(
+                "The monitors of a Trainer share their forward pass, but one shows the averaged weights "
+                '(weights="ema") and the other those being trained (weights="train"): give both the same.'
+            )
         through = sorted({monitor.plan.through for monitor in monitors if monitor.plan.through is not None})
         if len(through) > 1:
             raise ValueError(
@@ -78,6 +86,7 @@ class _Monitor(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Look the model over, and capture the baseline."""
+        shown = pl_module if self.plan.weights == "train" else _averaged(trainer, pl_module)
         if not self._leads(trainer):
             return
         plans: dict[type, Plan] = {type(monitor): monitor.plan for monitor in _monitors(trainer)}
@@ -86,7 +95,7 @@ class _Monitor(L.Callback):
         memory = next((m._memory for m in _monitors(trainer) if m._memory.folder), self._memory)
         for monitor in _monitors(trainer):
             monitor._memory = memory
-        self._session = Session(trainer, pl_module, filters=filters, maps=maps, memory=memory)
+        self._session = Session(trainer, pl_module, filters=filters, maps=maps, memory=memory, shown=shown)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -162,6 +171,9 @@ class FilterMonitor(_Monitor):
         on_error: what to do when something goes wrong here while training: `"warn"` once, or `"raise"`.
         through: the sub-module to run the probe through, for a module without a `forward` of its own, or with one that
             takes no images (`"discriminator"` of a GAN).
+        weights: which are shown: `"train"`, those being trained, or `"ema"`, the averages that a `WeightAveraging` or
+            `EMAWeightAveraging` keeps, or any callback that holds an `AveragedModel` of the module; it has to stand
+            before the monitors. Until its first update, these are the initial weights.
 
     Raises:
         ValueError: an argument that cannot be, at once; one that does not fit the model, when training starts.
@@ -184,6 +196,7 @@ class FilterMonitor(_Monitor):
         probe: Probe | str | Sequence[str] | None = None,
         on_error: Literal["warn", "raise"] = "warn",
         through: str | None = None,
+        weights: Literal["train", "ema"] = "train",
     ) -> None:
         super().__init__(
             layers=layers,
@@ -193,6 +206,7 @@ class FilterMonitor(_Monitor):
             every_n_train_steps=every_n_train_steps,
             on_error=on_error,
             through=through,
+            weights=weights,
         )
 
 
@@ -213,6 +227,7 @@ class FeatureMapMonitor(_Monitor):
         histograms: log histograms of the activations, too.
         on_error: as for `FilterMonitor`.
         through: as for `FilterMonitor`.
+        weights: as for `FilterMonitor`.
 
     Raises:
         ValueError: an argument that cannot be, at once; one that does not fit the model, when training starts.
@@ -233,6 +248,7 @@ class FeatureMapMonitor(_Monitor):
         histograms: bool = False,
         on_error: Literal["warn", "raise"] = "warn",
         through: str | None = None,
+        weights: Literal["train", "ema"] = "train",
     ) -> None:
         super().__init__(
             layers=layers,
@@ -242,11 +258,38 @@ class FeatureMapMonitor(_Monitor):
             every_n_train_steps=every_n_train_steps,
             on_error=on_error,
             through=through,
+            weights=weights,
         )
 
 
 def _monitors(trainer: L.Trainer) -> list[_Monitor]:
     return [callback for callback in getattr(trainer, "callbacks", []) if isinstance(callback, _Monitor)]
+
+
+def _averaged(trainer: L.Trainer, pl_module: L.LightningModule) -> nn.Module:
+    """The averaged copy of the module that a callback before the monitors keeps.
+
+    Raises:
+        ValueError: there is none.
+    """
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+    first_monitor = callbacks.index(_monitors(trainer)[0])
+    for position, callback in enumerate(callbacks):
+        for value in vars(callback).values():
+            if isinstance(value, AveragedModel) and isinstance(value.module, type(pl_module)):
+                if position > first_monitor:
+                    raise ValueError(
+                        f'weights="ema" shows the average that {type(callback).__name__} keeps, but that callback '
+                        "stands after the monitors, and would update it after they have looked: list it before them."
+                    )
+                return value.module
+    names = ", ".join(type(callback).__name__ for callback in callbacks if not isinstance(callback, _Monitor))
+    raise ValueError(
+        'weights="ema" expected a callback that keeps an AveragedModel of the whole module, as Lightning\'s '
+        f"WeightAveraging and EMAWeightAveraging do, but there is {names or 'no other callback'}: add one before the "
+        'monitors, or give weights="train". StochasticWeightAveraging averages no batch-norm statistics, so that no '
+        "forward pass can show its average."
+    )
 
 
 def _schedule(who: str, every_n_epochs: int | None, every_n_train_steps: int | None) -> tuple[Unit, int]:

@@ -20,6 +20,7 @@ from cnnlog.store import Manifest, WatchedLayer
 
 Unit = Literal["epoch", "step"]
 OnError = Literal["warn", "raise"]
+Weights = Literal["train", "ema"]
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,13 @@ class Plan:
     on_error: OnError
     probe: Probe | None
     through: str | None
+    weights: Weights = "train"
 
     def settings(self) -> dict[str, Any]:
         """The arguments as plain values, for the manifest."""
         named: list[Any] = [self.layers] if isinstance(self.layers, (str, type)) else list(self.layers)
         names = [item if isinstance(item, str) else item.__qualname__ for item in named]
-        return {"layers": names, "every": self.every, "unit": self.unit, **vars(self.look)}
+        return {"layers": names, "every": self.every, "unit": self.unit, "weights": self.weights, **vars(self.look)}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ def plan_of(
     every: int,
     on_error: OnError,
     through: str | None,
+    weights: Weights = "train",
 ) -> Plan:
     """Check what was asked for.
 
@@ -74,6 +77,7 @@ def plan_of(
         every: see `Plan`.
         on_error: see `Plan`.
         through: see `Plan`.
+        weights: see `Plan`.
 
     Raises:
         ValueError: an argument has a value that cannot be.
@@ -82,11 +86,12 @@ def plan_of(
     """
     _refuse_layers(who, layers)
     _refuse_look(who, look, shown)
-    if on_error not in get_args(OnError):
-        raise ValueError(f"{who} expected on_error as one of {', '.join(get_args(OnError))}, got {on_error!r}.")
+    for name, value, allowed in (("on_error", on_error, get_args(OnError)), ("weights", weights, get_args(Weights))):
+        if value not in allowed:
+            raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
     if probe is not None and not isinstance(probe, Probe):
         probe = Probe.from_images(_image_paths(who, probe))
-    return Plan(layers, look, unit, every, on_error, probe, through)
+    return Plan(layers, look, unit, every, on_error, probe, through, weights)
 
 
 def watch(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None) -> Watched:
@@ -229,7 +234,10 @@ def _image_paths(who: str, probe: Any) -> list[str | os.PathLike[str]]:
 def _shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those settings that decide what is stored."""
     parts = ("shown", "slices", "width", "value_range")
-    return {kind: {part: look.get(part) for part in parts} for kind, look in settings.items()}
+    return {
+        kind: {**{part: look.get(part) for part in parts}, "weights": look.get("weights", "train")}
+        for kind, look in settings.items()
+    }
 
 
 def _shape_of(layer: WatchedLayer) -> tuple[Any, ...]:

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from cnnlog.alarm import Alarm
-from cnnlog.capture import capture, survey
+from cnnlog.capture import capture, placed, survey
 from cnnlog.layers import LayerInfo
 from cnnlog.plan import Plan, Unit, manifest_of, probe_files, refuse_other, watch
 from cnnlog.probe import Probe, default_probe
@@ -39,17 +39,25 @@ class Session:
         module: the module it trains, unwrapped.
         filters: what the `FilterMonitor` was asked for, `None` without one; likewise `maps`.
         memory: of an earlier fit or a checkpoint.
+        shown: the module that is looked at: the one it trains, or an averaged copy.
 
     Raises:
         ValueError: something asked for is not possible with this model, probe or folder.
     """
 
     def __init__(
-        self, trainer: L.Trainer, module: L.LightningModule, *, filters: Plan | None, maps: Plan | None, memory: Memory
+        self,
+        trainer: L.Trainer,
+        module: L.LightningModule,
+        *,
+        filters: Plan | None,
+        maps: Plan | None,
+        memory: Memory,
+        shown: torch.nn.Module,
     ) -> None:
         plans = [plan for plan in (filters, maps) if plan is not None]
         self.memory = memory
-        self._trainer, self._module = trainer, module
+        self._trainer, self._module, self._shown = trainer, module, shown
         self._filters, self._maps = filters, maps
         raises = any(plan.on_error == "raise" for plan in plans)
         self._alarm = Alarm(raises=raises, warned=memory.warned, say=rank_zero_info)
@@ -83,12 +91,15 @@ class Session:
             return None, self._look_over(None)  # filters need no probe; only "auto" then knows no resolutions
 
     def _look_over(self, probe: Probe | None) -> tuple[LayerInfo, ...]:
-        return survey(self._module, probe, run=self._run, through=self._through)
+        return survey(self._shown, probe, run=self._run, through=self._through)
 
     def _run(self, module: torch.nn.Module, tensor: torch.Tensor) -> None:
         """Run the probe as the trainer runs a batch: on its device, in its precision."""
         precision = self._trainer.precision_plugin
         with precision.forward_context():
+            if self._shown is not self._module:  # it was copied before the trainer moved or converted the other
+                module(placed(module, tensor))
+                return
             module(precision.convert_input(tensor.to(self._module.device)))
 
     def _start(self, manifest: Manifest) -> None:
@@ -229,6 +240,8 @@ class Session:
         size = f"{self.recorder.step_bytes / 1e6:.2f} MB stored"
         if self.recorder.step_pictures_bytes:
             size += f" and {self.recorder.step_pictures_bytes / 1e6:.2f} MB of pictures"
+        if self._shown is not self._module:
+            on += " with averaged weights"
         view = ""
         logdir = next((lg.log_dir for lg in self._trainer.loggers if "TensorBoardLogger" in kinds(lg)), None)
         if folder is None:
@@ -271,7 +284,7 @@ class Session:
         trainer = self._trainer
         try:
             snapshot = capture(
-                self._module,
+                self._shown,
                 self.probe,  # for filters, too: a layer may compute its weight anew in each forward
                 filter_layers=self.watched.filter_layers if filters else (),
                 map_layers=self.watched.map_layers if maps else (),

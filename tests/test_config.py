@@ -42,6 +42,7 @@ FILTERS: dict[str, Any] = {
     "probe": "shark.png",
     "on_error": "raise",
     "through": "net",
+    "weights": "ema",
 }
 MAPS: dict[str, Any] = {
     **{key: value for key, value in FILTERS.items() if key not in ("max_filters", "view", "max_slices")},
@@ -122,7 +123,7 @@ def plainly(plan: Any) -> dict[str, Any]:
     return {
         **look,
         **{key: getattr(plan.look, key) for key in common},
-        **{"layers": plan.layers, "on_error": plan.on_error, "through": plan.through},
+        **{"layers": plan.layers, "on_error": plan.on_error, "through": plan.through, "weights": plan.weights},
         **{"shown": plan.look.shown, "every": plan.every, "unit": plan.unit, "probe": plan.probe.fingerprint},
     }
 

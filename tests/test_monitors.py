@@ -7,7 +7,6 @@ import json
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.tuner import Tuner
 from PIL import Image
@@ -180,18 +179,6 @@ def test_manual_optimisation_with_two_optimisers(schedule: dict[str, int], steps
 
 
 # --- ways of training
-
-
-@pytest.mark.parametrize("average", [lambda: StochasticWeightAveraging(1e-2, swa_epoch_start=1), WeightAveraging])
-def test_averaging_callbacks_change_nothing(average: Callable[[], L.Callback], tmp_path: Path) -> None:
-    results = []
-    for callbacks in ([], monitors()):
-        torch.manual_seed(0)
-        module = TinyCNN()
-        fit(trainer(tmp_path, [average(), *callbacks], max_epochs=4), module)
-        results.append([p.detach().clone() for p in module.parameters()])
-    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-    assert store(tmp_path).steps == [0, 1, 2, 3, 4]
 
 
 def test_fast_dev_run_keeps_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

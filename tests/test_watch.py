@@ -210,7 +210,7 @@ def test_every_option_is_heard(tmp_path: Path) -> None:
     assert settings["filters"] == {
         **options,
         **{"layers": ["net.3"], "unit": "epoch", "every": 1, "shown": 5, "view": "mean", "slices": 4},
-        "histograms": True,
+        **{"histograms": True, "weights": "train"},
     }
     assert {key: settings["feature_maps"][key] for key in ("layers", "shown", "cmap")} == {
         **{"layers": ["ReLU"], "shown": 3, "cmap": "gray"}
