@@ -261,7 +261,7 @@ class AnchoredRange:
             if not peaks.any():
                 return Limits(np.ones(len(flat), np.float32), signed, self._doubled.copy())
             self._signed = signed
-            self._base = np.where(peaks > 0, peaks, np.median(peaks[peaks > 0])).astype(np.float32)
+            self._base = np.where(peaks > 0, peaks, np.median(peaks[peaks > 0].astype(np.float64))).astype(np.float32)
         else:
             self._doubled = np.maximum(self._doubled, _doublings(peaks, self._base))
         return Limits(_scaled(self._base, self._doubled), signed, self._doubled.copy())

@@ -542,6 +542,11 @@ def test_zero_and_the_ends_of_the_range() -> None:
     assert render.maps_grid(values, limits_of([1.0]), width=None).pixels.tolist() == [[0, 0, ZERO, TOP, TOP]]
 
 
+def test_the_range_of_a_flat_channel_between_huge_ones_is_finite() -> None:
+    maps = np.array([3e38, 3e38, 0], np.float32)[:, None, None]
+    np.testing.assert_array_equal(AnchoredRange("channel", signed=False).update(maps).high, np.float32(3e38))
+
+
 def test_limits_of_other_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="2 arrived for 3 cells"):
         render.maps_grid(np.ones((3, 2, 2), np.float32), limits_of([1.0, 1.0]))
