@@ -1,4 +1,4 @@
-"""A thread with a short bounded queue: what keeps slow work out of the training thread."""
+"""A thread with a bounded queue: what keeps slow work out of the training thread."""
 
 from __future__ import annotations
 
@@ -6,10 +6,39 @@ import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+
+
+class _Weighed(queue.Queue[T | None]):
+    """A queue whose size is the weight of what waits, by the hooks that `queue.Queue` has for that.
+
+    It is full once `maxsize` is reached, so that an empty one takes an item of any weight.
+    """
+
+    def __init__(self, maxsize: int, weigh: Callable[[T], int]) -> None:
+        self._weigh = weigh
+        super().__init__(maxsize)
+
+    def _init(self, maxsize: int) -> None:
+        self._items: deque[tuple[T | None, int]] = deque()
+        self._weight = 0
+
+    def _qsize(self) -> int:
+        return self._weight
+
+    def _put(self, item: T | None) -> None:
+        weight = 1 if item is None else max(1, self._weigh(item))
+        self._items.append((item, weight))
+        self._weight += weight
+
+    def _get(self) -> T | None:
+        item, weight = self._items.popleft()
+        self._weight -= weight
+        return item
 
 
 class Mailbox(Generic[T]):
@@ -22,7 +51,8 @@ class Mailbox(Generic[T]):
         handle: called with every item, in the background thread.
         on_error: called with the item and the exception that `handle` raised on it, in the background thread.
         name: the thread's name.
-        size: how many items may wait.
+        size: how many items may wait; or, with `weigh`, at what weight of those that wait no more are taken.
+        weigh: the weight of an item.
         drop_when_full: whether `put` on a full queue drops the item (and counts it) or waits for a place.
     """
 
@@ -33,6 +63,7 @@ class Mailbox(Generic[T]):
         *,
         name: str,
         size: int,
+        weigh: Callable[[T], int] = lambda item: 1,
         drop_when_full: bool = False,
     ) -> None:
         self.name = name
@@ -40,7 +71,7 @@ class Mailbox(Generic[T]):
         self._handle = handle
         self._on_error = on_error
         self._drop_when_full = drop_when_full
-        self._queue: queue.Queue[T | None] = queue.Queue(size)
+        self._queue = _Weighed(size, weigh)
         self._thread: threading.Thread | None = None
 
     def put(self, item: T) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import threading
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -26,8 +27,8 @@ Kind = Literal["filters", "feature_maps"]
 Numbers = dict[str, dict[str, npt.NDArray[np.float64]]]
 
 JOBS_WAITING = 2
-TRACKER_SNAPSHOTS_WAITING = 8
-TRACKER_PATIENCE = 30.0  # seconds that the end of a training waits for a tracker
+TRACKER_BYTES_WAITING = 64_000_000  # 200 snapshots of AlexNet; each tracker has a queue, but the bytes are shared
+TRACKER_PATIENCE = 30.0  # seconds that the end of a training waits for the trackers, all of them together
 STRIP_STEPS = 8
 STRIP_CHANNELS = 8
 
@@ -65,6 +66,11 @@ class Page:
     scalars: Mapping[str, float] = field(default_factory=dict)
     texts: Mapping[str, str] = field(default_factory=dict)
     histograms: Mapping[str, FloatArray] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes that it keeps in memory, about."""
+        return sum(len(picture.png) for picture in self.pictures) + sum(a.nbytes for a in self.histograms.values())
 
 
 @dataclass(frozen=True)
@@ -257,7 +263,8 @@ class Recorder:
             )
 
         name = f"cnnlog to {sink.name}"
-        return Mailbox(send, failed, name=name, size=TRACKER_SNAPSHOTS_WAITING, drop_when_full=True)
+        size = TRACKER_BYTES_WAITING
+        return Mailbox(send, failed, name=name, size=size, weigh=lambda page: page.nbytes, drop_when_full=True)
 
     # ---- the training thread's side
 
@@ -285,8 +292,9 @@ class Recorder:
     def close(self) -> None:
         """Drain and end the threads, with patience for the trackers; says how many steps' pictures one has missed."""
         self._jobs.close()
+        deadline = time.monotonic() + TRACKER_PATIENCE
         for name, tracker in self._trackers:
-            done = tracker.close(TRACKER_PATIENCE)
+            done = tracker.close(max(0, deadline - time.monotonic()))
             missed = f"the pictures of {tracker.dropped} steps were left out"
             if not done:
                 self._note(name, f"{name} still has work after {TRACKER_PATIENCE:.0f} s; {missed}")

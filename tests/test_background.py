@@ -100,6 +100,19 @@ def test_drop_when_full_drops_the_newest_and_counts(gate: Gate) -> None:
     assert box.dropped == 3
 
 
+def test_a_queue_by_weight_is_full_at_its_size_and_an_empty_one_takes_anything(gate: Gate) -> None:
+    box: Mailbox[int] = Mailbox(gate, unexpected, name="box", size=10, weigh=lambda item: item, drop_when_full=True)
+    box.put(3)
+    assert gate.inside.wait(20)  # in hand, and no longer waiting
+    assert [box.put(item) for item in (5, 4, 7, 1)] == [True, True, True, False], "full from 10 on"
+    gate.open.set()
+    assert box.drain()
+    assert box.put(1000)
+    assert box.close()
+    assert gate.handled == [3, 5, 4, 7, 1000]
+    assert box.dropped == 1
+
+
 def test_an_exception_goes_to_on_error_with_its_item_and_the_thread_lives_on() -> None:
     handled, failed = [], []
 
