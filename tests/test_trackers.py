@@ -21,7 +21,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from tracked import EPOCHS, pixels
-from training import TinyCNN, events, fit, image_steps, probe, trainer
+from training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, recorder
 from cnnlog.sinks import kinds, shortened, sinks_for
@@ -58,6 +58,7 @@ def number_files(folder: Path) -> dict[str, dict[str, float]]:
 # --- the real packages
 
 
+@pytest.mark.timeout(600)  # a tracker and Lightning take a while to import on a busy machine
 @pytest.mark.parametrize("name", PACKAGES)
 def test_a_tracker_has_every_picture_and_number(name: str, tmp_path: Path) -> None:
     """Compared with the files that a CSVLogger beside it gets, picture by picture."""
@@ -65,7 +66,7 @@ def test_a_tracker_has_every_picture_and_number(name: str, tmp_path: Path) -> No
         pytest.skip(f"{PACKAGES[name]} is not installed; scripts/test --all installs it")
     script = str(Path(__file__).parent / "tracked.py")
     command = [sys.executable, script, name, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith('{"images"')))
     assert found["warned"] == []
@@ -119,6 +120,43 @@ def test_loggers_are_told_by_name_whatever_package_they_are_of() -> None:
     assert [sink.name for sink in sinks] == ["TensorBoard"]
     assert refused == []
     assert {"Mine", "TensorBoardLogger"} <= kinds(Mine())
+
+
+def test_trainer_module_and_loggers_may_be_those_of_pytorch_lightning(tmp_path: Path) -> None:
+    pl = pytest.importorskip("pytorch_lightning", reason="comes with lightning, but is not there")
+    from pytorch_lightning import loggers
+
+    class Twin(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = TinyCNN()
+            self.net = self.inner.net
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.inner(x)
+
+        def training_step(self, batch: Any, _: int) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(self(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=1e-2)
+
+    results = []
+    for version, callbacks in enumerate(([], monitors())):
+        torch.manual_seed(0)
+        module = Twin()
+        board = loggers.TensorBoardLogger(tmp_path, name="run", version=version)
+        both = [board, loggers.CSVLogger(tmp_path, name="csv", version=version)]
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        trainer = pl.Trainer(accelerator="cpu", max_epochs=2, logger=both, callbacks=callbacks, **quiet)
+        trainer.fit(module, loader())
+        results.append([parameter.detach().numpy().tobytes() for parameter in module.parameters()])
+    assert results[0] == results[1]
+    folder = tmp_path / "run" / "version_1"
+    assert RunStore.open(str(folder / "cnnlog")).steps == [0, 1, 2]
+    steps = image_steps(events(folder))
+    assert steps["filters/00_inner.net.0"] == steps["feature_maps/01_inner.net.3"] == [0, 1, 2]
+    assert sorted(picture_files(folder / "cnnlog" / "pictures")["filters/00_inner.net.0"]) == ["0", "1", "2"]
 
 
 def test_the_package_of_a_tracker_that_is_not_used_is_not_imported() -> None:

@@ -23,7 +23,7 @@ from training import TinyCNN, fit, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
 
-EPOCHS = 6  # more than the 5 that ClearML keeps; fewer than the 8 steps that may wait for a tracker
+EPOCHS = 6  # more than the 5 that ClearML keeps
 Seen = dict[str, dict[int, Any]]  # tag -> step -> what was there
 
 
@@ -179,8 +179,11 @@ class ClearML:
         from clearml import Task
 
         Task.set_offline(True)
-        quiet = {"auto_connect_frameworks": False, "auto_connect_arg_parser": False, "auto_resource_monitoring": False}
-        self.task = Task.init("tests", "tracked", **quiet)
+        quiet = {"auto_connect_arg_parser": False, "auto_resource_monitoring": False, "auto_connect_streams": False}
+        patched = ("matplotlib", "tensorboard", "pytorch", "joblib", "jsonargparse")
+        # `detect_repository` reads every package that is installed
+        frameworks = dict.fromkeys((*patched, "detect_repository"), False)
+        self.task = Task.init("tests", "tracked", auto_connect_frameworks=frameworks, **quiet)
         self.logger = CSVLogger(folder, name="csv", version="v0")
 
     def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
