@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import csv
+import ctypes
 import json
 import os
 import runpy
+import subprocess
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -157,14 +160,34 @@ def test_wrong_input_is_one_sentence_with_exit_code_2(cnnlog: Any, runs: tuple[P
         assert sorted(folder.rglob("*")) == before, name
 
 
-def test_a_read_only_target_is_refused_before_anything_is_read(
-    cnnlog: Any, runs: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: False)  # root may write everywhere
-    for option in ("-o", "--json", "--csv", "--tensorboard"):
-        code, out, err = cnnlog("compare", *runs, option, tmp_path / "target")
-        assert (code, out) == (2, "")
-        assert "is read-only; give a" in err
+def held_to_permissions() -> None:
+    """Take from a child of root, before it becomes another program, the right to write everywhere (Linux)."""
+    drop_from_bounding_set, dac_override = 24, 1
+    if os.geteuid() == 0 and ctypes.CDLL(None).prctl(drop_from_bounding_set, dac_override, 0, 0, 0) != 0:
+        raise OSError("this root may not give up a capability")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="how root gives up a right is known of Linux only")
+def test_a_read_only_target_is_refused_before_anything_is_read(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    tmp_path.chmod(0o555)
+    command = [str(Path(sys.executable).with_name("cnnlog"))]
+    for arguments in (
+        ("compare", *runs, "-o", tmp_path / "page.html"),
+        ("compare", *runs, "--tensorboard", tmp_path / "board"),
+        ("export", runs[0], "--strip", "-o", tmp_path / "strip.png"),
+    ):
+        done = subprocess.run(
+            [*command, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            preexec_fn=held_to_permissions,
+        )
+        assert (done.returncode, done.stdout) == (2, ""), done.stderr
+        assert "is read-only; give a" in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    tmp_path.chmod(0o755)
     assert not list(tmp_path.iterdir())
 
 
