@@ -58,6 +58,24 @@ def main() -> None:
         sys.exit(2)
 
 
+def _say_version(wanted: bool) -> None:
+    if wanted:
+        from cnnlog import __version__
+
+        typer.echo(f"cnnlog {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options that stand before a command."""
+
+
 @app.command()
 def layers(
     model: Arch,
@@ -381,7 +399,10 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
 
     tasks: dict[str, TaskID] = {}
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+    if not console.is_terminal:  # Rich below 14 would print an empty line
+        yield lambda what, done, total: None
+        return
+    with Progress(console=console, transient=True) as bar:
 
         def advance(what: str, done: int, total: int) -> None:
             if what not in tasks:

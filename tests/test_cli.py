@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 from typer.testing import CliRunner, Result
 
+import cnnlog
 from cnnlog import render
 from cnnlog.cli import app
 
@@ -38,6 +39,13 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("images") / "noise.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 70, 3), np.uint8)).save(path)
     return path
+
+
+def test_it_says_its_version_and_what_it_can_do() -> None:
+    assert run("--version").output == f"cnnlog {cnnlog.__version__}\n"
+    text = run("--help").output
+    assert "Watch a CNN's filters and feature maps change" in text
+    assert all(command in text for command in ("layers", "show", "compare", "export", "replay", "tensorboard", "demo"))
 
 
 def test_layers_of_alexnet() -> None:

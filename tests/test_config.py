@@ -104,6 +104,7 @@ def example() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where jsonargparse looks for what annotations name
     spec.loader.exec_module(module)
     return module
 

@@ -300,6 +300,7 @@ def test_a_probe_can_be_written_in_yaml(how: str, tmp_path: Path, monkeypatch: p
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Wants, "wants")
     config = parser.parse_object({"wants": {"probe": {"class_path": f"cnnlog.Probe.{how}", "init_args": arguments}}})
-    probe = parser.instantiate(config).wants.probe
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # its older name
+    probe = instantiate(config).wants.probe
     assert isinstance(probe, Probe)
     assert probe.tensor.shape == ((1, 3, 16, 24) if how == "from_images" else (1, 3, 32, 32))
