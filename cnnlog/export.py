@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from PIL import Image
 
-from cnnlog import drift, files, render
+from cnnlog import drift, files, places, render
 from cnnlog.animated import Colours, save_apng
 from cnnlog.canvas import INK, LARGE, MARGIN, PALE, SMALL, SPACE, Page, font_of, shortened, width_of
 from cnnlog.render import Limits
@@ -479,5 +479,5 @@ def _target(run: Run, form: Form, wanted: Wanted, output: Path | None) -> Path:
         parts += [layer.name, _WORDS[kind]]
         last = f"step{_step(run, wanted, layer, kind)}" if form == "figure" else ""
         parts += [part for part in ({"strip": "strip", "apng": "animated"}.get(form, last),) if part]
-    name = "-".join(re.sub(r"[^\w.=+-]+", "_", part) for part in parts)
+    name = "-".join(places.shortened(re.sub(r"[^\w.=+-]+", "_", part), 80) for part in parts)
     return (output or Path()) / (name + SUFFIXES[form][0])

@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 
 from cnnlog import render
+from cnnlog.places import locate
 from cnnlog.snapshot import FloatArray, Record
 from cnnlog.store import FOLDER, MANIFEST, Manifest, RunStore, StoreError, WatchedLayer
 from cnnlog.tabular import Table
@@ -393,7 +393,7 @@ def _the_run(path: str) -> str:
         return path
     found = list(_runs_below(path))
     if not found:
-        fs, bare = fsspec.core.url_to_fs(path)
+        fs, bare = locate(path)
         if not fs.exists(bare):
             raise FileNotFoundError(
                 f"{path} does not exist; give a run's folder, <log_dir>/{FOLDER}, or a parent of it"
@@ -409,7 +409,7 @@ def _the_run(path: str) -> str:
 
 
 def _runs_below(path: str) -> Iterator[str]:
-    fs, bare = fsspec.core.url_to_fs(path)
+    fs, bare = locate(path)
     found = []
     for folder, subfolders, files in fs.walk(bare):
         if MANIFEST in files and _is_run(folder_url := fs.unstrip_protocol(folder) if "://" in path else str(folder)):

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from cnnlog.alarm import Alarm
 from cnnlog.capture import capture, placed, survey
 from cnnlog.layers import LayerInfo
+from cnnlog.places import inside
 from cnnlog.plan import Plan, Unit, manifest_of, probe_files, refuse_other, watch
 from cnnlog.probe import Probe, default_probe
 from cnnlog.recorder import Problem, Recorder
@@ -342,7 +343,8 @@ def _run_folder(trainer: L.Trainer) -> str | None:
     logger = trainer.loggers[0]
     if getattr(logger, "log_dir", None) is None:  # a tracker's save_dir is common to its runs, so that these are added
         parts = (logger.save_dir or trainer.default_root_dir, logger.name, logger.version)
-        return "/".join([*(str(part) for part in parts if part is not None), FOLDER])
+        save_dir, *named = (str(part) for part in parts if part is not None)
+        return "/".join([save_dir, *(inside(part) for part in named), FOLDER])
     return f"{logger.log_dir}/{FOLDER}"  # not trainer.log_dir: that waits for the other ranks, and rank 0 alone is here
 
 

@@ -24,7 +24,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, cast
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 import safetensors
@@ -32,6 +31,7 @@ import safetensors.numpy
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
+from cnnlog.places import locate
 from cnnlog.snapshot import FloatArray, Record
 
 VERSION = 1
@@ -161,7 +161,7 @@ class RunStore:
     @staticmethod
     def exists(folder: str) -> bool:
         """Whether `folder` holds a manifest."""
-        fs, path = fsspec.core.url_to_fs(_join(folder, MANIFEST))
+        fs, path = locate(_join(folder, MANIFEST))
         return bool(fs.exists(path))
 
     def create(self) -> None:
@@ -190,7 +190,7 @@ class RunStore:
 
     def delete_manifest(self) -> None:
         """Give the folder up, so that another run can begin there; its other files are overwritten by that."""
-        fs, path = fsspec.core.url_to_fs(_join(self.folder, MANIFEST))
+        fs, path = locate(_join(self.folder, MANIFEST))
         fs.rm(path)
 
     def release(self) -> None:
@@ -202,7 +202,7 @@ class RunStore:
     @property
     def steps(self) -> list[int]:
         """The stored steps, rising."""
-        fs, path = fsspec.core.url_to_fs(self.folder)
+        fs, path = locate(self.folder)
         if not fs.exists(path):
             return []
         names = (str(name).rsplit("/", 1)[-1] for name in fs.ls(path, detail=False))
@@ -297,7 +297,7 @@ class RunStore:
     def _write_arrays(self, name: str, form: str, arrays: _Arrays, counts: Mapping[str, int]) -> int:
         metadata = {"format": form, "version": str(VERSION), **{k: str(v) for k, v in counts.items()}}
         contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-        fs, path = fsspec.core.url_to_fs(_join(self.folder, name))
+        fs, path = locate(_join(self.folder, name))
         fs.makedirs(os.path.dirname(path), exist_ok=True)
         if not isinstance(fs, LocalFileSystem):
             data = safetensors.numpy.save(contiguous, metadata)
@@ -359,13 +359,13 @@ def _join(folder: str, name: str) -> str:
 
 
 def _read(url: str) -> bytes:
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = locate(url)
     return bytes(fs.cat_file(path))
 
 
 def _write(url: str, data: bytes, *, new: bool = False) -> None:
     """Write a whole file or nothing; `new` refuses an existing one with FileExistsError."""
-    fs, path = fsspec.core.url_to_fs(url)
+    fs, path = locate(url)
     fs.makedirs(os.path.dirname(path), exist_ok=True)
     if not isinstance(fs, LocalFileSystem):  # object stores put an object whole, and have no rename
         if new and fs.exists(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -61,7 +62,7 @@ class LayerTable:
         lines = ["| | layer | type | output | parameters |", "|---|---|---|---|---:|"]
         for row in self.rows:
             mark, name, kind, output, parameters = self._cells(row)
-            lines.append(f"| {mark and 'watched'} | `{name}` | {kind} | {output} | {parameters} |")
+            lines.append(f"| {mark and 'watched'} | {_code(name)} | {kind} | {output} | {parameters} |")
         return "\n".join([*lines, "", *(f"{line}  " for line in self._totals())])
 
     def _cells(self, row: Row) -> tuple[str, str, str, str, str]:
@@ -74,6 +75,12 @@ class LayerTable:
             f"Total parameters: {self.parameters:,} ({self.trainable:,} trainable)",
             f"Watched ({MARK}): {', '.join(row.name for row in self.rows if row.watched) or 'none'}",
         ]
+
+
+def _code(name: str) -> str:
+    """A name in a cell of a Markdown table, whatever characters it has."""
+    line = re.sub(r"[\r\n]+", " ", name).replace("|", "\\|")
+    return f"`` {line} ``" if "`" in line else f"`{line}`"
 
 
 def layer_table(

@@ -24,7 +24,8 @@ from tracked import EPOCHS, pixels
 from training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, recorder
-from cnnlog.sinks import kinds, shortened, sinks_for
+from cnnlog.places import shortened
+from cnnlog.sinks import kinds, sinks_for
 from cnnlog.sinks.other import OtherSink
 from cnnlog.sinks.pictures import PictureFiles
 from cnnlog.store import RunStore

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -103,14 +102,6 @@ def sink_for(logger: Any, *, folder: str, unit: str) -> Sink | None:
 def kinds(logger: Any) -> set[str]:
     """The names of a logger's class and of those that it inherits from."""
     return {cls.__name__ for cls in type(logger).__mro__}
-
-
-def shortened(tag: str, limit: int) -> str:
-    """The tag, or its beginning and a hash if it takes more than `limit` bytes, for names of files are limited."""
-    data = tag.encode()
-    if len(data) <= limit:
-        return tag
-    return f"{data[: limit - 13].decode(errors='ignore')}-{hashlib.sha256(data).hexdigest()[:12]}"
 
 
 def _clearml_task() -> Any:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mlflow.entities import Metric
 from PIL import Image
 
-from cnnlog.sinks import shortened
+from cnnlog.places import shortened
 
 KEY_BYTES = 150  # MLflow takes 250 for a metric, but adds about 90 to an image's, which becomes the name of a file
 

@@ -8,12 +8,11 @@ import io
 import os
 import re
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 from fsspec.implementations.local import LocalFileSystem
 
-from cnnlog.sinks import shortened
+from cnnlog.places import inside, locate
 
 FOLDER = "pictures"
 
@@ -32,7 +31,7 @@ class PictureFiles:
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
         """Write a picture."""
-        self._write(f"{_path(tag)}/step-{step:08d}.png", png)
+        self._write(f"{inside(tag)}/step-{step:08d}.png", png)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
         """Add a number."""
@@ -42,7 +41,7 @@ class PictureFiles:
 
     def add_text(self, tag: str, markdown: str, step: int) -> None:
         """Write a text."""
-        self._write(f"{_path(tag)}/step-{step:08d}.md", markdown.encode())
+        self._write(f"{inside(tag)}/step-{step:08d}.md", markdown.encode())
 
     def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
         """Leave it out."""
@@ -58,12 +57,13 @@ class PictureFiles:
 
     def last_step(self) -> int | None:
         """The last step that has numbers."""
-        fs, path = fsspec.core.url_to_fs(f"{self._folder}/numbers")
-        names = fs.glob(f"{path}/step-*.csv") if fs.exists(path) else []
-        return max((int(re.findall(r"\d+", str(name))[-1]) for name in names), default=-1)
+        fs, path = locate(f"{self._folder}/numbers")
+        names = fs.ls(path, detail=False) if fs.exists(path) else []
+        found = (re.fullmatch(r"step-(\d{8,})\.csv", str(name).rsplit("/", 1)[-1]) for name in names)
+        return max((int(match[1]) for match in found if match), default=-1)
 
     def _write(self, name: str, data: bytes) -> None:
-        fs, path = fsspec.core.url_to_fs(f"{self._folder}/{name}")
+        fs, path = locate(f"{self._folder}/{name}")
         fs.makedirs(path.rpartition("/")[0], exist_ok=True)
         if not isinstance(fs, LocalFileSystem):  # object stores put an object whole, and have no rename
             fs.pipe_file(path, data)
@@ -75,12 +75,3 @@ class PictureFiles:
         finally:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
-
-
-def _path(tag: str) -> str:
-    """The tag as folders: never one outside, and names that every file system takes."""
-    return "/".join(shortened(re.sub(r'^\.+$|[<>:"\\|?*\x00-\x1f]', _escape, part), 120) for part in tag.split("/"))
-
-
-def _escape(found: re.Match[str]) -> str:
-    return "".join(f"%{ord(character):02x}" for character in found[0])

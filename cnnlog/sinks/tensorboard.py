@@ -6,13 +6,14 @@ import struct
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
-import fsspec
 import numpy as np
 import numpy.typing as npt
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
+
+from cnnlog.places import locate
 
 
 class TensorBoardSink:
@@ -64,9 +65,11 @@ class TensorBoardSink:
 
     def last_step(self) -> int | None:
         """Read the log folder's event files for it: a kill may have kept the last pictures from them."""
-        fs, folder = fsspec.core.url_to_fs(self._writer().get_logdir())
+        fs, folder = locate(self._writer().get_logdir())
         last = -1
-        for path in fs.glob(f"{folder}/*tfevents*"):
+        for path in fs.ls(folder, detail=False):  # a glob would take the brackets of `lr=[0.1]` for its own
+            if "tfevents" not in str(path).rsplit("/", 1)[-1]:
+                continue
             with fs.open(path, "rb") as file:
                 for event in _events(file):
                     if any(value.tag.startswith(("filters/", "feature_maps/")) for value in event.summary.value):

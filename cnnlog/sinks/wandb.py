@@ -10,7 +10,7 @@ import numpy.typing as npt
 import wandb
 from PIL import Image
 
-from cnnlog.sinks import shortened
+from cnnlog.places import shortened
 
 
 class WandbSink:

@@ -1,0 +1,49 @@
+"""Where a file lies: a path as it is, or an address that fsspec knows."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+_URL = re.compile(r"([A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+://")
+
+
+def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `path`, and the path on it.
+
+    Only an address that begins like one is taken for one: fsspec itself would read `runs/a::b` and `runs/x://y`, which
+    are good names for a local folder, as several file systems in a row.
+
+    Example:
+        >>> locate("/runs/resnet::fine/v0")[1]
+        '/runs/resnet::fine/v0'
+    """
+    if not _URL.match(path):
+        return LocalFileSystem(), str(LocalFileSystem._strip_protocol(path))
+    fs, bare = fsspec.core.url_to_fs(path)
+    return fs, str(bare)
+
+
+def inside(name: str) -> str:
+    """A name as folders under another one: never outside of it, and such as every file system takes.
+
+    Example:
+        >>> inside("../a:b/c")
+        '%2e%2e/a%3ab/c'
+    """
+    return "/".join(shortened(re.sub(r'^\.+$|[<>:"\\|?*\x00-\x1f]', _escape, part), 120) for part in name.split("/"))
+
+
+def shortened(name: str, limit: int) -> str:
+    """The name, or its beginning and a hash if it takes more than `limit` bytes, for names of files are limited."""
+    data = name.encode()
+    if len(data) <= limit:
+        return name
+    return f"{data[: limit - 13].decode(errors='ignore')}-{hashlib.sha256(data).hexdigest()[:12]}"
+
+
+def _escape(found: re.Match[str]) -> str:
+    return "".join(f"%{ord(character):02x}" for character in found[0])
