@@ -40,12 +40,31 @@ class Trained(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=1e-1, momentum=0.9, weight_decay=1e-3)
 
 
+class Detects(Trained):
+    """Trains a detector of torchvision's, on one box an image."""
+
+    def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+        height, width = batch[0].shape[-2:]
+        box = torch.tensor([[0.1 * width, 0.1 * height, 0.6 * width, 0.8 * height]])
+        target: dict[str, torch.Tensor] = {"boxes": box, "labels": torch.tensor([1])}
+        target |= {"masks": torch.ones(1, height, width, dtype=torch.uint8), "keypoints": _keypoints(box)}
+        loss = torch.stack(list(self.net(list(batch[0]), [target for _ in batch[0]]).values())).sum()
+        self.losses.append(loss.item().hex())
+        return loss
+
+
+def _keypoints(box: torch.Tensor) -> torch.Tensor:
+    """The 17 that torchvision's model knows, `[1, 17, 3]`, all visible and in the middle of the box."""
+    middle = torch.tensor([*((box[0, :2] + box[0, 2:]) / 2).tolist(), 1.0])
+    return middle.repeat(1, 17, 1)
+
+
 Make = Callable[[], Sequence[L.Callback]]
 
 
 def trace(
     build: Callable[[], nn.Module],
-    image: tuple[int, int, int],
+    image: tuple[int, ...],
     make_callbacks: Make,
     folder: Path,
     *,
@@ -91,7 +110,7 @@ class Watches(Protocol):
 
 def loop_trace(
     build: Callable[[], nn.Module],
-    image: tuple[int, int, int],
+    image: tuple[int, ...],
     watch: Callable[[nn.Module], Watches] | None,
     *,
     epochs: int = 3,

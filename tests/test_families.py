@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from inertness import Trained, differences, trace
+from inertness import Detects, differences, trace
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -166,17 +166,6 @@ def test_segmentation_with_an_auxiliary_head_is_looked_at_and_given_back() -> No
 
 
 # --- torchvision: detection
-
-
-class Detects(Trained):
-    """Trains a detector on one box an image."""
-
-    def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
-        target = {"boxes": torch.tensor([[4.0, 4.0, 40.0, 48.0]]), "labels": torch.tensor([1])}
-        losses = self.net(list(batch[0]), [target for _ in batch[0]])
-        loss = torch.stack(list(losses.values())).sum()
-        self.losses.append(loss.item().hex())
-        return loss
 
 
 def detector(name: str) -> nn.Module:
