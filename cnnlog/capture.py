@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -44,6 +45,9 @@ _PEFT = {"PeftModel", "PeftMixedModel"}  # by name: PEFT may not be installed
 
 # Where a class has its `forward` from if it defines none.
 _WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
+
+# The CUDA streams on which copies are on their way to the host, while a capture is under way.
+_leaving: ContextVar[set[torch.cuda.Stream] | None] = ContextVar("_leaving", default=None)
 
 # Does this model's forward write into its own parameters (momentum encoders do)? Known after its first loan.
 _writes_parameters: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
@@ -159,6 +163,7 @@ def capture(
     global_step: int,
     run: Forward | None = None,
     through: str | None = None,
+    wait: bool = True,
 ) -> Snapshot:
     """Copy the effective weights and the feature maps of some layers, at full size, in float32.
 
@@ -175,6 +180,7 @@ def capture(
         global_step: completed optimiser steps.
         run: as in `survey`.
         through: as in `survey`.
+        wait: until the copies have left a CUDA device; else `Snapshot.ready` does, and another thread may call it.
 
     Raises:
         ValueError: a name is unknown, a layer has no 4-D weight or output, or the probe cannot go through the model.
@@ -195,7 +201,7 @@ def capture(
             filters[name] = used.filters[module] if module in used.filters else _filters(name, module)
 
     wanted_filters, wanted_maps = set(filter_layers), set(map_layers)
-    with borrow(model):
+    with _departures() as ready, borrow(model):
         modules = _named(model)
         watched = {name: _known(modules, name) for name in dict.fromkeys([*filter_layers, *map_layers])}
         if probe is not None:
@@ -207,12 +213,16 @@ def capture(
     missing = [name for name in map_layers if name not in maps]
     if missing:
         raise ValueError(f"No feature maps: {', '.join(map(repr, missing))} did not run on the probe.")
+    arrived = ready()
+    if wait and arrived is not None:
+        arrived()
     return Snapshot(
         step=step,
         epoch=epoch,
         global_step=global_step,
         filters={name: filters[name] for name in filter_layers},
         feature_maps={name: maps[name] for name in map_layers},
+        ready=None if wait else arrived,
     )
 
 
@@ -252,7 +262,14 @@ def _plain_run(module: nn.Module, tensor: torch.Tensor) -> None:
 def placed(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor on the device and in the precision of the module's first floating-point parameter or buffer."""
     example = next((p for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()), tensor)
-    return tensor.to(example.device, example.dtype)
+    return sent(tensor, example.device).to(example.dtype)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on that device; what is sent to CUDA waits for nothing that is still to be done there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 def _how_far(start: nn.Module, tensor: torch.Tensor, ran: Mapping[str, tuple[int, ...]], error: Exception) -> str:
@@ -341,13 +358,46 @@ def _shape(output: object) -> tuple[int, ...]:
 
 
 def _array(tensor: torch.Tensor) -> FloatArray:
-    """An owned, C-contiguous float32 copy; bf16 and quantised tensors are converted."""
+    """An owned, C-contiguous float32 copy; bf16 and quantised tensors are converted.
+
+    In a capture, what comes from CUDA has only been sent for: the copy is in order with whatever is done to the tensor
+    later on the same stream, but has not arrived yet.
+    """
     if tensor.is_quantized:
         tensor = tensor.dequantize()
+    streams = _leaving.get()
+    if tensor.is_cuda and streams is not None:
+        converted = tensor.detach().float().contiguous()
+        host = torch.empty(converted.shape, dtype=torch.float32, pin_memory=True)
+        host.copy_(converted, non_blocking=True)
+        streams.add(torch.cuda.current_stream(tensor.device))
+        arriving: FloatArray = host.numpy()
+        return arriving
     # contiguous before NumPy sees it: channels_last strides would survive a plain copy
     copied = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
     array: FloatArray = copied.numpy()
     return array
+
+
+@contextmanager
+def _departures() -> Iterator[Callable[[], Callable[[], None] | None]]:
+    """Let `_array` send for copies without waiting; yields what tells how to wait for those sent for so far."""
+    streams: set[torch.cuda.Stream] = set()
+
+    def ready() -> Callable[[], None] | None:
+        events = [stream.record_event() for stream in streams]
+
+        def wait() -> None:
+            for event in events:
+                event.synchronize()
+
+        return wait if events else None
+
+    token = _leaving.set(streams)
+    try:
+        yield ready
+    finally:
+        _leaving.reset(token)
 
 
 def _maps_shape(output: object) -> tuple[int, ...]:
@@ -569,8 +619,9 @@ class _Loan:
             module.training = training
         with torch.no_grad():
             for kept in self._always:
-                kept.give_back()
-            written = [kept for kept in self._seldom if kept.give_back()]
+                kept.give_back(tell=False)
+            tell = self.model not in _writes_parameters
+            written = [kept for kept in self._seldom if kept.give_back(tell=tell)]
         _writes_parameters[self.model] = bool(written) or _writes_parameters.get(self.model, False)
         lost = [kept for kept in written if kept.lost]
         if lost:
@@ -593,8 +644,8 @@ class _Kept:
         self._requires_grad = tensor.requires_grad
         self._copy = tensor.detach().clone() if copy else None
 
-    def give_back(self) -> bool:
-        """Restore the bytes; tell whether forward had written them."""
+    def give_back(self, *, tell: bool) -> bool:
+        """Restore the bytes; tell whether forward had written them, or may have if nobody wants to know for certain."""
         tensor = self.tensor
         if tensor.requires_grad != self._requires_grad:
             tensor.requires_grad_(self._requires_grad)
@@ -605,7 +656,7 @@ class _Kept:
         if self._copy is None:
             self.lost = bumped
             return bumped or moved
-        changed = not _same_bytes(self._alias, self._copy)
+        changed = (not tell and _comparing_waits(self._alias)) or not _same_bytes(self._alias, self._copy)
         if changed:
             # through an alias without a version counter of its user: a graph that saved the tensor stays valid
             self._alias.data.copy_(self._copy)
@@ -623,6 +674,11 @@ def _pointer(tensor: torch.Tensor) -> int:
 def _is_wrapper(tensor: torch.Tensor) -> bool:
     """A tensor subclass without storage of its own (DTensor, torchao)."""
     return type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer)
+
+
+def _comparing_waits(tensor: torch.Tensor) -> bool:
+    """Whether a comparison would hold this thread until the device has done all its work; a copy would not."""
+    return tensor.is_cuda and not _is_wrapper(tensor)
 
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:

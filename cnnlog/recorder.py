@@ -338,6 +338,8 @@ class Recorder:
     # ---- the background thread's side
 
     def _process(self, snapshot: Snapshot) -> None:
+        if snapshot.ready is not None:
+            snapshot.ready()
         is_baseline = not self._samples_baseline and not self._weights_baseline
         try:
             record = self._measure_and_keep(snapshot, is_baseline=is_baseline)

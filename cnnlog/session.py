@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from cnnlog.alarm import Alarm
-from cnnlog.capture import capture, placed, survey
+from cnnlog.capture import capture, placed, sent, survey
 from cnnlog.layers import LayerInfo
 from cnnlog.places import inside
 from cnnlog.plan import Plan, Unit, manifest_of, probe_files, refuse_other, watch
@@ -101,7 +101,7 @@ class Session:
             if self._shown is not self._module:  # it was copied before the trainer moved or converted the other
                 module(placed(module, tensor))
                 return
-            module(precision.convert_input(tensor.to(self._module.device)))
+            module(precision.convert_input(sent(tensor, self._module.device)))
 
     def _start(self, manifest: Manifest) -> None:
         trainer = self._trainer
@@ -294,6 +294,7 @@ class Session:
                 global_step=trainer.global_step,
                 run=self._run,
                 through=self._through,
+                wait=False,
             )
         except Exception as error:
             problem = Problem("probe", f"no snapshot of step {step}; training goes on, and later ones are tried", error)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -24,6 +24,7 @@ class Snapshot:
         global_step: completed optimiser steps, as Lightning counts them.
         filters: layer name -> effective weights `[O, I, kH, kW]`, float32.
         feature_maps: layer name -> that layer's own output on the probe `[N, C, H, W]`, float32.
+        ready: waits until the arrays have arrived from a device; None where they have. Nobody may read them before.
     """
 
     step: int
@@ -31,6 +32,7 @@ class Snapshot:
     global_step: int
     filters: Mapping[str, FloatArray] = field(default_factory=dict)
     feature_maps: Mapping[str, FloatArray] = field(default_factory=dict)
+    ready: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)

@@ -213,6 +213,7 @@ class Watcher:
                 global_step=global_step if epochs else int(step),
                 run=self._run,
                 through=self._filters.through,
+                wait=False,
             )
         except Exception as error:
             problem = Problem("probe", f"no snapshot of step {step}; training goes on, and later ones are tried", error)

@@ -256,6 +256,51 @@ def test_converted_quantised_convolutions_are_dequantised() -> None:
     assert np.abs(seen.feature_maps["1"] - made.numpy().clip(-3.2, 9.55)).max() < 0.25
 
 
+class Stream:
+    """Stands in for a CUDA stream, and for the event recorded on it: says what was asked of it."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def record_event(self) -> Stream:
+        self.asked.append("record")
+        return self
+
+    def synchronize(self) -> None:
+        self.asked.append("wait")
+
+
+@pytest.mark.parametrize("wait", [False, True])
+def test_copies_from_cuda_are_waited_for_once_and_by_whom_it_is_asked(
+    wait: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 3)).to(memory_format=torch.channels_last)
+    layers = ["0", "2"]
+    plain = look(net, filters=layers, maps=layers)
+    assert plain.ready is None
+    stream, empty, pinned = Stream(), torch.empty, []
+
+    def allocate(*args: Any, pin_memory: bool, **options: Any) -> torch.Tensor:
+        pinned.append(pin_memory)
+        return empty(*args, **options)
+
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    monkeypatch.setattr(torch, "empty", allocate)
+    seen = look(net, filters=layers, maps=layers, wait=wait)
+    assert pinned == [True] * 4
+    if not wait:
+        assert stream.asked == ["record"]  # after all copies were sent for, and not waited for here
+        assert seen.ready is not None
+        seen.ready()
+    assert seen.ready is None or not wait
+    assert stream.asked == ["record", "wait"]
+    for name in layers:
+        np.testing.assert_array_equal(seen.filters[name], plain.filters[name])
+        np.testing.assert_array_equal(seen.feature_maps[name], plain.feature_maps[name])
+        assert seen.feature_maps[name].flags.c_contiguous
+
+
 # --- what is given back
 
 
@@ -294,6 +339,18 @@ def test_everything_is_given_back_also_after_an_exception(name: str) -> None:
             _use_and_interrupt(net, before)
         assert _everything(net) == before
         assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("name", ["mutates", "momentum", "momentum_in_place", "frozen_norm", "draws"])
+def test_everything_is_given_back_also_without_comparing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = zoo.ZOO[name].build()
+    before = _everything(net)
+    survey(net, images())  # finds out whether forward writes parameters
+    monkeypatch.setattr("cnnlog.capture._comparing_waits", lambda tensor: True)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture._same_bytes", lambda a, b: pytest.fail("compared"))
+    for _ in range(2):
+        survey(net, images())
+        assert _everything(net) == before
 
 
 def test_gradients_are_left_alone() -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import pickle
 import shutil
+import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,8 @@ from torch import nn
 from training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
+from cnnlog.capture import capture
+from cnnlog.snapshot import Snapshot
 from cnnlog.store import RunStore
 
 LAYERS = ("00_net.0", "01_net.3")
@@ -250,6 +255,37 @@ def test_a_module_without_forward_is_run_through_its_part(tmp_path: Path) -> Non
 
     fit(trainer(tmp_path, monitors(), max_epochs=1), NoForward())
     assert store(tmp_path).read_record(1).feature_maps["net.0"].shape == (1, 4, 14, 14)
+
+
+def test_arrays_that_arrive_late_are_waited_for_in_the_background(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited_in: list[str] = []
+
+    def late(*args: Any, **options: Any) -> Snapshot:
+        """As from CUDA: the arrays are there, and their values come later."""
+        assert options.pop("wait") is False, "the training thread is not held up"
+        seen = capture(*args, **options)
+        copies = {id(array): array.copy() for array in (*seen.filters.values(), *seen.feature_maps.values())}
+        for array in (*seen.filters.values(), *seen.feature_maps.values()):
+            array.fill(np.nan)
+
+        def ready() -> None:
+            time.sleep(0.05)
+            waited_in.append(threading.current_thread().name)
+            for array in (*seen.filters.values(), *seen.feature_maps.values()):
+                array[:] = copies[id(array)]
+
+        return dataclasses.replace(seen, ready=ready)
+
+    monkeypatch.setattr("cnnlog.session.capture", late)
+    torch.manual_seed(0)
+    module = TinyCNN()
+    fit(trainer(tmp_path, monitors()), module)
+    assert waited_in == ["cnnlog"] * 4
+    run = store(tmp_path)
+    np.testing.assert_array_equal(run.read_record(3).filters["net.0"], module.net[0].weight.detach().numpy())
+    assert all(np.isfinite(run.read_record(step).feature_maps["net.0"]).all() for step in range(4))
 
 
 # --- resume
