@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable
 
+from cnnlog.ranks import Ranks
 from cnnlog.recorder import Problem
 
 
@@ -15,33 +16,37 @@ class Alarm:
         raises: raise, as `on_error="raise"` asks for.
         warned: the kinds that were warned of before; more are added.
         say: takes a warning's text where warnings are errors and one must not be raised.
+        ranks: those that handle problems together, where they are raised; rank 0 alone warns.
 
     Attributes:
         failed: the training's own exception is on its way, and must not be hidden by one of ours.
     """
 
-    def __init__(self, *, raises: bool, warned: set[str], say: Callable[[str], object]) -> None:
+    def __init__(self, *, raises: bool, warned: set[str], say: Callable[[str], object], ranks: Ranks) -> None:
         self.failed = False
         self._raises = raises
+        self._ranks = ranks
         self._warned = warned
         self._say = say
 
     def handle(self, problems: Iterable[Problem]) -> None:
-        """Warn of them, or raise the first.
+        """Warn of them, or raise the first: then on every rank what rank 0 has to raise.
 
         Raises:
             RuntimeError: a problem, if problems are to be raised.
         """
+        problems = list(problems)
+        if self._raises and not self.failed:
+            told = self._ranks.share([(problem.what, problem.text) for problem in problems])
+            for what, text in told[:1]:
+                self._warned.add(what)
+                raise RuntimeError(f"cnnlog: {text}") from (problems[0].error if problems else None)
         for problem in problems:
-            why = f" ({type(problem.error).__name__}: {problem.error})" if problem.error is not None else ""
-            if self._raises and not self.failed:
-                self._warned.add(problem.what)
-                raise RuntimeError(f"cnnlog: {problem.message}{why}") from problem.error
-            self.warn(problem.what, problem.message + why)
+            self.warn(problem.what, problem.text)
 
     def warn(self, what: str, message: str) -> None:
         """Warn, if it is the first time of this kind."""
-        if what not in self._warned:
+        if what not in self._warned and self._ranks.first:
             self._warned.add(what)
             try:
                 warnings.warn(f"cnnlog: {message}", stacklevel=2)

@@ -55,7 +55,9 @@ class _Monitor(L.Callback):
         self._memory = Memory()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse monitors that do not go together."""
+        """Refuse monitors that do not go together, and strategies under which a layer does not have its weights."""
+        if stage == "fit":
+            _refuse_strategy(trainer)
         monitors = _monitors(trainer)
         for kind in (FilterMonitor, FeatureMapMonitor):
             count = sum(isinstance(monitor, kind) for monitor in monitors)
@@ -136,7 +138,7 @@ class _Monitor(L.Callback):
         return {**self.__dict__, "_session": None}  # threads and locks cannot be pickled, and spawn strategies do
 
     def _leads(self, trainer: L.Trainer) -> bool:
-        return _monitors(trainer)[0] is self and trainer.is_global_zero
+        return _monitors(trainer)[0] is self
 
     def _close(self, *, failed: bool) -> None:
         session, self._session = self._session, None
@@ -290,6 +292,16 @@ def _averaged(trainer: L.Trainer, pl_module: L.LightningModule) -> nn.Module:
         'monitors, or give weights="train". StochasticWeightAveraging averages no batch-norm statistics, so that no '
         "forward pass can show its average."
     )
+
+
+def _refuse_strategy(trainer: L.Trainer) -> None:
+    strategy = getattr(trainer, "strategy", None)
+    names = {cls.__name__ for cls in type(strategy).__mro__}
+    if names & {"FSDPStrategy", "XLAFSDPStrategy"} or getattr(strategy, "zero_stage_3", False):
+        raise ValueError(
+            f"{type(strategy).__name__} flattens the weights of the layers over the processes, and the monitors cannot "
+            "gather them: use ModelParallelStrategy with fully_shard (FSDP2), or DDPStrategy."
+        )
 
 
 def _schedule(who: str, every_n_epochs: int | None, every_n_train_steps: int | None) -> tuple[Unit, int]:

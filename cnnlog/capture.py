@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
@@ -29,6 +30,17 @@ from torch.utils.hooks import RemovableHandle
 from cnnlog.layers import LayerInfo
 from cnnlog.probe import Probe
 from cnnlog.rng import held_generators, kept_rng
+from cnnlog.sharding import (
+    held,
+    is_sharded,
+    is_spread,
+    plain_type,
+    refuse_flattened,
+    reshard,
+    sharded,
+    whole,
+    whole_parameters,
+)
 from cnnlog.snapshot import FloatArray, Snapshot
 
 Forward = Callable[[nn.Module, torch.Tensor], object]
@@ -62,15 +74,17 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     `self.log` in forward does nothing, compiled models run eagerly, and no recompilation follows.
 
     Parameters are copied on a model's first loan, and on later ones only if an earlier one saw forward write them.
+    A model that is sharded over several processes (FSDP2, DTensor) must be borrowed by all of them at the same time.
 
     Raises:
-        ValueError: the model is a ScriptModule or has uninitialised lazy parameters.
+        ValueError: the model is a ScriptModule, has uninitialised lazy parameters, or is sharded by FSDP 1 or ZeRO 3.
         RuntimeError: forward wrote into parameters of which there was no copy.
     """
     refuse(model)
-    loan = _Loan(model)
-    generators = held_generators([v for m in loan.modules for v in m.__dict__.values()], depth=1)
     with ExitStack() as stack:
+        stack.enter_context(sharded(model))
+        loan = _Loan(model)
+        generators = held_generators([v for m in loan.modules for v in m.__dict__.values()], depth=1)
         stack.enter_context(kept_rng(generators))
         # The cache of a training step around us keeps no cast of ours, which has no graph.
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
@@ -86,7 +100,8 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def refuse(model: nn.Module) -> None:
-    """Raise ValueError for a model that cannot be looked at: a ScriptModule, uninitialised lazy parameters."""
+    """Raise ValueError for a model that cannot be looked at: a ScriptModule, lazy or flattened parameters."""
+    refuse_flattened(model)
     for name, _, module in layer_names(model):
         if isinstance(module, torch.jit.ScriptModule):
             where = f"layer {name!r}" if name else "the model"
@@ -140,8 +155,8 @@ def survey(
     return tuple(
         LayerInfo(
             name=name,
-            kind=type(modules[name]).__name__,
-            module_type=type(modules[name]),
+            kind=plain_type(modules[name]).__name__,
+            module_type=plain_type(modules[name]),
             has_filters=len(weights[name] or ()) == 4,
             weight_shape=weights[name],
             output_shape=outputs.get(name) or None,
@@ -198,17 +213,22 @@ def capture(
         if name in wanted_maps:
             maps[name] = _feature_maps(name, output)
         if name in wanted_filters:
-            filters[name] = used.filters[module] if module in used.filters else _filters(name, module)
+            if module in used.filters:
+                filters[name] = used.filters[module]
+            elif not spread:
+                filters[name] = _filters(name, module)
 
+    spread = is_sharded(model)
     wanted_filters, wanted_maps = set(filter_layers), set(map_layers)
     with _departures() as ready, borrow(model):
         modules = _named(model)
         watched = {name: _known(modules, name) for name in dict.fromkeys([*filter_layers, *map_layers])}
         if probe is not None:
-            with _UsedWeights([watched[name] for name in wanted_filters]) as used:
+            with _UsedWeights([watched[name] for name in filter_layers]) as used:
                 _forward(model, probe, watched, record, ran, run=run, through=through)
+        reshard(model)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
         for name in filter_layers:
-            if name not in filters:  # an auxiliary head, say, that does not run in eval mode
+            if name not in filters:  # of a sharded model, or an auxiliary head, say, that does not run in eval mode
                 filters[name] = _filters(name, watched[name])
     missing = [name for name in map_layers if name not in maps]
     if missing:
@@ -363,6 +383,7 @@ def _array(tensor: torch.Tensor) -> FloatArray:
     In a capture, what comes from CUDA has only been sent for: the copy is in order with whatever is done to the tensor
     later on the same stream, but has not arrived yet.
     """
+    tensor = whole(tensor)
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     streams = _leaving.get()
@@ -427,30 +448,41 @@ def _filters(name: str, module: nn.Module) -> FloatArray:
 def _weight_shape(module: Any) -> tuple[int, ...] | None:
     while _is_adapted(module):
         module = module.get_base_layer()
-    weight = _weight(module)
+    weight = _weight(module, data=False)
     return None if weight is None else tuple(weight.shape)
 
 
-def _weight(module: Any) -> torch.Tensor | None:
+def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
     """The weight that the layer holds, filters first, frames side by side; None where the module has none.
 
     What its forward makes of the weight before it convolves (weight standardisation, fake quantisation) is not in it:
     that is what `_UsedWeights` sees. Read in eval mode, where spectral norm does not advance.
+
+    Args:
+        module: a layer.
+        data: whether the values are wanted, which of a sharded model are gathered, and not the shape alone.
     """
     if _is_adapted(module):
-        return _adapted_weight(module)
-    for hook in module._forward_pre_hooks.values():
-        # Old-style weight norm, spectral norm and pruning set the weight in a pre-hook; after an optimiser step
-        # without a forward it is stale.
-        if isinstance(hook, (BasePruningMethod, SpectralNorm, WeightNorm)):
+        with whole_parameters(module.modules()):
+            return _adapted_weight(module)
+    # Old-style weight norm, spectral norm and pruning set the weight in a pre-hook; after an optimiser step without a
+    # forward it is stale.
+    computes = (BasePruningMethod, SpectralNorm, WeightNorm)
+    hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, computes)]
+    parts = [module] if hooks else []
+    if is_parametrized(module, "weight"):
+        parts += [module, *module.parametrizations.modules()]
+    with whole_parameters(parts):
+        for hook in hooks:
             hook(module, ())
-    weight = getattr(module, "weight", None)
-    if callable(weight) and not isinstance(weight, (torch.Tensor, nn.Module)):
-        weight = weight()  # converted quantised convolutions
+        weight = getattr(module, "weight", None)
+        if callable(weight) and not isinstance(weight, (torch.Tensor, nn.Module)):
+            weight = weight()  # converted quantised convolutions
     if not isinstance(weight, torch.Tensor):
         return None
     if weight.is_quantized:
         weight = weight.dequantize()
+    weight = whole(weight) if data else torch.empty(weight.shape, device="meta")
     transposed = getattr(module, "transposed", False)
     return _filters_first(weight, getattr(module, "groups", 1) if transposed else None)
 
@@ -512,6 +544,9 @@ class _UsedWeights(TorchFunctionMode):
         super().__init__()
         self.filters: dict[nn.Module, FloatArray] = {}
         self._shapes = {layer: _weight_shape(layer) for layer in layers if not _is_adapted(layer)}
+        self._sharded = {
+            layer: parameter.dtype for layer in layers for parameter in layer.parameters() if is_spread(parameter)
+        }
         self._running: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
 
@@ -542,8 +577,10 @@ class _UsedWeights(TorchFunctionMode):
         weight = kwargs["weight"] if "weight" in kwargs else args[1]
         if layer not in self._shapes or layer in self.filters or not isinstance(weight, torch.Tensor):
             return
+        if weight.dtype != self._sharded.get(layer, weight.dtype):
+            return  # FSDP2 computes in a lower precision than it trains in, which small changes do not show in
         groups = getattr(layer, "groups", 1) if func in _TRANSPOSED else None
-        filters = _filters_first(weight, groups)
+        filters = _filters_first(whole(weight), groups)
         if tuple(filters.shape) == self._shapes[layer]:
             self.filters[layer] = _array(filters)
 
@@ -638,17 +675,18 @@ class _Kept:
     def __init__(self, tensor: torch.Tensor, *, copy: bool) -> None:
         self.tensor = tensor
         self.lost = False
-        self._alias = tensor.detach()
-        self._version = _version(tensor)
-        self._pointer = _pointer(tensor)
+        self._held = held(tensor)  # a process's own part can be compared without the others
+        self._alias = self._held.detach()
+        self._version = _version(self._held)
+        self._pointer = _pointer(self._held)
         self._requires_grad = tensor.requires_grad
-        self._copy = tensor.detach().clone() if copy else None
+        self._copy = self._alias.clone() if copy else None
 
     def give_back(self, *, tell: bool) -> bool:
         """Restore the bytes; tell whether forward had written them, or may have if nobody wants to know for certain."""
-        tensor = self.tensor
-        if tensor.requires_grad != self._requires_grad:
-            tensor.requires_grad_(self._requires_grad)
+        if self.tensor.requires_grad != self._requires_grad:
+            self.tensor.requires_grad_(self._requires_grad)
+        tensor = self._held
         moved = _pointer(tensor) != self._pointer or tensor.shape != self._alias.shape
         if moved:
             tensor.data = self._alias
@@ -672,7 +710,7 @@ def _pointer(tensor: torch.Tensor) -> int:
 
 
 def _is_wrapper(tensor: torch.Tensor) -> bool:
-    """A tensor subclass without storage of its own (DTensor, torchao)."""
+    """A tensor subclass without storage of its own (torchao)."""
     return type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer)
 
 

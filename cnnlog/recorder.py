@@ -89,6 +89,11 @@ class Problem:
     message: str
     error: Exception | None = None
 
+    @property
+    def text(self) -> str:
+        """The message and the error's."""
+        return self.message + (f" ({type(self.error).__name__}: {self.error})" if self.error is not None else "")
+
 
 class _Drawer:
     """Draws one layer's pictures of one kind, with ranges that stay anchored over the steps."""

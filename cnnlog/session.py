@@ -16,7 +16,9 @@ from cnnlog.layers import LayerInfo
 from cnnlog.places import inside
 from cnnlog.plan import Plan, Unit, manifest_of, probe_files, refuse_other, watch
 from cnnlog.probe import Probe, default_probe
+from cnnlog.ranks import Ranks
 from cnnlog.recorder import Problem, Recorder
+from cnnlog.sharding import is_sharded, plain_type, refuse_flattened
 from cnnlog.sinks import Sink, kinds, sinks_for
 from cnnlog.store import FOLDER, Manifest, RunStore
 from cnnlog.table import layer_table
@@ -33,7 +35,10 @@ class Memory:
 
 
 class Session:
-    """One fit, watched.
+    """One fit, watched; each process of the training has one.
+
+    Rank 0 alone has a recorder. It alone captures, too, unless the model is sharded over the processes: then all do,
+    and what the others have captured is dropped.
 
     Args:
         trainer: about to train; the baseline is captured here and now.
@@ -60,22 +65,32 @@ class Session:
         self.memory = memory
         self._trainer, self._module, self._shown = trainer, module, shown
         self._filters, self._maps = filters, maps
-        raises = any(plan.on_error == "raise" for plan in plans)
-        self._alarm = Alarm(raises=raises, warned=memory.warned, say=rank_zero_info)
+        self._ranks = Ranks(several=trainer.world_size > 1, first=trainer.is_global_zero)
+        self._alarm = Alarm(
+            raises=any(plan.on_error == "raise" for plan in plans),
+            warned=memory.warned,
+            say=rank_zero_info,
+            ranks=self._ranks,
+        )
+        self._problems: list[Problem] = []
         self._through = next((plan.through for plan in plans if plan.through), None)
         self.unit: Unit = plans[0].unit
         self._last_global_step = trainer.global_step
-        self.probe, infos = self._survey()
-        self.watched = watch(infos, filters=filters, maps=maps)
-        manifest = manifest_of(
-            self.watched,
-            filters=filters,
-            maps=maps,
-            probe=self.probe,
-            baseline_step=self._now(),
-            architecture=type(module).__name__,
-        )
-        self._start(manifest)
+        self._recorder: Recorder | None = None
+        with self._ranks.together():
+            refuse_flattened(module if trainer.model is None else trainer.model)
+            self._spread = Ranks(several=self._ranks.several and is_sharded(shown))  # those that capture
+            self._captures = self._spread.several or self._ranks.first
+            if self._captures:
+                self.probe, infos = self._survey()
+                self.watched = watch(infos, filters=filters, maps=maps)
+        self._start()
+
+    @property
+    def recorder(self) -> Recorder:
+        """Rank 0's."""
+        assert self._recorder is not None, "rank 0 alone has a recorder"
+        return self._recorder
 
     # ---- the start
 
@@ -84,7 +99,9 @@ class Session:
         if asked:
             return asked[0], self._look_over(asked[0])
         try:
-            probe = default_probe(_dataset(self._trainer))
+            with self._spread.together():
+                probe = default_probe(_dataset(self._trainer))
+            probe = self._spread.share(probe)  # a data set that augments gives every process another image
             return probe, self._look_over(probe)
         except (TypeError, ValueError, LookupError):
             if self._maps is not None:
@@ -103,8 +120,42 @@ class Session:
                 return
             module(precision.convert_input(sent(tensor, self._module.device)))
 
-    def _start(self, manifest: Manifest) -> None:
+    def _start(self) -> None:
+        """Open the run on rank 0, and take the baseline unless an earlier run goes on."""
+        texts = self._table() if self._captures else {}
+        try:
+            with self._ranks.together():
+                if self._ranks.first:
+                    self._open(texts)
+            self._begin()
+        except BaseException:
+            if self._recorder is not None:
+                self._recorder.close()  # nobody else has this session yet
+                if self._recorder.store is not None:
+                    self._recorder.store.release()
+            raise
+
+    def _begin(self) -> None:
+        self._last_step = self._ranks.share(self._recorder.last_step if self._recorder is not None else -1)
+        fresh = self._last_step < 0
+        if fresh:
+            self.take(self._now(), filters=self._filters is not None, maps=self._maps is not None)
+        if self._recorder is not None:
+            self._recorder.drain()
+        self.report()
+        if self._recorder is not None and (self._recorder.step_bytes or fresh):
+            rank_zero_info(self._announcement(self.memory.folder or None))
+
+    def _open(self, texts: dict[str, str]) -> None:
         trainer = self._trainer
+        manifest = manifest_of(
+            self.watched,
+            filters=self._filters,
+            maps=self._maps,
+            probe=self.probe,
+            baseline_step=self._now(),
+            architecture=plain_type(self._module).__name__,
+        )
         folder = _run_folder(trainer)
         resumed = trainer.global_step > 0 or trainer.ckpt_path is not None
         old = self._earlier_run(folder, manifest, resumed=resumed)
@@ -117,43 +168,29 @@ class Session:
         elif old is None or carried:
             store = self._claim(folder, manifest)
             folder = store.folder
-        self.recorder = Recorder(
+        self._recorder = Recorder(
             self.watched.layers,
             filters=self._filters.look if self._filters else None,
             maps=self._maps.look if self._maps else None,
             store=store,
             sinks=self._sinks(folder),
             probe=probe_files(self.probe),
-            texts=self._table(),
+            texts=texts,
         )
-        try:
-            self._begin(manifest, old, carried=carried)
-        except BaseException:
-            self.recorder.close()  # nobody else has this session yet
-            if store is not None:
-                store.release()
-            raise
-        if self.recorder.step_bytes or old is None:
-            rank_zero_info(self._announcement(folder))
-
-    def _begin(self, manifest: Manifest, old: RunStore | None, *, carried: bool) -> None:
-        """Go on from the earlier run, or take the baseline."""
         if old is not None:
-            try:
-                self.recorder.resume(old, now=self._now(), carried=carried)
-            except (OSError, ValueError, LookupError) as error:
-                if not carried:
-                    raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
-                self._alarm.warn(
-                    "baseline", f"the baseline in {old.folder} cannot be read ({error}); {_new_baseline(self._now())}"
-                )
-                old = None
-        self.memory.folder = self.recorder.store.folder if self.recorder.store is not None else ""
+            self._go_on(old, carried=carried)
+        self.memory.folder = store.folder if store is not None else ""
         self.memory.run_id = manifest.run_id
-        if old is None:
-            self.take(self._now(), filters=self._filters is not None, maps=self._maps is not None)
-        self.recorder.drain()
-        self.report()
+
+    def _go_on(self, old: RunStore, *, carried: bool) -> None:
+        try:
+            self.recorder.resume(old, now=self._now(), carried=carried)
+        except (OSError, ValueError, LookupError) as error:
+            if not carried:
+                raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
+            self._alarm.warn(
+                "baseline", f"the baseline in {old.folder} cannot be read ({error}); {_new_baseline(self._now())}"
+            )
 
     def _earlier_run(self, folder: str | None, manifest: Manifest, *, resumed: bool) -> RunStore | None:
         """The stored run that this fit goes on from, if any."""
@@ -270,19 +307,24 @@ class Session:
         before, now = self._last_global_step, self._trainer.global_step
         self._last_global_step = now
         if self.unit == "step" and now > before:
-            self._take_due(before, now)
-            self.report()
+            due = self._take_due(before, now)
+            if due or not self._ranks.several:  # telling the other processes costs more than a step may
+                self.report()
 
-    def _take_due(self, before: int, now: int) -> None:
+    def _take_due(self, before: int, now: int) -> bool:
         due = [plan is not None and now // plan.every > before // plan.every for plan in (self._filters, self._maps)]
-        if any(due) and now > self.recorder.last_step:
-            if self.recorder.last_step < 0:  # the baseline failed; this one takes its place, so it must be whole
+        if any(due) and now > self._last_step:
+            if self._last_step < 0:  # the baseline failed; this one takes its place, so it must be whole
                 due = [self._filters is not None, self._maps is not None]
             self.take(now, filters=due[0], maps=due[1])
+        return any(due)
 
     def take(self, step: int, *, filters: bool, maps: bool) -> None:
-        """Capture and hand over; what goes wrong is noted and never raised."""
+        """Capture and hand over; what goes wrong is noted for `report` and never raised."""
+        if not self._captures:
+            return
         trainer = self._trainer
+        error: Exception | None = None
         try:
             snapshot = capture(
                 self._shown,
@@ -296,26 +338,40 @@ class Session:
                 through=self._through,
                 wait=False,
             )
-        except Exception as error:
+        except Exception as raised:
+            error = raised
+        error = self._spread.agree(error)  # a step that one of them has no snapshot of is missing for all
+        if error is not None:
             problem = Problem("probe", f"no snapshot of step {step}; training goes on, and later ones are tried", error)
-            self._alarm.handle([problem])
+            self._problems.append(problem)
             return
-        self.recorder.record(snapshot)
-        self.memory.step = step
+        self._last_step = step
+        if self._recorder is not None:
+            self._recorder.record(snapshot)
+            self.memory.step = step
 
     def report(self) -> None:
-        """Warn of what went wrong in the background since the last call, once per kind; or raise it."""
-        self._alarm.handle(self.recorder.take_problems())
+        """Warn of what went wrong since the last call, once per kind; or raise it, then on every rank alike."""
+        problems, self._problems = self._problems, []
+        if self._recorder is not None:
+            problems += self._recorder.take_problems()
+        self._alarm.handle(problems)
 
     def end(self, *, failed: bool = False) -> None:
-        """Draw the evolution strips and wait until everything is written."""
+        """Draw the evolution strips and wait until everything is written.
+
+        Args:
+            failed: this process is leaving the training, and the others are not waited for any more.
+        """
         self._alarm.failed = failed
-        self.recorder.finish()
+        if self._recorder is not None:
+            self._recorder.finish()
         self.report()
 
     def close(self) -> None:
         """End the threads."""
-        self.recorder.close()
+        if self._recorder is not None:
+            self._recorder.close()
         self.report()
 
 

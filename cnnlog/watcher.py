@@ -20,8 +20,10 @@ from cnnlog.layers import LayerSpec
 from cnnlog.plan import Plan, Unit, manifest_of, plan_of, probe_files, refuse_other
 from cnnlog.plan import watch as choose
 from cnnlog.probe import Probe
+from cnnlog.ranks import Ranks
 from cnnlog.recorder import Look, Problem, Recorder
 from cnnlog.render import RangeRule, View
+from cnnlog.sharding import is_sharded, plain_type
 from cnnlog.sinks import Sink
 from cnnlog.sinks.tensorboard import TensorBoardSink
 from cnnlog.store import FOLDER, Manifest, RunStore
@@ -58,7 +60,8 @@ def watch(
 
     Args:
         model: any module; a wrapper of `DataParallel`, `DistributedDataParallel` or Fabric is taken off. With several
-            processes, call this in one of them.
+            processes, call this in one of them; of a model that is sharded over them (`fully_shard`), in all of them,
+            and each of the watcher's methods too: rank 0 writes.
         probe: the fixed input (see `Probe`), or the path of an image, or several; None watches filters only.
         log_dir: takes TensorBoard's events; the store is in `cnnlog/` under it.
         layers: as for the monitors.
@@ -150,40 +153,51 @@ class Watcher:
     ) -> None:
         self._model = _bare(model)
         self._filters, self._maps, self._run = filters, maps, run
-        self._alarm = Alarm(raises=filters.on_error == "raise", warned=set(), say=_log.warning)
-        infos = survey(self._model, filters.probe, run=run, through=filters.through)
-        self._watched = choose(infos, filters=filters, maps=maps)
-        self.layers = tuple(layer.name for layer in self._watched.layers)
+        self._ranks = Ranks(several=is_sharded(self._model))
+        self._alarm = Alarm(raises=filters.on_error == "raise", warned=set(), say=_log.warning, ranks=self._ranks)
         self.folder = f"{log_dir.rstrip('/')}/{FOLDER}"
+        with self._ranks.together():
+            infos = survey(self._model, filters.probe, run=run, through=filters.through)
+            self._watched = choose(infos, filters=filters, maps=maps)
+        self.layers = tuple(layer.name for layer in self._watched.layers)
+        texts = self._table() if tensorboard else {}
+        self._recorder: Recorder | None = None
+        with self._ranks.together(), ExitStack() as stack:
+            if self._ranks.first:
+                self._recorder = self._open(stack, log_dir, tensorboard, texts, resume)
+            self._end = weakref.finalize(self, stack.pop_all().close)  # also for a loop that ends without `close`
+        self._last_step = self._resumed_at = self._ranks.share(self._recorder.last_step if self._recorder else -1)
+
+    def _open(
+        self, stack: ExitStack, log_dir: str, tensorboard: bool | SummaryWriter, texts: dict[str, str], resume: int
+    ) -> Recorder:
         manifest = manifest_of(
             self._watched,
-            filters=filters,
-            maps=maps,
-            probe=filters.probe,
+            filters=self._filters,
+            maps=self._maps,
+            probe=self._filters.probe,
             baseline_step=0,
-            architecture=type(self._model).__name__,
+            architecture=plain_type(self._model).__name__,
         )
         old = self._earlier_run(manifest, resume)
         store = old or self._claim(manifest)
-        with ExitStack() as stack:
-            stack.callback(store.release)
-            self._recorder = Recorder(
-                self._watched.layers,
-                filters=filters.look,
-                maps=maps.look if maps else None,
-                store=store,
-                sinks=stack.enter_context(_sinks(log_dir, tensorboard)),
-                probe=probe_files(filters.probe),
-                texts=self._table() if tensorboard else {},
-            )
-            stack.callback(self._recorder.close)
-            if old is not None:
-                try:
-                    self._recorder.resume(old, now=resume, carried=False)
-                except (OSError, ValueError, LookupError) as error:
-                    raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
-            self._resumed_at = self._recorder.last_step
-            self._end = weakref.finalize(self, stack.pop_all().close)  # also for a loop that ends without `close`
+        stack.callback(store.release)
+        recorder = Recorder(
+            self._watched.layers,
+            filters=self._filters.look,
+            maps=self._maps.look if self._maps else None,
+            store=store,
+            sinks=stack.enter_context(_sinks(log_dir, tensorboard)),
+            probe=probe_files(self._filters.probe),
+            texts=texts,
+        )
+        stack.callback(recorder.close)
+        if old is not None:
+            try:
+                recorder.resume(old, now=resume, carried=False)
+            except (OSError, ValueError, LookupError) as error:
+                raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
+        return recorder
 
     def snapshot(self, step: int, *, global_step: int = 0) -> None:
         """Capture the model as it is now; the first snapshot is the baseline.
@@ -200,7 +214,8 @@ class Watcher:
         """
         if not self._may(step):
             return
-        first = self._recorder.last_step < 0
+        first = self._last_step < 0
+        error: Exception | None = None
         epochs = self._filters.unit == "epoch"
         try:
             snapshot = capture(
@@ -215,13 +230,18 @@ class Watcher:
                 through=self._filters.through,
                 wait=False,
             )
-        except Exception as error:
+        except Exception as raised:
+            error = raised
+        error = self._ranks.agree(error)  # a step that one of them has no snapshot of is missing for all
+        if error is not None:
             problem = Problem("probe", f"no snapshot of step {step}; training goes on, and later ones are tried", error)
             self._alarm.handle([problem])
             return
-        self._recorder.record(snapshot)
-        if first:
-            self._recorder.drain()
+        self._last_step = int(step)
+        if self._recorder is not None:
+            self._recorder.record(snapshot)
+            if first:
+                self._recorder.drain()
         self._report()
 
     def close(self, *, failed: bool = False) -> None:
@@ -237,7 +257,8 @@ class Watcher:
             return
         self._alarm.failed = failed
         try:
-            self._recorder.finish()
+            if self._recorder is not None:
+                self._recorder.finish()
         finally:
             self._end()
         self._report()
@@ -251,10 +272,10 @@ class Watcher:
         self.close(failed=error is not None)
 
     def __repr__(self) -> str:
-        return f"Watcher({', '.join(self.layers)}; {self.folder}, step {self._recorder.last_step})"
+        return f"Watcher({', '.join(self.layers)}; {self.folder}, step {self._last_step})"
 
     def _may(self, step: int) -> bool:
-        last = self._recorder.last_step
+        last = self._last_step
         if not self._end.alive:
             problem = f"no snapshot of step {step!r}: the watcher is closed"
         elif not _is_step(step):
@@ -269,7 +290,7 @@ class Watcher:
         return False
 
     def _report(self) -> None:
-        self._alarm.handle(self._recorder.take_problems())
+        self._alarm.handle(self._recorder.take_problems() if self._recorder is not None else [])
 
     def _earlier_run(self, manifest: Manifest, resume: int) -> RunStore | None:
         if resume == 0:

@@ -1,0 +1,185 @@
+"""Models whose parameters are spread over several processes: FSDP2 (`fully_shard`) and tensor parallelism.
+
+Their parameters are `DTensor`s. To gather one, and a forward pass through such a model, are collective operations:
+every process of the training must do the same, in the same order, or all wait for ever.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+# What FSDP2 notes of a forward pass. Without the backward pass that ends it, or after an exception inside it, the next
+# training step would find the notes of ours; torch's own `reset_iter_state` throws the user's gradients away as well.
+_NOTES = (
+    "_training_state",
+    "_modules_to_run_forward",
+    "_post_forward_indices",
+    "iter_forward_root",
+    "post_forward_order",
+)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether every process must take part in whatever is done with this model."""
+    return bool(_fsdp_modules(model)) or any(is_spread(tensor) for tensor in model.parameters())
+
+
+def is_spread(tensor: torch.Tensor) -> bool:
+    """Whether every process holds a part of this tensor only: a `DTensor`."""
+    cls = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return cls is not None and isinstance(tensor, cls)
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, gathered from all processes if it is spread over them; then a collective operation."""
+    spread: Any = tensor
+    gathered: torch.Tensor = spread.full_tensor() if is_spread(tensor) else tensor
+    return gathered
+
+
+@contextmanager
+def whole_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let these modules find their own parameters gathered, for computations that `DTensor` does not know; collective.
+
+    Not for a forward pass: FSDP2 swaps the same entries in there.
+    """
+    spread = [
+        (module._parameters, name, parameter)
+        for module in modules
+        for name, parameter in module._parameters.items()
+        if parameter is not None and is_spread(parameter)
+    ]
+    try:
+        for entries, name, parameter in spread:
+            entries[name] = nn.Parameter(whole(parameter), requires_grad=parameter.requires_grad)
+        yield
+    finally:
+        for entries, name, parameter in spread:
+            entries[name] = parameter
+
+
+def held(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of the tensor that this process holds, which is all of it unless it is spread; no copy."""
+    spread: Any = tensor
+    part: torch.Tensor = spread.to_local() if is_spread(tensor) else tensor
+    return part
+
+
+def plain_type(module: nn.Module) -> type[nn.Module]:
+    """The class that the module was written as; `fully_shard` makes an `FSDPConv2d` of a `Conv2d`."""
+    fsdp = _fsdp_class()
+    classes: tuple[type, ...] = type(module).__mro__
+    return next(cls for cls in classes if fsdp is None or not issubclass(cls, fsdp))
+
+
+def refuse_flattened(model: nn.Module) -> None:
+    """Raise ValueError for a model whose layers do not have their weights: FSDP 1, DeepSpeed ZeRO 3."""
+    for name, module in model.named_modules():
+        how = "FullyShardedDataParallel (FSDP 1)" if _is_fsdp1(module) else ""
+        if any(hasattr(parameter, "ds_tensor") for parameter in module._parameters.values()):
+            how = "DeepSpeed ZeRO stage 3"
+        if how:
+            raise ValueError(
+                f"Expected a model whose layers have their weights, or one sharded by fully_shard (FSDP2), but {how} "
+                f"has flattened those of {name or 'the model'!r}. Use torch.distributed.fsdp.fully_shard; in "
+                "Lightning, do so in configure_model, with ModelParallelStrategy."
+            )
+
+
+def reshard(model: nn.Module) -> None:
+    """Let go of what FSDP2 has gathered: the parameters are then the `DTensor`s that the optimiser trains."""
+    for module in _fsdp_modules(model):
+        module.reshard()
+
+
+@contextmanager
+def sharded(model: nn.Module) -> Iterator[None]:
+    """Lend an FSDP2 model in its sharded state, and bring it back into the one it was in, also after an exception.
+
+    What lay gathered, as the outermost parameters do after validation, is gathered again; FSDP2's notes of forward
+    passes are as before. For any other model this does nothing.
+    """
+    modules = _fsdp_modules(model)
+    _initialise(model)
+    notes = [_Note(thing, name) for thing in _notebooks(modules) for name in _NOTES if name in vars(thing)]
+    gathered = [module for module in modules if _reshard_one(module)]
+    try:
+        yield
+    finally:
+        for note in notes:
+            note.give_back()
+        for module in modules:
+            if any(getattr(group, "_all_gather_result", None) is not None for group in _groups(module)):
+                module.unshard()  # prefetched for a forward pass that did not come to it: wait, then drop it
+            module.reshard()
+        for module in gathered:
+            module.unshard()
+
+
+class _Note:
+    """One attribute of FSDP2's, and what it was."""
+
+    def __init__(self, thing: Any, name: str) -> None:
+        self._thing, self._name, self._object = thing, name, getattr(thing, name)
+        self._content = [*self._object] if isinstance(self._object, (list, set)) else None
+
+    def give_back(self) -> None:
+        if self._content is not None:  # in place: hooks hold the same object
+            self._object.clear()
+            (self._object.extend if isinstance(self._object, list) else self._object.update)(self._content)
+        setattr(self._thing, self._name, self._object)
+
+
+def _initialise(model: nn.Module) -> None:
+    """What FSDP2 does at its first forward pass, from its outermost modules on.
+
+    Else the probe's would decide which module is the outermost, and the hooks for `state_dict` that FSDP2 then
+    registers would be taken off again with all that was not there when the model was lent.
+    """
+    inside: set[int] = set()
+    for module in _fsdp_modules(model):
+        if id(module) not in inside:
+            module._get_fsdp_state()._lazy_init()
+            inside.update(map(id, module.modules()))
+
+
+def _reshard_one(module: Any) -> bool:
+    """Reshard this module's own parameters; whether they lay gathered."""
+    before = [*module.parameters()]
+    module.reshard()
+    return any(old is not new for old, new in zip(before, module.parameters(), strict=True))
+
+
+def _notebooks(modules: list[Any]) -> list[Any]:
+    things = []
+    for module in modules:
+        state = module._get_fsdp_state()
+        things += [state, state._state_ctx, state._comm_ctx, *_groups(module)]
+    return [*{id(thing): thing for thing in things}.values()]
+
+
+def _groups(module: Any) -> list[Any]:
+    state = module._get_fsdp_state()
+    several = getattr(state, "_fsdp_param_groups", None)  # one, in older versions of torch
+    return [*several] if several is not None else [group for group in (state._fsdp_param_group,) if group is not None]
+
+
+def _fsdp_modules(model: nn.Module) -> list[Any]:
+    fsdp = _fsdp_class()
+    return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp)]
+
+
+def _fsdp_class() -> type | None:
+    # Where nobody has imported it nothing is sharded, and importing it costs time.
+    return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
+
+
+def _is_fsdp1(module: nn.Module) -> bool:
+    cls = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
+    return cls is not None and isinstance(module, cls)
