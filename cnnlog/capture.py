@@ -482,7 +482,8 @@ def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
         return None
     if weight.is_quantized:
         weight = weight.dequantize()
-    weight = whole(weight) if data else torch.empty(weight.shape, device="meta")
+    if is_spread(weight):
+        weight = whole(weight) if data else torch.empty(weight.shape, device="meta")
     transposed = getattr(module, "transposed", False)
     return _filters_first(weight, getattr(module, "groups", 1) if transposed else None)
 
