@@ -20,6 +20,7 @@ from cnnlog.store import Manifest, WatchedLayer
 
 Unit = Literal["epoch", "step"]
 OnError = Literal["warn", "raise"]
+WIDTH_LIMIT = 10_000  # small cells are enlarged up to it
 Weights = Literal["train", "ema"]
 
 
@@ -87,8 +88,10 @@ def plan_of(
     _refuse_layers(who, layers)
     _refuse_look(who, look, shown)
     for name, value, allowed in (("on_error", on_error, get_args(OnError)), ("weights", weights, get_args(Weights))):
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
+    if through is not None and not isinstance(through, str):
+        raise TypeError(f"{who} expected through as the name of a sub-module, or None, got {through!r}.")
     if probe is not None and not isinstance(probe, Probe):
         probe = Probe.from_images(_image_paths(who, probe))
     return Plan(layers, look, unit, every, on_error, probe, through, weights)
@@ -212,11 +215,18 @@ def _refuse_look(who: str, look: Look, shown: str) -> None:
         if not unlimited and (not isinstance(number, int) or isinstance(number, bool) or number < least):
             more = ", or None" if name == "width" else ""
             raise ValueError(f"{who} expected {name} to be a whole number from {least} on{more}, got {number!r}.")
+    if look.width is not None and look.width > WIDTH_LIMIT:
+        raise ValueError(f"{who} expected width to be {WIDTH_LIMIT} pixels at most, or None, got {look.width}.")
+    for name, switch in (("change", look.change), ("histograms", look.histograms)):
+        if not isinstance(switch, bool):
+            raise TypeError(f"{who} expected {name} to be True or False, got {switch!r}.")
+    if not isinstance(look.cmap, str):
+        raise TypeError(f'{who} expected cmap as "auto" or the name of a colour map, got {look.cmap!r}.')
     for name, value, allowed in (
         ("value_range", look.value_range, get_args(render.RangeRule)),
         ("view", look.view, get_args(render.View)),
     ):
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
     render.palette(look.cmap, True)  # refuses an unknown colour map
 

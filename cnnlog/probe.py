@@ -20,6 +20,9 @@ ImageLike = str | os.PathLike[str] | Image.Image
 
 _IMAGE_KEYS = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data")
 _SUPERSAMPLING = 4
+CHART_LIMIT = 2048  # 1.6 GB are drawn for it
+SIDE_LIMIT = 1 << 14
+NUMBER_LIMIT = 1e18  # its square is a float32, too
 
 
 class Probe:
@@ -52,7 +55,7 @@ class Probe:
         std: Sequence[float] | None = None,
     ) -> None:
         self.tensor = _checked(tensor)
-        self.names = tuple(names) if names is not None else tuple(f"image {i}" for i in range(len(self.tensor)))
+        self.names = _names(names) if names is not None else tuple(f"image {i}" for i in range(len(self.tensor)))
         if len(self.names) != len(self.tensor):
             raise ValueError(f"A probe has one name an image: {len(self.tensor)} images, {len(self.names)} names.")
         self.pictures = tuple(_picture(image, mean, std) for image in self.tensor.numpy())
@@ -87,9 +90,9 @@ class Probe:
             FileNotFoundError: no such file.
             ValueError: not an image, empty, truncated, or images of different sizes.
         """
-        several = [images] if isinstance(images, (str, os.PathLike, Image.Image)) else list(images)
-        if not several:
-            raise ValueError("A probe needs at least one image, but the sequence given is empty.")
+        several = _several(images)
+        if transform is not None and not callable(transform):
+            raise TypeError(f"A transform is called with an image, but {transform!r} cannot be called.")
         if transform is not None and (size is not None or mean is not None or std is not None):
             raise ValueError("Give either a transform or size, mean and std, not both: the transform does it all.")
         opened = [_opened(image, i) for i, image in enumerate(several)]
@@ -99,7 +102,7 @@ class Probe:
         else:
             mean, std = _normalisation(transform)
             with kept_rng(held_generators([transform], depth=4)):
-                tensors = [_as_image(transform(image), f"The transform of {name!r}") for name, image in opened]
+                tensors = [_transformed(transform, image, name) for name, image in opened]
         return cls(_stacked(tensors, names), names=names, mean=mean, std=std)
 
     @classmethod
@@ -134,12 +137,17 @@ class Probe:
                 f"A probe can be taken only from a dataset with an index, and {kind} has none: taking its first image "
                 "would use it up; pass a Probe, e.g. Probe.from_images(...)."
             )
-        length = len(dataset) if hasattr(dataset, "__len__") else None
+        if not isinstance(indices, Sequence) or not all(_is_whole(index) for index in indices):
+            raise TypeError(f"Images of a dataset are named by whole numbers, e.g. indices=[0, 5], not by {indices!r}.")
+        try:
+            length = len(dataset)
+        except (TypeError, NotImplementedError):
+            length = None
         for index in indices:
             if length is not None and not -length <= index < length:
                 raise ValueError(f"Image {index} was asked for, but the {kind} has {length}: choose another index.")
         with kept_rng(held_generators([dataset], depth=5)):
-            samples = [dataset[index] for index in indices]
+            samples = [_taken(dataset, index) for index in indices]
         names = [f"{kind}[{index}]" for index in indices]
         tensors = [_sample_image(sample, name) for sample, name in zip(samples, names, strict=True)]
         mean, std = _normalisation(dataset)
@@ -160,10 +168,46 @@ class Probe:
             >>> Probe.chart(64).tensor.shape
             torch.Size([1, 3, 64, 64])
         """
-        if size < 32:
-            raise ValueError(f"A test chart needs at least 32 pixels a side to show anything, but size={size}.")
+        if not _is_whole(size) or not 32 <= size <= CHART_LIMIT:
+            raise ValueError(
+                f"A test chart needs at least 32 pixels a side to show anything, and {CHART_LIMIT} at most, "
+                f"but size={size!r}."
+            )
         unit = torch.from_numpy(_chart(size)).permute(2, 0, 1)
         return cls(_normalised(unit, mean, std), names=["chart"], mean=mean, std=std)
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, Sequence) or isinstance(names, (str, bytes)):
+        raise TypeError(f"The names of a probe's images are a sequence of texts, not {names!r}.")
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"The names of a probe's images are texts, but they are {list(names)!r}.")
+    return tuple(names)
+
+
+def _taken(dataset: Any, index: int) -> Any:
+    """A sample; what goes wrong in somebody's data set is said with its name."""
+    try:
+        return dataset[index]
+    except Exception as error:
+        kind = type(dataset).__name__
+        raise ValueError(
+            f"Image {index} could not be taken from the {kind} ({type(error).__name__}: {error}): pass a Probe."
+        ) from error
+
+
+def _transformed(transform: Callable[[Any], Any], image: Image.Image, name: str) -> torch.Tensor:
+    try:
+        made = transform(image)
+    except Exception as error:
+        raise ValueError(
+            f"The transform could not take {name!r}, a PIL image in RGB ({type(error).__name__}: {error})."
+        ) from error
+    return _as_image(made, f"The transform of {name!r}")
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
 
 
 def default_probe(dataset: Any) -> Probe:
@@ -257,14 +301,27 @@ def _normalised(unit: torch.Tensor, mean: Sequence[float] | None, std: Sequence[
 def _per_channel(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    shift = np.asarray(0.0 if mean is None else mean, dtype=np.float32).reshape(-1, 1, 1)
-    scale = np.asarray(1.0 if std is None else std, dtype=np.float32).reshape(-1, 1, 1)
+    shift, scale = (
+        _finite(what, given)
+        for what, given in (("mean", 0.0 if mean is None else mean), ("std", 1.0 if std is None else std))
+    )
     for what, values in (("mean", shift), ("std", scale)):
         if len(values) not in (1, channels):
             raise ValueError(f"{what} has one value a channel, but {len(values)} came for {channels} channels.")
     if not (scale > 0).all():
         raise ValueError(f"std is above 0 in every channel, but it is {scale.ravel().tolist()}.")
     return shift, scale
+
+
+def _finite(what: str, given: Any) -> npt.NDArray[np.float32]:
+    """The numbers given, `[C, 1, 1]` or `[1, 1, 1]`."""
+    try:
+        values = np.asarray(given, dtype=np.float64).reshape(-1, 1, 1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{what} has one number a channel, e.g. (0.485, 0.456, 0.406), not {given!r}.") from error
+    if isinstance(given, (str, bytes)) or not (abs(values) < NUMBER_LIMIT).all():
+        raise ValueError(f"{what} has one finite number a channel, but it is {given!r}.")
+    return values.astype(np.float32)
 
 
 def _normalisation(thing: Any, depth: int = 4) -> tuple[Sequence[float] | None, Sequence[float] | None]:
@@ -310,6 +367,22 @@ def _picture(image: npt.NDArray[np.float32], mean: Sequence[float] | None, std: 
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
+def _several(images: Any) -> list[ImageLike]:
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        return [images]
+    if not isinstance(images, Iterable) or isinstance(images, (bytes, torch.Tensor, np.ndarray, Mapping)):
+        raise TypeError(
+            f"A probe's images are paths or PIL images, not {type(images).__name__}; see Probe.from_tensor."
+        )
+    several = list(images)
+    if not several:
+        raise ValueError("A probe needs at least one image, but the sequence given is empty.")
+    for image in several:
+        if not isinstance(image, (str, os.PathLike, Image.Image)):
+            raise TypeError(f"A probe's image is a path or a PIL image, not {type(image).__name__}.")
+    return several
+
+
 def _opened(source: ImageLike, index: int) -> tuple[str, Image.Image]:
     """Name and RGB image, upright."""
     if isinstance(source, Image.Image):
@@ -349,9 +422,13 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _fitted(image: Image.Image, size: int | tuple[int, int] | None) -> Image.Image:
     if size is None:
         return image
-    height, width = (size, size) if isinstance(size, int) else size
-    if height < 1 or width < 1:
-        raise ValueError(f"size is at least one pixel each way, but it is {size}.")
+    sides = (size, size) if isinstance(size, int) else size
+    listed = isinstance(sides, Sequence) and not isinstance(sides, (str, bytes))  # a list of Hydra's, too
+    if not listed or len(sides) != 2 or not all(_is_whole(side) for side in sides):
+        raise TypeError(f"size is one whole number or (height, width), but it is {size!r}.")
+    height, width = sides
+    if min(height, width) < 1 or max(height, width) > SIDE_LIMIT:
+        raise ValueError(f"size is at least one pixel each way and {SIDE_LIMIT} at most, but it is {size}.")
     return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
 
 

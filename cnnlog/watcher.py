@@ -98,9 +98,18 @@ def watch(
         ('0',)
     """
     who = "watch"
-    for name, value, allowed in (("unit", unit, get_args(Unit)), ("tensorboard", tensorboard, (True, False))):
-        if value not in allowed and not isinstance(value, SummaryWriter):
-            raise ValueError(f"{who} expected {name} as one of {', '.join(map(str, allowed))}, got {value!r}.")
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{who} expected model as a torch.nn.Module, got {model!r}.")
+    if not isinstance(log_dir, (str, os.PathLike)) or not os.fspath(log_dir):
+        raise TypeError(f"{who} expected log_dir as the path of a folder, got {log_dir!r}.")
+    if run is not None and not callable(run):
+        raise TypeError(f"{who} expected run as a function of a module and a tensor, or None, got {run!r}.")
+    if not isinstance(unit, str) or unit not in get_args(Unit):
+        raise ValueError(f"{who} expected unit as one of {', '.join(get_args(Unit))}, got {unit!r}.")
+    if not isinstance(tensorboard, (bool, SummaryWriter)):
+        raise ValueError(
+            f"{who} expected tensorboard as one of True, False, got {tensorboard!r}; or give a SummaryWriter."
+        )
     if not _is_step(resume):
         raise ValueError(f"{who} expected resume to be a whole number from 0 on, got {resume!r}.")
     common: dict[str, Any] = {"unit": unit, "every": 1, "on_error": on_error, "through": through}

@@ -55,12 +55,12 @@ class Forks:
             print(json.dumps([function, *arguments]), file=self._process.stdin, flush=True)
             return int(self._process.stdout.readline())
 
-    def wait(self, *processes: int) -> None:
-        """Wait until they have ended."""
-        until = time.monotonic() + 120
+    def wait(self, *processes: int, timeout: float = 120) -> None:
+        """Wait until they have ended, for so many seconds at most."""
+        until = time.monotonic() + timeout
         for process in processes:
             while is_alive(process):
-                assert time.monotonic() < until, "a process has not ended within two minutes"
+                assert time.monotonic() < until, f"a process has not ended within {timeout:.0f} s"
                 time.sleep(0.001)
 
     def __enter__(self) -> Forks:
