@@ -9,7 +9,6 @@ import json
 import subprocess
 import sys
 import threading
-import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -294,7 +293,7 @@ class Blocking(Unknown):
     released = threading.Event()
 
     def log_image(self, key: str, images: list[Any], step: int | None = None, **_: Any) -> None:
-        self.released.wait(60)
+        self.released.wait()  # longer than this test may take
 
 
 @pytest.mark.parametrize("kind", [Raising, Blocking])
@@ -304,7 +303,6 @@ def test_a_training_goes_on_when_a_tracker_is_down(
     monkeypatch.setattr(recorder, "TRACKER_PATIENCE", 0.2)
     results = []
     Blocking.released.clear()
-    begun = time.monotonic()
     for callbacks in ([], monitors()):
         torch.manual_seed(0)
         module = TinyCNN()
@@ -314,7 +312,6 @@ def test_a_training_goes_on_when_a_tracker_is_down(
             fit(trainer(tmp_path, callbacks, logger=loggers, max_epochs=15), module)
         results.append([parameter.detach().numpy().tobytes() for parameter in module.parameters()])
     Blocking.released.set()
-    assert time.monotonic() - begun < 30
     assert results[0] == results[1]
     (text,) = [str(w.message) for w in caught if "cnnlog" in str(w.message)]
     if kind is Raising:
