@@ -40,9 +40,11 @@ class Wandb:
         self.folder = Path(self.logger.experiment.dir)
 
     def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
+        import wandb
         from wandb.proto import wandb_internal_pb2
 
         self.logger.experiment.finish()
+        wandb.teardown()  # else its other process may still have the end of the file to write
         (file,) = self.folder.parent.glob("*.wandb")
         images: Seen = {}
         scalars: Seen = {}

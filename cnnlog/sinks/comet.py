@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from typing import Any
 
@@ -14,7 +15,9 @@ class CometSink:
 
     def __init__(self, logger: Any, *, unit: str) -> None:
         self.name = "Comet"
-        self._experiment = logger.experiment
+        # A copy shares the connection but has a current step of its own: Comet writes each picture with the step that
+        # the experiment was last set to, by whichever thread, and would give ours to numbers logged without one.
+        self._experiment = copy.copy(logger.experiment)
         self._counts_epochs = unit == "epoch"
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
