@@ -1,14 +1,20 @@
-"""Picks the layers to watch, by name, glob or type, out of what a survey of the model found."""
+"""Names a model's layers, and picks those to watch, by name, glob or type, out of what a survey found."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from torch import nn
 
 AUTO_LIMIT = 8
+
+_WRAPPED = "_orig_mod"  # what torch.compile calls the module that it wraps
+_PEFT = {"PeftModel", "PeftMixedModel"}  # by name: PEFT may not be installed
 
 LayerSpec = str | Sequence[str | type[Any]]
 What = Literal["filters", "feature maps"]
@@ -39,6 +45,25 @@ class LayerInfo:
     output_shape: tuple[int, ...] | None
     has_maps: bool = False
     path: str = ""
+
+
+def layer_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
+    """Name, path and module of everything in `model.named_modules()`.
+
+    The path is the name there. The name leaves out what wrappers add to it (torch.compile's `_orig_mod`, PEFT's
+    `base_model.model`), so that a layer keeps its name when the model is compiled or gets adapters.
+    """
+    names: dict[str, str] = {}
+    inside: set[int] = set()
+    for path, module in model.named_modules():
+        above, _, last = path.rpartition(".")
+        hidden = last == _WRAPPED or id(module) in inside
+        name = names.get(above, "") if hidden else ".".join(part for part in (names.get(above), last) if part)
+        names[path] = name
+        if any(cls.__name__ in _PEFT for cls in type(module).__mro__):
+            wrapped = getattr(module, "base_model", None)  # the tuner, or the network itself with prompt tuning
+            inside |= {id(wrapped), id(getattr(wrapped, "model", None))} if hasattr(module, "peft_config") else set()
+        yield name, path, module
 
 
 def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, what: What) -> tuple[str, ...]:

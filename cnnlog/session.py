@@ -11,7 +11,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 
 from cnnlog.alarm import Alarm
-from cnnlog.capture import capture, placed, sent, survey
+from cnnlog.capture import capture, placed, survey
+from cnnlog.host import sent
 from cnnlog.layers import LayerInfo
 from cnnlog.places import inside
 from cnnlog.plan import Plan, Unit, manifest_of, probe_files, refuse_other, watch

@@ -10,7 +10,9 @@ import torch
 import torchinfo
 from torch import nn
 
-from cnnlog.capture import borrow, entry, layer_names
+from cnnlog.capture import entry
+from cnnlog.layers import layer_names
+from cnnlog.loan import borrow
 
 MARK = "*"
 

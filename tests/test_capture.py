@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnlog.capture import borrow, capture, survey
+from cnnlog.capture import capture, survey
 from cnnlog.layers import LayerInfo
+from cnnlog.loan import borrow
 from cnnlog.probe import Probe
 from cnnlog.snapshot import Snapshot
 
@@ -346,8 +347,8 @@ def test_everything_is_given_back_also_without_comparing(name: str, monkeypatch:
     net = zoo.ZOO[name].build()
     before = _everything(net)
     survey(net, images())  # finds out whether forward writes parameters
-    monkeypatch.setattr("cnnlog.capture._comparing_waits", lambda tensor: True)  # as on CUDA
-    monkeypatch.setattr("cnnlog.capture._same_bytes", lambda a, b: pytest.fail("compared"))
+    monkeypatch.setattr("cnnlog.loan._comparing_waits", lambda tensor: True)  # as on CUDA
+    monkeypatch.setattr("cnnlog.loan._same_bytes", lambda a, b: pytest.fail("compared"))
     for _ in range(2):
         survey(net, images())
         assert _everything(net) == before

@@ -18,7 +18,8 @@ from training import TinyCNN, fit, probe, trainer
 
 import cnnlog.session
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
-from cnnlog.capture import borrow, capture, survey
+from cnnlog.capture import capture, survey
+from cnnlog.loan import borrow
 from cnnlog.snapshot import Snapshot
 
 pytestmark = GPU

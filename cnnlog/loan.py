@@ -1,0 +1,246 @@
+"""Lends a model out, and gives it back byte for byte.
+
+What has to be kept still, and why, is measured in the tests of inertness over a zoo of awkward models.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from cnnlog.effective import unmerges
+from cnnlog.layers import layer_names
+from cnnlog.rng import held_generators, kept_rng
+from cnnlog.sharding import held, refuse_flattened, sharded
+
+_ALWAYS_COPIED = 2**20  # bytes: smaller tensor attributes are copied at every loan, larger ones as parameters are
+_SAME_SIZE_INT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+# Does this model's forward write into its own parameters (momentum encoders do)? Known after its first loan.
+_writes_parameters: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def borrow(model: nn.Module) -> Iterator[nn.Module]:
+    """Lend the model for forward passes in eval mode without gradients; give everything back afterwards.
+
+    Given back, also after an exception: training flags, buffers, sub-modules, attributes (and one level of the
+    contents of lists, dicts, sets, deques and arrays), parameters, the states of all random number generators.
+    `self.log` in forward does nothing, compiled models run eagerly, and no recompilation follows.
+
+    Parameters are copied on a model's first loan, and on later ones only if an earlier one saw forward write them.
+    A model that is sharded over several processes (FSDP2, DTensor) must be borrowed by all of them at the same time.
+
+    Raises:
+        ValueError: the model is a ScriptModule, has uninitialised lazy parameters, or is sharded by FSDP 1 or ZeRO 3.
+        RuntimeError: forward wrote into parameters of which there was no copy.
+    """
+    refuse(model)
+    with ExitStack() as stack:
+        stack.enter_context(sharded(model))
+        loan = _Loan(model)
+        generators = held_generators([v for m in loan.modules for v in m.__dict__.values()], depth=1)
+        stack.enter_context(kept_rng(generators))
+        # The cache of a training step around us keeps no cast of ours, which has no graph.
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.set_autocast_cache_enabled(False)
+        stack.callback(loan.give_back)
+        loan.still()
+        # not inference_mode: a tensor that forward caches would fail in later training.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and importing it costs seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield model
+
+
+def refuse(model: nn.Module) -> None:
+    """Raise ValueError for a model that cannot be looked at: a ScriptModule, lazy or flattened parameters."""
+    refuse_flattened(model)
+    for name, _, module in layer_names(model):
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"layer {name!r}" if name else "the model"
+            raise ValueError(
+                f"A ScriptModule cannot be watched, and {where} is one ({type(module).__name__}): its inner "
+                "layers take no hooks. Train the nn.Module it was scripted or traced from."
+            )
+        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
+            if tensor is not None and is_lazy(tensor):
+                raise ValueError(
+                    f"Layer {name!r} ({type(module).__name__}) is lazy and its {key!r} has no shape yet: "
+                    "run the model once on a batch before training, so that every parameter is initialised."
+                )
+
+
+class _Loan:
+    """What a model was before it was lent.
+
+    `_parameters` is never re-bound: sharding (FSDP2) swaps its entries in forward and loses track otherwise.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = list(model.modules())
+        self._training = [module.training for module in self.modules]
+        self._attributes = [
+            {key: value for key, value in module.__dict__.items() if key not in ("training", "_parameters")}
+            for module in self.modules
+        ]
+        self._parameter_names = [set(module._parameters) for module in self.modules]
+        parameters = {id(p): p for module in self.modules for p in module._parameters.values() if p is not None}
+        buffers = {id(b): b for module in self.modules for b in module._buffers.values() if b is not None}
+
+        self._contents: list[tuple[Any, Any]] = []
+        plain: dict[int, torch.Tensor] = {}  # tensors that are neither parameters nor buffers
+        for attributes in self._attributes:
+            for value in attributes.values():
+                self._keep_contents(value, plain)
+        self._copied = _writes_parameters.get(model, True) or any(map(unmerges, self.modules))
+        small = {key: tensor for key, tensor in plain.items() if tensor.nbytes < _ALWAYS_COPIED}
+        with torch.no_grad():
+            self._always = [_Kept(tensor, copy=True) for tensor in ({**small, **buffers}).values()]
+            self._seldom = [
+                _Kept(tensor, copy=self._copied)
+                for key, tensor in ({**plain, **parameters}).items()
+                if key not in small and key not in buffers
+            ]
+
+    def _keep_contents(self, value: Any, plain: dict[int, torch.Tensor]) -> None:
+        if isinstance(value, dict):
+            self._contents.append((value, dict(value)))
+        elif isinstance(value, set):
+            self._contents.append((value, set(value)))
+        elif isinstance(value, (list, deque)):
+            self._contents.append((value, list(value)))
+        elif isinstance(value, np.ndarray):
+            self._contents.append((value, value.copy()))
+        elif isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            plain[id(value)] = value
+        if isinstance(value, (dict, list, deque)):
+            for part in value.values() if isinstance(value, dict) else value:
+                if isinstance(part, torch.Tensor):
+                    self._keep_contents(part, plain)
+
+    def still(self) -> None:
+        """Eval mode, flag by flag (`.eval()` merges LoRA, `.train()` thaws what the user froze), and no logging."""
+        for module in self.modules:
+            module.training = False
+            if callable(getattr(module, "log", None)) and callable(getattr(module, "log_dict", None)):
+                module.__dict__["log"] = module.__dict__["log_dict"] = lambda *_, **__: None
+
+    def give_back(self) -> None:
+        """Undo everything, in place where others may hold the same object."""
+        for module, attributes, names in zip(self.modules, self._attributes, self._parameter_names, strict=True):
+            _refill(module.__dict__, attributes, except_for=("training", "_parameters"))
+            for name in set(module._parameters) - names:
+                del module._parameters[name]
+        for container, content in self._contents:
+            _restore_content(container, content)
+        for module, training in zip(self.modules, self._training, strict=True):
+            module.training = training
+        with torch.no_grad():
+            for kept in self._always:
+                kept.give_back(tell=False)
+            tell = self.model not in _writes_parameters
+            written = [kept for kept in self._seldom if kept.give_back(tell=tell)]
+        _writes_parameters[self.model] = bool(written) or _writes_parameters.get(self.model, False)
+        lost = [kept for kept in written if kept.lost]
+        if lost:
+            shapes = ", ".join(str(list(kept.tensor.shape)) for kept in lost[:3])
+            raise RuntimeError(
+                f"{type(self.model).__name__}.forward in eval mode wrote into parameters {shapes}, which it did not do "
+                "when it was first run: this probe has changed them. From now on they are copied before each probe."
+            )
+
+
+class _Kept:
+    """One tensor: what it pointed to and, unless it is large and never written, a copy of its bytes."""
+
+    def __init__(self, tensor: torch.Tensor, *, copy: bool) -> None:
+        self.tensor = tensor
+        self.lost = False
+        self._held = held(tensor)  # a process's own part can be compared without the others
+        self._alias = self._held.detach()
+        self._version = _version(self._held)
+        self._pointer = _pointer(self._held)
+        self._requires_grad = tensor.requires_grad
+        self._copy = self._alias.clone() if copy else None
+
+    def give_back(self, *, tell: bool) -> bool:
+        """Restore the bytes; tell whether forward had written them, or may have if nobody wants to know for certain."""
+        if self.tensor.requires_grad != self._requires_grad:
+            self.tensor.requires_grad_(self._requires_grad)
+        tensor = self._held
+        moved = _pointer(tensor) != self._pointer or tensor.shape != self._alias.shape
+        if moved:
+            tensor.data = self._alias
+        bumped = _version(tensor) != self._version
+        if self._copy is None:
+            self.lost = bumped
+            return bumped or moved
+        changed = (not tell and _comparing_waits(self._alias)) or not _same_bytes(self._alias, self._copy)
+        if changed:
+            # through an alias without a version counter of its user: a graph that saved the tensor stays valid
+            self._alias.data.copy_(self._copy)
+        return changed or bumped or moved
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout is torch.strided and not _is_wrapper(tensor) else id(tensor)
+
+
+def _is_wrapper(tensor: torch.Tensor) -> bool:
+    """A tensor subclass without storage of its own (torchao)."""
+    return type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer)
+
+
+def _comparing_waits(tensor: torch.Tensor) -> bool:
+    """Whether a comparison would hold this thread until the device has done all its work; a copy would not."""
+    return tensor.is_cuda and not _is_wrapper(tensor)
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """NaN equals NaN, and -0.0 differs from 0.0."""
+    integer = _SAME_SIZE_INT.get(a.element_size())
+    if integer is None or a.is_quantized or a.layout is not torch.strided or _is_wrapper(a):
+        return torch.equal(a, b)
+    return torch.equal(a.view(integer), b.view(integer))
+
+
+def _refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, except_for: Sequence[str] = ()) -> None:
+    for key in [key for key in now if key not in before and key not in except_for]:
+        del now[key]
+    for key, value in before.items():
+        if key not in now or now[key] is not value:
+            now[key] = value
+
+
+def _restore_content(container: Any, content: Any) -> None:
+    """Put back what a container held; untouched ones are left alone, so that no guard on them is invalidated."""
+    if isinstance(container, dict):
+        if [*map(id, container.values())] != [*map(id, content.values())] or [*container] != [*content]:
+            container.clear()
+            container.update(content)
+    elif isinstance(container, np.ndarray):
+        if container.tobytes() != content.tobytes():
+            np.copyto(container, content)
+    elif isinstance(container, set):
+        if container != content:
+            container.clear()
+            container.update(content)
+    elif [*map(id, container)] != [*map(id, content)]:
+        container.clear()
+        container.extend(content)
