@@ -9,9 +9,9 @@ import lightning as L
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
+from cnnlog.drawer import Look
 from cnnlog.plan import OnError, Plan, Unit, Weights, plan_of
 from cnnlog.probe import Probe
-from cnnlog.recorder import Look
 from cnnlog.render import RangeRule, View
 from cnnlog.session import Memory, Session
 

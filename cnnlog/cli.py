@@ -318,7 +318,7 @@ def replay(
     from rich.progress import track
 
     from cnnlog import replay as replaying
-    from cnnlog.recorder import Look
+    from cnnlog.drawer import Look
     from cnnlog.run import open_run
 
     if str(Path.cwd()) not in sys.path:  # where a person's own classes are

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from cnnlog import render
+from cnnlog.drawer import Look, Picture
 from cnnlog.layers import LayerInfo, LayerSpec, select
 from cnnlog.probe import Probe
-from cnnlog.recorder import Look, Picture
 from cnnlog.snapshot import FloatArray
 from cnnlog.store import Manifest, WatchedLayer
 

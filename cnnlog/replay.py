@@ -22,11 +22,12 @@ from torch import nn
 from cnnlog import models
 from cnnlog.capture import capture, survey
 from cnnlog.checkpoints import Checkpoint, find, order
+from cnnlog.drawer import Look
 from cnnlog.eventfile import EventFile
 from cnnlog.layers import LayerInfo, LayerSpec
 from cnnlog.plan import Plan, Unit, Watched, manifest_of, probe_files, watch
 from cnnlog.probe import Probe
-from cnnlog.recorder import Look, Recorder
+from cnnlog.recorder import Recorder
 from cnnlog.run import Run
 from cnnlog.sinks import Sink
 from cnnlog.sinks.tensorboard import TensorBoardSink

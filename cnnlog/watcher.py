@@ -15,13 +15,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog.alarm import Alarm
 from cnnlog.capture import Forward, capture, placed, survey
+from cnnlog.drawer import Look
 from cnnlog.eventfile import EventFile
 from cnnlog.layers import LayerSpec
 from cnnlog.plan import Plan, Unit, manifest_of, plan_of, probe_files, refuse_other
 from cnnlog.plan import watch as choose
 from cnnlog.probe import Probe
 from cnnlog.ranks import Ranks
-from cnnlog.recorder import Look, Problem, Recorder
+from cnnlog.recorder import Problem, Recorder
 from cnnlog.render import RangeRule, View
 from cnnlog.sharding import is_sharded, plain_type
 from cnnlog.sinks import Sink

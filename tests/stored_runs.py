@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlog.recorder import Look, Picture, Recorder
+from cnnlog.drawer import Look, Picture
+from cnnlog.recorder import Recorder
 from cnnlog.snapshot import FloatArray, Snapshot
 from cnnlog.store import Manifest, RunStore, WatchedLayer
 

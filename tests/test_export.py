@@ -15,8 +15,9 @@ from cnnlog import export as exporting
 from cnnlog import render
 from cnnlog.animated import save_apng
 from cnnlog.cli import app
+from cnnlog.drawer import Look
 from cnnlog.export import Animation, Wanted, sheet, strip
-from cnnlog.recorder import Look, Recorder
+from cnnlog.recorder import Recorder
 from cnnlog.run import Run, open_run
 from cnnlog.snapshot import Snapshot
 from cnnlog.store import Manifest, RunStore, WatchedLayer

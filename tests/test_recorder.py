@@ -16,7 +16,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog import recorder as recorder_module
 from cnnlog import render
-from cnnlog.recorder import Look, Recorder
+from cnnlog.drawer import Look
+from cnnlog.recorder import Recorder
 from cnnlog.sinks import Sink
 from cnnlog.sinks.tensorboard import TensorBoardSink
 from cnnlog.snapshot import Snapshot
