@@ -24,6 +24,7 @@ def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
     if not _URL.match(path):
         return LocalFileSystem(), str(LocalFileSystem._strip_protocol(path))
     fs, bare = fsspec.core.url_to_fs(path)
+    fs.invalidate_cache(bare)  # object stores keep a listing for good, and another machine may have written since
     return fs, str(bare)
 
 

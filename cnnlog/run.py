@@ -410,6 +410,7 @@ def _the_run(path: str) -> str:
 
 def _runs_below(path: str) -> Iterator[str]:
     fs, bare = locate(path)
+    fs.invalidate_cache()  # the listings below it, too
     found = []
     for folder, subfolders, files in fs.walk(bare):
         if MANIFEST in files and _is_run(folder_url := fs.unstrip_protocol(folder) if "://" in path else str(folder)):

@@ -14,6 +14,7 @@ Folders may be local or anything fsspec knows.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -28,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
@@ -195,7 +197,7 @@ class RunStore:
 
     def release(self) -> None:
         """Give the folder up if it is this run's and holds no snapshot: nothing is there to mix with."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(Exception):  # remote file systems raise errors of their own
             if self.is_begun() and not self.steps:
                 self.delete_manifest()
 
@@ -368,12 +370,28 @@ def _write(url: str, data: bytes, *, new: bool = False) -> None:
     fs, path = locate(url)
     fs.makedirs(os.path.dirname(path), exist_ok=True)
     if not isinstance(fs, LocalFileSystem):  # object stores put an object whole, and have no rename
-        if new and fs.exists(path):
-            raise FileExistsError(url)
-        fs.pipe_file(path, data)
+        if new:
+            _pipe_new(fs, path, data)
+        else:
+            fs.pipe_file(path, data)
         return
     with _renamed(path, new=new) as temporary, open(temporary, "wb") as file:
         file.write(data)
+
+
+def _pipe_new(fs: AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write a whole file that must not be there; of several at once one succeeds, where the store can see to that."""
+    if fs.exists(path):
+        raise FileExistsError(path)
+    if "mode" not in inspect.signature(fs.pipe_file).parameters:  # an older fsspec, or a file system that has no such
+        fs.pipe_file(path, data)
+        return
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except Exception as error:  # remote file systems raise errors of their own
+        if isinstance(error, FileExistsError) or fs.exists(path):
+            raise FileExistsError(path) from error
+        fs.pipe_file(path, data)  # a store that cannot do that; if it is down, this raises, too
 
 
 @contextlib.contextmanager
