@@ -43,11 +43,11 @@ class Table:
         return "\n".join([lines[0], rule, *lines[1:]])
 
     def to_csv(self) -> str:
-        """RFC 4180 text with a header; what is not there, or NaN, is an empty field."""
+        """RFC 4180 text with a header; what is not there, or NaN, is an empty field; a NUL is shown by its symbol."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(self.columns)
-        writer.writerows([["" if _absent(value) else value for value in row] for row in self.rows])
+        writer.writerows([["" if _absent(value) else _csv_cell(value) for value in row] for row in self.rows])
         return buffer.getvalue()
 
     def __len__(self) -> int:
@@ -85,3 +85,7 @@ def cell_text(value: Any) -> str:
 
 def _absent(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _csv_cell(value: Any) -> Any:
+    return value.replace("\0", "\N{SYMBOL FOR NULL}") if isinstance(value, str) else value  # Python 3.10 writes no NUL

@@ -85,7 +85,7 @@ def test_with_warmup_the_rate_rises_then_falls(
         "on_train_epoch_start",
         lambda self: rates.append(self.optimizers().param_groups[0]["lr"]),
     )
-    finetune.main(quick(data, "--lr", "3e-5", "--epochs", "4", "--warmup", "2"))
+    finetune.main(quick(data, "--arch", "resnet18", "--lr", "3e-5", "--epochs", "4", "--warmup", "2"))
     assert rates == pytest.approx([1e-5, 2e-5, 3e-5, 1.5e-5])
 
 

@@ -18,6 +18,7 @@ from cnnlog.export import Wanted, export
 from cnnlog.places import inside, locate
 from cnnlog.run import open_run
 from cnnlog.store import RunStore
+from cnnlog.tabular import Table
 
 LAYERS = (
     "a/b/c",
@@ -167,3 +168,7 @@ def test_only_an_address_is_taken_for_one() -> None:
         assert "file" in fs.protocol
         assert bare == path
     assert locate("file:///runs/v0")[1] == "/runs/v0"
+
+
+def test_a_table_with_a_nul_is_csv_also_in_python_3_10() -> None:
+    assert Table(("layer", "drift"), (("a\0b", 0.5),)).to_csv() == "layer,drift\na\N{SYMBOL FOR NULL}b,0.5\n"

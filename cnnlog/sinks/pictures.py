@@ -52,7 +52,8 @@ class PictureFiles:
         if numbers:
             text = io.StringIO()
             csv.writer(text, lineterminator="\n").writerows([("step", "tag", "value")])
-            csv.writer(text, lineterminator="\n").writerows((step, tag, value) for tag, value in numbers.items())
+            rows = ((step, tag.replace("\0", "\N{SYMBOL FOR NULL}"), value) for tag, value in numbers.items())
+            csv.writer(text, lineterminator="\n").writerows(rows)  # in Python 3.10 it takes no NUL
             self._write(f"numbers/step-{step:08d}.csv", text.getvalue().encode())
 
     def last_step(self) -> int | None:
