@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from devices import ACCELERATORS, on
 from inertness import Trained, differences, trace
 from torch import nn
 from torch._dynamo.utils import counters
@@ -85,24 +86,29 @@ def monitors() -> Sequence[L.Callback]:
 
 
 def trained(
-    how: Callable[[Trained, str], Any], backend: str, make: Callable[[], Sequence[L.Callback]], folder: Path
+    how: Callable[[Trained, str], Any],
+    backend: str,
+    make: Callable[[], Sequence[L.Callback]],
+    folder: Path,
+    accelerator: str = "cpu",
 ) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
     """What the training left behind, and what the compiler counted meanwhile."""
     torch._dynamo.reset()
     counters.clear()
-    left = trace(build, IMAGE, make, folder, images=8, fitted=lambda module: how(module, backend))
+    left = trace(build, IMAGE, make, folder, images=8, fitted=lambda module: how(module, backend), **on(accelerator))
     return left, {kind: dict(counters[kind]) for kind in ("frames", "stats", "graph_break")}
 
 
 @pytest.mark.parametrize("how", [whole, part, in_place, part_in_place])
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("accelerator", ACCELERATORS)
 def test_a_compiled_model_trains_as_if_unwatched_and_is_compiled_once(
-    how: Callable[[Trained, str], Any], backend: str, tmp_path: Path
+    accelerator: str, how: Callable[[Trained, str], Any], backend: str, tmp_path: Path
 ) -> None:
     if backend == "inductor" and not COMPILER:
         pytest.skip("inductor needs a C++ compiler and Python's headers, and there are none")
-    plain, counted = trained(how, backend, list, tmp_path)
-    watched, counted_watched = trained(how, backend, monitors, tmp_path)
+    plain, counted = trained(how, backend, list, tmp_path, accelerator)
+    watched, counted_watched = trained(how, backend, monitors, tmp_path, accelerator)
     assert differences(plain, watched) == []
     assert counted_watched == counted
     assert counted["graph_break"] == {}

@@ -17,7 +17,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from devices import ACCELERATORS
+from devices import ACCELERATORS, on
 from inertness import Trained, differences, trace
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import nn
@@ -41,11 +41,6 @@ def net() -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Conv2d(4, 5, 3)
     )
-
-
-def on(accelerator: str) -> dict[str, Any]:
-    """The trainer's options for a device; a GPU adds up in another order each time unless it is told not to."""
-    return {"accelerator": accelerator, "devices": 1, "deterministic": accelerator == "gpu"}
 
 
 def monitors(**more: Any) -> list[L.Callback]:
