@@ -153,7 +153,10 @@ def test_names_of_folders_are_short_and_differ(folders: list[str], names: list[s
 
 @pytest.mark.parametrize("ending", ["Ctrl-C", "kill"])
 def test_it_ends_cleanly(folders: list[Path], ending: str) -> None:
-    code = f"from cnnlog.serve import serve; serve({str(folders[0])!r}, echo=lambda line: print(line, flush=True))"
+    # a shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C
+    heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+    serves = f"from cnnlog.serve import serve; serve({str(folders[0])!r}, echo=lambda line: print(line, flush=True))"
+    code = f"{heeds}; {serves}"
     with subprocess.Popen(
         [sys.executable, "-c", code],
         stdout=subprocess.PIPE,
@@ -161,7 +164,7 @@ def test_it_ends_cleanly(folders: list[Path], ending: str) -> None:
         text=True,
         start_new_session=True,
     ) as ours:
-        overdue = threading.Timer(120, ours.kill)
+        overdue = threading.Timer(120, lambda: os.killpg(ours.pid, signal.SIGKILL))
         overdue.start()
         assert ours.stdout is not None
         try:
