@@ -275,6 +275,20 @@ def test_the_address_restores_the_view(page: Page, address: str) -> None:
     assert (page.text_content("#life-title") or "").endswith("filter 2")
 
 
+def test_an_address_given_while_the_last_is_being_written_counts(page: Page, address: str) -> None:
+    """The page writes its view into the address a moment after a key; a link that is followed in that moment wins."""
+    page.add_init_script(
+        "window.later = []; const start = setTimeout; window.setTimeout = (f, ms) => start(later[later.push(f) - 1], ms)"
+    )
+    page.goto(address)
+    shows(page, STEPS - 1)
+    page.keyboard.press("ArrowLeft")
+    wait(page, "step => document.querySelector('#now b').textContent == step", arg=str(STEPS - 2))
+    page.evaluate("location.hash = '#step=1'; later.at(-1)()")
+    wait(page, "document.querySelector('#now b').textContent == '1'")
+    wait(page, "location.hash.startsWith('#step=1&runs=')")
+
+
 def test_swipe_and_blink_lay_one_over_the_other(page: Page, address: str) -> None:
     page.goto(address)
     shows(page, STEPS - 1)

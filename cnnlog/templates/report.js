@@ -314,17 +314,19 @@
     playing = requestAnimationFrame(tick);
   }
 
-  let remembering = null;
+  let remembering = null, told = location.hash;
   function remember() {
     clearTimeout(remembering);
     remembering = setTimeout(() => {
       const address = addressOf();
-      if (location.hash === address) return;
+      // Another address than the page was last told has just been given: its event is on the way, and it counts.
+      if (location.hash !== told || told === address) return;
       try {
         history.replaceState(null, "", address);
       } catch {
         location.replace(address);
       }
+      told = location.hash;
     }, 120);
   }
 
@@ -820,7 +822,8 @@
     act();
   });
   addEventListener("hashchange", () => {
-    if (location.hash === addressOf()) return;
+    if (location.hash === told) return;
+    told = location.hash;
     const open = state.life;
     recall();
     if (open && !location.hash.includes("life=")) life.close();
