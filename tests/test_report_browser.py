@@ -278,7 +278,8 @@ def test_the_address_restores_the_view(page: Page, address: str) -> None:
 def test_an_address_given_while_the_last_is_being_written_counts(page: Page, address: str) -> None:
     """The page writes its view into the address a moment after a key; a link that is followed in that moment wins."""
     page.add_init_script(
-        "window.later = []; const start = setTimeout; window.setTimeout = (f, ms) => start(later[later.push(f) - 1], ms)"
+        "window.later = []; const start = setTimeout;"
+        "window.setTimeout = (task, ms) => start(later[later.push(task) - 1], ms)"
     )
     page.goto(address)
     shows(page, STEPS - 1)
