@@ -37,12 +37,13 @@ class Alarm:
         """
         problems = list(problems)
         if self._raises and not self.failed:
-            told = self._ranks.share([(problem.what, problem.text) for problem in problems])
+            told = self._ranks.share([(problem.what, problem.text(goes_on=False)) for problem in problems])
             for what, text in told[:1]:
                 self._warned.add(what)
-                raise RuntimeError(f"cnnlog: {text}") from (problems[0].error if problems else None)
+                error = problems[0].error if problems else None
+                raise RuntimeError(f'cnnlog: {text}; raised because of on_error="raise"') from error
         for problem in problems:
-            self.warn(problem.what, problem.text)
+            self.warn(problem.what, problem.text(goes_on=not self.failed))
 
     def warn(self, what: str, message: str) -> None:
         """Warn, if it is the first time of this kind."""

@@ -58,16 +58,24 @@ class Job:
 
 @dataclass(frozen=True)
 class Problem:
-    """Something that went wrong here, to be warned of once per `what`."""
+    """Something that went wrong here, to be warned of once per `what`.
+
+    Attributes:
+        what: the kind.
+        message: what went wrong.
+        error: why, where an exception tells.
+        next: what follows if the training goes on all the same, which it does not where problems are raised.
+    """
 
     what: str
     message: str
     error: Exception | None = None
+    next: str = ""
 
-    @property
-    def text(self) -> str:
-        """The message and the error's."""
-        return self.message + (f" ({type(self.error).__name__}: {self.error})" if self.error is not None else "")
+    def text(self, *, goes_on: bool) -> str:
+        """The message, what follows if the training goes on, and the error's."""
+        said = f"{self.message}; {self.next}" if goes_on and self.next else self.message
+        return said + (f" ({type(self.error).__name__}: {self.error})" if self.error is not None else "")
 
 
 class Recorder:
@@ -315,7 +323,7 @@ class Recorder:
                 self.store.write_weights("latest", weights, record.step)
         except Exception as error:  # fsspec's file systems raise errors of their own
             message = f"step {record.step} could not be stored in {self.store.folder}"
-            self._note("store", f"{message}; training goes on, and later steps are tried again", error)
+            self._note("store", message, error, next="training goes on, and later steps are tried again")
 
     def _start_of(self, baseline: Record) -> list[Callable[[RunStore], None]]:
         """The writes that begin a run, in order."""
@@ -461,9 +469,9 @@ class Recorder:
         for _, tracker in self._trackers:
             tracker.put(page)
 
-    def _note(self, what: str, message: str, error: Exception | None = None) -> None:
+    def _note(self, what: str, message: str, error: Exception | None = None, *, next: str = "") -> None:
         with self._lock:
-            self._problems.append(Problem(what, message, error))
+            self._problems.append(Problem(what, message, error, next))
 
 
 def _sample(maps: FloatArray) -> FloatArray:

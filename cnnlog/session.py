@@ -343,8 +343,8 @@ class Session:
             error = raised
         error = self._spread.agree(error)  # a step that one of them has no snapshot of is missing for all
         if error is not None:
-            problem = Problem("probe", f"no snapshot of step {step}; training goes on, and later ones are tried", error)
-            self._problems.append(problem)
+            goes_on = "training goes on, and later ones are tried"
+            self._problems.append(Problem("probe", f"no snapshot of step {step}", error, goes_on))
             return
         self._last_step = step
         if self._recorder is not None:

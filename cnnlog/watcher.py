@@ -244,8 +244,8 @@ class Watcher:
             error = raised
         error = self._ranks.agree(error)  # a step that one of them has no snapshot of is missing for all
         if error is not None:
-            problem = Problem("probe", f"no snapshot of step {step}; training goes on, and later ones are tried", error)
-            self._alarm.handle([problem])
+            goes_on = "training goes on, and later ones are tried"
+            self._alarm.handle([Problem("probe", f"no snapshot of step {step}", error, goes_on)])
             return
         self._last_step = int(step)
         if self._recorder is not None:

@@ -295,6 +295,8 @@ def test_on_error_raise_stops_the_training(what: str, tmp_path: Path, monkeypatc
     )
     with pytest.raises(RuntimeError, match=r"^cnnlog: ") as caught:
         fit(run, module())
+    assert "training goes on" not in str(caught.value)
+    assert str(caught.value).endswith('; raised because of on_error="raise"')
     cause = caught.value.__cause__
     assert isinstance(cause, {"probe": ValueError, "tracker": ConnectionError}.get(what, OSError))
     assert run.current_epoch < EPOCHS or what == "tracker"
