@@ -195,14 +195,13 @@ def test_play_runs_to_the_end_and_stops(page: Page, address: str) -> None:
         "() => {window.seen = []; new MutationObserver(() => seen.push(document.querySelector('#now b').textContent))"
         ".observe(document.querySelector('#now'), {childList: true})}"
     )
-    page.select_option("#speed", "10")
+    page.select_option("#speed", "2")
     page.click("#play")
     assert page.get_attribute("#play", "aria-label") == "Pause"
     wait(page, "document.querySelector('#play').getAttribute('aria-pressed') == 'false'")
     shows(page, STEPS - 1)
     seen = [int(step) for step in page.evaluate("seen")]
-    assert seen == sorted(seen)
-    assert {2, 5} <= set(seen)
+    assert list(dict.fromkeys(seen)) == [2, 3, 4, 5]  # also of a browser that is held up, for then it waits
     page.click("#play")  # at the end it begins again
     wait(page, "Number(document.querySelector('#now b').textContent) < 5")
     page.keyboard.press("p")
@@ -230,6 +229,71 @@ def test_a_click_opens_the_life_of_that_filter(page: Page, address: str, runs: t
     wait(page, "document.querySelector('#life-now').textContent.startsWith('epoch 0')")
     page.keyboard.press("Escape")
     wait(page, "!document.querySelector('#life').open")
+
+
+def test_play_goes_on_where_it_was_when_nobody_was_looking(page: Page, address: str) -> None:
+    """Browsers draw no frame of a tab that is hidden: here the next one comes a minute later."""
+    page.add_init_script(
+        "window.ahead = 0; const now = performance.now.bind(performance), ask = requestAnimationFrame;"
+        "performance.now = () => now() + ahead;"
+        "window.requestAnimationFrame = task => ask(time => task(time + ahead))"
+    )
+    page.goto(f"{address}#step=1")
+    shows(page, 1)
+    page.select_option("#speed", "1")
+    page.click("#play")
+    page.evaluate("ahead = 60000; new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    assert int(page.text_content("#now b") or "") <= 2
+    assert page.get_attribute("#play", "aria-label") == "Pause"
+    page.keyboard.press("p")
+
+
+def test_a_key_opens_the_life_of_a_pictures_first_filter(page: Page, address: str) -> None:
+    page.goto(address)
+    for key in ("Enter", " "):
+        page.focus("[data-picture='0-filters-s1'] .box")
+        page.keyboard.press(key)
+        assert page.evaluate("document.querySelector('#life').open")
+        page.wait_for_selector("#life .life-charts .chart")
+        assert page.text_content("#life-title") == f"{EVIL}conv1 · filter 0"
+        page.keyboard.press("Escape")
+        wait(page, "!location.hash.includes('life=')")
+
+
+def test_a_life_that_is_opened_while_the_last_is_closing_stays(page: Page, address: str) -> None:
+    page.goto(address)
+    page.evaluate(
+        "const box = document.querySelector(`[data-picture='0-filters-s0'] .box`);"
+        "box.click(); document.querySelector('#life').close(); box.click()"
+    )
+    wait(page, "location.hash.includes('life=')")
+    before = page.text_content("#life-title")
+    page.keyboard.press("PageDown")
+    assert page.text_content("#life-title") != before
+
+
+def test_the_numbers_of_a_life_are_its_own_whichever_come_first(
+    page: Page, address: str, runs: tuple[Path, Path]
+) -> None:
+    page.add_init_script(
+        "window.hold = false; window.held = []; const read = Response.prototype.arrayBuffer;"
+        "Response.prototype.arrayBuffer = function () {"
+        "return hold ? new Promise(done => held.push(() => done(read.call(this)))) : read.call(this)}"
+    )
+    page.goto(f"{address}#step=4")
+    shows(page, 4)
+    follow = "name => {hold = true; location.hash = `#step=4&life=${encodeURIComponent(name)}:0`}"
+    for layer, asked in ((f"{EVIL}conv1", 2), (f"{EVIL}conv2", 4)):
+        page.evaluate(follow, layer)
+        wait(page, "asked => held.length == asked", arg=asked)
+    assert page.text_content("#life-now") == "epoch 4"
+    page.evaluate("held.slice(2).forEach(go => go())")
+    page.wait_for_selector("#life .life-charts .chart")
+    page.evaluate("held.slice(0, 2).forEach(go => go()); new Promise(done => setTimeout(done, 100))")
+    page.keyboard.press("ArrowRight")
+    wait(page, "document.querySelector('#life-now').textContent.startsWith('epoch 5')")
+    norm = cnnlog.open_run(runs[0]).numbers("norm", f"{EVIL}conv2", 5)[0]
+    assert f"norm {norm:.3g}" in (page.text_content("#life-now") or "")
 
 
 def test_a_strip_is_drawn_in_one_range(page: Page, tmp_path: Path) -> None:
@@ -273,6 +337,36 @@ def test_the_address_restores_the_view(page: Page, address: str) -> None:
     page.evaluate("name => {location.hash = `#step=1&life=${encodeURIComponent(name)}:2`}", f"{EVIL}conv1")
     page.wait_for_selector("#life[open]")
     assert (page.text_content("#life-title") or "").endswith("filter 2")
+
+
+def test_a_link_shows_its_view_whatever_was_shown_before(page: Page, address: str) -> None:
+    page.goto(f"{address}#step=2&mode=blink&show=filters")
+    wait(page, "document.querySelectorAll('#sheet .card').length == 10")
+    thumbs = "document.querySelectorAll('#sheet .card:first-child canvas').length"
+    assert page.evaluate(thumbs) == 3
+    page.evaluate("location.hash = '#h-curves'")  # a place on the page, not a view
+    wait(page, "location.hash.includes('mode=blink&show=filters')")
+    scratch = page.text_content("[data-picture='0-filters-s1'] .name")
+    page.evaluate("label => {location.hash = `#step=1&runs=${encodeURIComponent(label)}`}", scratch)
+    wait(page, "document.querySelector('#now b').textContent == '1'")
+    assert page.get_attribute("body", "data-mode") == "side"
+    assert page.get_attribute("body", "data-show") == "both"
+    assert page.evaluate(thumbs) == 2
+
+
+def test_a_page_in_a_frame_without_an_address_stays_there(page: Page, address: str) -> None:
+    """As notebooks and trackers show it; there, the page around it has the address."""
+    html = Path(address.removeprefix("file://")).read_text()
+    page.evaluate(
+        "html => {const frame = document.createElement('iframe'); frame.srcdoc = html; document.body.append(frame)}",
+        html,
+    )
+    frame = next(frame for frame in page.frames if frame.parent_frame)
+    frame.wait_for_selector(".scripted")
+    frame.evaluate("const now = document.querySelector('#step'); now.value = 2; now.dispatchEvent(new Event('input'))")
+    page.wait_for_timeout(400)  # an address is written 120 ms later
+    assert frame.text_content("#now b") == "2"
+    assert frame.url in ("about:srcdoc", "about:srcdoc#", "")
 
 
 def test_an_address_given_while_the_last_is_being_written_counts(page: Page, address: str) -> None:

@@ -12,6 +12,7 @@
   const WIDTH = 350;
   const RGB_GAP = 0xff000000;
   const UNPACKED_AT_MOST = 256e6;
+  const PAUSE = 250; // ms between two frames, above which nobody was looking
   const last = data.steps.length - 1;
   const calm = matchMedia("(prefers-reduced-motion: reduce)").matches;
   const state = {
@@ -167,7 +168,9 @@
       this.box.setAttribute("role", "button");
       this.box.addEventListener("click", (event) => { if (!dragged) openLife(this.layer, this.channelAt(event) ?? 0); });
       this.box.addEventListener("keydown", (event) => {
-        if (event.key === "Enter") openLife(this.layer, state.life?.layer === this.layer ? state.life.channel : 0);
+        if (event.key !== "Enter" && event.key !== " ") return;
+        event.preventDefault(); // the same key would press the button that the dialog puts the focus on
+        openLife(this.layer, 0);
       });
       this.box.addEventListener("pointermove", (event) => point(this, this.channelAt(event)));
       this.box.addEventListener("pointerleave", () => point(this, null));
@@ -301,7 +304,8 @@
     before = performance.now();
     due = 0;
     const tick = (now) => {
-      due += (now - before) / 1000 * Number($("speed").value);
+      // a tab that was hidden, or a slow drawing, goes on where it was rather than leaping ahead
+      due += Math.min(now - before, PAUSE) / 1000 * Number($("speed").value);
       before = now;
       const whole = Math.floor(due);
       due -= whole;
@@ -317,6 +321,7 @@
   let remembering = null, told = location.hash;
   function remember() {
     clearTimeout(remembering);
+    if (location.protocol === "about:") return; // in a frame without an address: "#" would be that of the page around it
     remembering = setTimeout(() => {
       const address = addressOf();
       // Another address than the page was last told has just been given: its event is on the way, and it counts.
@@ -356,6 +361,8 @@
         if (Math.abs(step - wanted) < Math.abs(data.steps[nearest] - wanted)) nearest = i;
       });
       state.i = nearest;
+      // what is usual stands in no address
+      Object.assign(state, { mode: "side", show: "both", image: 0 });
     }
     if (found.runs !== undefined) {
       const labels = found.runs.split(",").map(read);
@@ -560,14 +567,17 @@
     body.replaceChildren();
     films = [];
     lifeCursors = [];
+    lifeNumbers = [];
+    updateLife();
     for (const kind of ["filters", "feature_maps"]) {
       for (const picture of picturesOf(layer, kind)) {
         if (!state.runs[picture.side] || channel >= picture.reel.layout.n) continue;
         body.append(filmOf(picture, channel, token));
       }
     }
-    lifeNumbers = await Promise.all(data.sides.map((_, side) => numbersOf(layer, side)));
+    const numbers = await Promise.all(data.sides.map((_, side) => numbersOf(layer, side)));
     if (token !== lifeToken) return;
+    lifeNumbers = numbers;
     const charts = make("div", { class: "life-charts" });
     for (const [name, title] of [["drift", "Drift from its own baseline (cosine distance)"], ["norm", "Norm (L2)"],
       ["active", "Active share of its feature map on the probe"]]) {
@@ -643,7 +653,7 @@
         .filter(([name]) => value(name) !== undefined).map(([name, word]) => `${word} ${number(value(name))}`);
       return `${data.sides[side].letter}: ${parts.join(", ")}`;
     }).filter(Boolean);
-    $("life-now").textContent = `${data.unit} ${data.steps[state.i]} · ${said.join(" · ")}`;
+    $("life-now").textContent = [`${data.unit} ${data.steps[state.i]}`, ...said].join(" · ");
   }
 
   function ticks(low, high, about) {
@@ -698,6 +708,7 @@
   }
 
   life.addEventListener("close", () => {
+    if (life.open) return; // opened again before this event came
     state.life = null;
     lifeToken++;
     films = [];
@@ -828,6 +839,7 @@
     recall();
     if (open && !location.hash.includes("life=")) life.close();
     set({});
+    fillSheet();
   });
 
   recall();
