@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnlog.effective import UsedWeights, filters_of, weight_shape
+from cnnlog.effective import UsedWeights, filters_of, has_one_weight, weight_shape
 from cnnlog.host import departures, sent, to_host
 from cnnlog.layers import LayerInfo, layer_names
 from cnnlog.loan import borrow
@@ -61,6 +61,10 @@ def survey(
         for name, module in modules.items():
             if name not in weights:
                 weights[name] = weight_shape(module)
+        reshard(model)  # of what FSDP2 gathers in a forward pass nothing can be computed
+        for name, module in modules.items():
+            if len(weights[name] or ()) == 4 and not has_one_weight(module):
+                weights[name] = None
     order = [*outputs, *(name for name in modules if name not in outputs)]
     return tuple(
         LayerInfo(

@@ -44,6 +44,22 @@ def weight_shape(module: Any) -> tuple[int, ...] | None:
     return None if weight is None else tuple(weight.shape)
 
 
+def has_one_weight(module: Any) -> bool:
+    """Whether all that a layer computes is one weight; else its parts have theirs. Collective for a sharded model.
+
+    PEFT cannot merge every adapter that it can train: the LoRA of a grouped convolution mixes all input channels, which
+    no weight `[O, I/groups, kH, kW]` does.
+    """
+    if not _is_adapted(module):
+        return True
+    try:
+        with whole_parameters(module.modules()):
+            _adapted_weight(module)
+    except Exception:  # PEFT's methods raise what they like
+        return False
+    return True
+
+
 def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
     """The weight that the layer holds, filters first, frames side by side; None where the module has none.
 

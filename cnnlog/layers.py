@@ -152,7 +152,7 @@ def _matches(infos: Sequence[LayerInfo], item: Any, what: What) -> list[str]:
     for info in infos:
         if item in (info.name, info.path):
             if not _usable(info, what):
-                raise ValueError(_unusable(info, what) + _some_usable(infos, what) + ".")
+                raise ValueError(_unusable(info, what) + _some_usable(infos, what, info.name) + ".")
             return [info.name]
     if any(char in item for char in "*?["):
         matched = {info.name: info for info in infos if fnmatchcase(info.name, item) or fnmatchcase(info.path, item)}
@@ -174,7 +174,7 @@ def _usable_names(found: list[LayerInfo], meaning: str, infos: Sequence[LayerInf
 def _unusable(info: LayerInfo, what: What) -> str:
     which = f"Layer {info.name!r} ({info.kind})"
     if what == "filters":
-        arrived = f"its weight is {list(info.weight_shape)}" if info.weight_shape else "it has no weight"
+        arrived = f"its weight is {list(info.weight_shape)}" if info.weight_shape else "it has none of its own"
         return f"{which} has no filters: expected a 4-D weight [O, I, kH, kW], but {arrived}"
     if info.output_shape is None:
         return f"{which} has no feature maps: it did not run on the probe"
@@ -193,8 +193,10 @@ def _close(name: str, infos: Sequence[LayerInfo], what: What) -> str:
     return f"; did you mean {_listed(close)}?" if close else _some_usable(infos, what) + "."
 
 
-def _some_usable(infos: Sequence[LayerInfo], what: What) -> str:
+def _some_usable(infos: Sequence[LayerInfo], what: What, inside: str = "") -> str:
+    """The end of an error sentence: layers that would do, of those inside a layer first of all."""
     names = [info.name for info in infos if _usable(info, what)]
+    names = [name for name in names if name.startswith(f"{inside}.")] or names
     if not names:
         return ""
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""

@@ -71,7 +71,7 @@ def test_names_globs_and_types_come_in_execution_order_each_once() -> None:
         ("bdy.*", "filters", "no layer matching 'bdy.*'"),
         ("stem.r*", "filters", "None of the 1 layers matching 'stem.r*' has filters"),
         ("head", "filters", "'head' (Linear) has no filters: expected a 4-D weight [O, I, kH, kW], but its weight is"),
-        ("stem.relu", "filters", "but it has no weight"),
+        ("stem.relu", "filters", "but it has none of its own; layers with filters: 'stem.conv'"),
         ("head", "feature maps", "expected an output [N, C, H, W] with the probe's N, but it is [1, 10]"),
         ("roi.conv", "feature maps", "but it is [4, 4, 8, 8]"),
         ([nn.BatchNorm2d], "filters", "no layer of type BatchNorm2d"),
