@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -140,7 +141,8 @@ def capture(
         if probe is not None:
             with UsedWeights([watched[name] for name in filter_layers]) as used:
                 _forward(model, probe, watched, record, ran, run=run, through=through)
-        reshard(model)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
+        if spread:
+            reshard(model)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
         for name in filter_layers:
             if name not in filters:  # of a sharded model, or an auxiliary head, say, that does not run in eval mode
                 filters[name] = filters_of(name, watched[name])
@@ -195,7 +197,7 @@ def _plain_run(module: nn.Module, tensor: torch.Tensor) -> None:
 
 def placed(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor on the device and in the precision of the module's first floating-point parameter or buffer."""
-    example = next((p for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()), tensor)
+    example = next((p for p in chain(module.parameters(), module.buffers()) if p.is_floating_point()), tensor)
     return sent(tensor, example.device).to(example.dtype)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -137,7 +137,21 @@ def _adapted_weight(module: Any) -> torch.Tensor | None:
     return _weight(copied.get_base_layer())
 
 
-class UsedWeights(TorchFunctionMode):
+class _Seeing(TorchFunctionMode):
+    """Shows each convolution to somebody before it is computed. Torch's functions are slower meanwhile."""
+
+    def __init__(self, show: Callable[[Any, Any, Any], None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _CONVOLUTIONS:
+            self._show(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class UsedWeights:
     """Sees which weights the convolutions of some layers are computed with, while a probe runs.
 
     A layer may compute its weight anew in each forward (weight standardisation, fake quantisation with a batch norm
@@ -150,8 +164,8 @@ class UsedWeights(TorchFunctionMode):
     """
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
-        super().__init__()
         self.filters: dict[nn.Module, FloatArray] = {}
+        self._seeing = _Seeing(self._see)
         self._shapes = {layer: weight_shape(layer) for layer in layers if not _is_adapted(layer)}
         self._sharded = {
             layer: parameter.dtype for layer in layers for parameter in layer.parameters() if is_spread(parameter)
@@ -162,27 +176,33 @@ class UsedWeights(TorchFunctionMode):
     def __enter__(self) -> UsedWeights:
         # A layer's parts, too: what they convolve with is theirs.
         for module in {part: None for layer in self._shapes for part in layer.modules()}:
-            self._handles.append(module.register_forward_pre_hook(lambda module, _: self._running.append(module)))
+            self._handles.append(module.register_forward_pre_hook(lambda module, _: self._started(module)))
             ended = module.register_forward_hook(lambda module, *_: self._ended(module), always_call=True)
             self._handles.append(ended)
-        super().__enter__()  # type: ignore[no-untyped-call]  # torch's
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)  # type: ignore[no-untyped-call]  # torch's
+    def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
+        self._back_to(0)  # an interrupt calls no hook
+
+    def _started(self, module: nn.Module) -> None:
+        if not self._running:
+            self._seeing.__enter__()  # type: ignore[no-untyped-call]  # torch's
+        self._running.append(module)
 
     def _ended(self, module: nn.Module) -> None:
-        del self._running[self._running.index(module) :]
+        if module in self._running:  # else a hook before ours has raised
+            self._back_to(self._running.index(module))
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if self._running and func in _CONVOLUTIONS:
-            self._see(self._running[-1], func, args, kwargs)
-        return func(*args, **kwargs)
+    def _back_to(self, depth: int) -> None:
+        was_running = bool(self._running)
+        del self._running[depth:]
+        if was_running and not self._running:
+            self._seeing.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch's
 
-    def _see(self, layer: nn.Module, func: Any, args: Any, kwargs: Any) -> None:
+    def _see(self, func: Any, args: Any, kwargs: Any) -> None:
+        layer = self._running[-1]
         weight = kwargs["weight"] if "weight" in kwargs else args[1]
         if layer not in self._shapes or layer in self.filters or not isinstance(weight, torch.Tensor):
             return

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -60,10 +61,16 @@ def layer_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
         hidden = last == _WRAPPED or id(module) in inside
         name = names.get(above, "") if hidden else ".".join(part for part in (names.get(above), last) if part)
         names[path] = name
-        if any(cls.__name__ in _PEFT for cls in type(module).__mro__):
+        cls: Any = type(module)
+        if _wraps(cls):
             wrapped = getattr(module, "base_model", None)  # the tuner, or the network itself with prompt tuning
             inside |= {id(wrapped), id(getattr(wrapped, "model", None))} if hasattr(module, "peft_config") else set()
         yield name, path, module
+
+
+@lru_cache(1024)
+def _wraps(cls: type) -> bool:
+    return any(base.__name__ in _PEFT for base in cls.__mro__)
 
 
 def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, what: What) -> tuple[str, ...]:

@@ -10,6 +10,8 @@ import weakref
 from collections import deque
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
+from itertools import chain
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from cnnlog.rng import held_generators, kept_rng
 from cnnlog.sharding import held, refuse_flattened, sharded
 
 _ALWAYS_COPIED = 2**20  # bytes: smaller tensor attributes are copied at every loan, larger ones as parameters are
+_CONSTANT = frozenset((bool, int, float, complex, str, bytes, type(None), type))  # types of values that never change
+_CONTAINERS = (dict, set, list, deque)
 _SAME_SIZE_INT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # Does this model's forward write into its own parameters (momentum encoders do)? Known after its first loan.
@@ -48,8 +52,7 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     with ExitStack() as stack:
         stack.enter_context(sharded(model))
         loan = _Loan(model)
-        generators = held_generators([v for m in loan.modules for v in m.__dict__.values()], depth=1)
-        stack.enter_context(kept_rng(generators))
+        stack.enter_context(kept_rng(held_generators(loan.values, depth=1)))
         # The cache of a training step around us keeps no cast of ours, which has no graph.
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)
@@ -66,19 +69,26 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
 def refuse(model: nn.Module) -> None:
     """Raise ValueError for a model that cannot be looked at: a ScriptModule, lazy or flattened parameters."""
     refuse_flattened(model)
-    for name, _, module in layer_names(model):
+    for module in model.modules():
+        if not (isinstance(module, torch.jit.ScriptModule) or any(map(is_lazy, _own_tensors(module).values()))):
+            continue
+        name = next(name for name, _, other in layer_names(model) if other is module)
         if isinstance(module, torch.jit.ScriptModule):
             where = f"layer {name!r}" if name else "the model"
             raise ValueError(
                 f"A ScriptModule cannot be watched, and {where} is one ({type(module).__name__}): its inner "
                 "layers take no hooks. Train the nn.Module it was scripted or traced from."
             )
-        for key, tensor in [*module._parameters.items(), *module._buffers.items()]:
-            if tensor is not None and is_lazy(tensor):
-                raise ValueError(
-                    f"Layer {name!r} ({type(module).__name__}) is lazy and its {key!r} has no shape yet: "
-                    "run the model once on a batch before training, so that every parameter is initialised."
-                )
+        key = next(key for key, tensor in _own_tensors(module).items() if is_lazy(tensor))
+        raise ValueError(
+            f"Layer {name!r} ({type(module).__name__}) is lazy and its {key!r} has no shape yet: "
+            "run the model once on a batch before training, so that every parameter is initialised."
+        )
+
+
+def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    own = chain(module._parameters.items(), module._buffers.items())
+    return {key: tensor for key, tensor in own if tensor is not None}
 
 
 class _Loan:
@@ -90,19 +100,23 @@ class _Loan:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
         self.modules = list(model.modules())
-        self._training = [module.training for module in self.modules]
-        self._attributes = [
-            {key: value for key, value in module.__dict__.items() if key not in ("training", "_parameters")}
-            for module in self.modules
-        ]
-        self._parameter_names = [set(module._parameters) for module in self.modules]
+        self._attributes = [dict(module.__dict__) for module in self.modules]
+        self._elsewhere = [(module, module.training) for module in self.modules if "training" not in module.__dict__]
+        self._parameter_names = [list(module._parameters) for module in self.modules]
         parameters = {id(p): p for module in self.modules for p in module._parameters.values() if p is not None}
         buffers = {id(b): b for module in self.modules for b in module._buffers.values() if b is not None}
 
         self._contents: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []  # as most containers of a module are
+        self.values: list[Any] = []
         plain: dict[int, torch.Tensor] = {}  # tensors that are neither parameters nor buffers
-        for attributes in self._attributes:
-            for value in attributes.values():
+        for key, value in chain.from_iterable(attributes.items() for attributes in self._attributes):
+            if type(value) in _CONSTANT or key == "_parameters":
+                continue
+            if isinstance(value, _CONTAINERS) and not value:
+                self._empty.append(value)
+            else:
+                self.values.append(value)
                 self._keep_contents(value, plain)
         self._copied = _writes_parameters.get(model, True) or any(map(unmerges, self.modules))
         small = {key: tensor for key, tensor in plain.items() if tensor.nbytes < _ALWAYS_COPIED}
@@ -115,12 +129,9 @@ class _Loan:
             ]
 
     def _keep_contents(self, value: Any, plain: dict[int, torch.Tensor]) -> None:
-        if isinstance(value, dict):
-            self._contents.append((value, dict(value)))
-        elif isinstance(value, set):
-            self._contents.append((value, set(value)))
-        elif isinstance(value, (list, deque)):
-            self._contents.append((value, list(value)))
+        if isinstance(value, _CONTAINERS):
+            plainly = next(cls for cls in _CONTAINERS if isinstance(value, cls))
+            self._contents.append((value, plainly(value)))
         elif isinstance(value, np.ndarray):
             self._contents.append((value, value.copy()))
         elif isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
@@ -132,20 +143,30 @@ class _Loan:
 
     def still(self) -> None:
         """Eval mode, flag by flag (`.eval()` merges LoRA, `.train()` thaws what the user froze), and no logging."""
-        for module in self.modules:
-            module.training = False
-            if callable(getattr(module, "log", None)) and callable(getattr(module, "log_dict", None)):
+        for module, attributes in zip(self.modules, self._attributes, strict=True):
+            if attributes.get("training"):
+                module.__dict__["training"] = False
+            if all(callable(attributes.get(name, getattr(type(module), name, None))) for name in ("log", "log_dict")):
                 module.__dict__["log"] = module.__dict__["log_dict"] = lambda *_, **__: None
+        for module, _ in self._elsewhere:
+            module.training = False
 
     def give_back(self) -> None:
         """Undo everything, in place where others may hold the same object."""
-        for module, attributes, names in zip(self.modules, self._attributes, self._parameter_names, strict=True):
-            _refill(module.__dict__, attributes, except_for=("training", "_parameters"))
-            for name in set(module._parameters) - names:
+        for module, attributes in zip(self.modules, self._attributes, strict=True):
+            if "training" in attributes:
+                module.__dict__["training"] = attributes["training"]
+            if not _same_items(module.__dict__, attributes):
+                _refill(module.__dict__, attributes, except_for="_parameters")
+        for module, names in zip(self.modules, self._parameter_names, strict=True):
+            for name in [name for name in module._parameters if name not in names]:
                 del module._parameters[name]
+        for empty in self._empty:
+            if empty:
+                empty.clear()
         for container, content in self._contents:
             _restore_content(container, content)
-        for module, training in zip(self.modules, self._training, strict=True):
+        for module, training in self._elsewhere:
             module.training = training
         with torch.no_grad():
             for kept in self._always:
@@ -220,18 +241,23 @@ def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a.view(integer), b.view(integer))
 
 
-def _refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, except_for: Sequence[str] = ()) -> None:
-    for key in [key for key in now if key not in before and key not in except_for]:
+def _refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, except_for: str) -> None:
+    for key in [key for key in now if key not in before and key != except_for]:
         del now[key]
     for key, value in before.items():
-        if key not in now or now[key] is not value:
+        if key != except_for and (key not in now or now[key] is not value):
             now[key] = value
+
+
+def _same_items(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """The very same objects, in the same order."""
+    return len(a) == len(b) and all(map(is_, a, b)) and all(map(is_, a.values(), b.values()))
 
 
 def _restore_content(container: Any, content: Any) -> None:
     """Put back what a container held; untouched ones are left alone, so that no guard on them is invalidated."""
     if isinstance(container, dict):
-        if [*map(id, container.values())] != [*map(id, content.values())] or [*container] != [*content]:
+        if not _same_items(container, content):
             container.clear()
             container.update(content)
     elif isinstance(container, np.ndarray):

@@ -6,6 +6,7 @@ import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,20 +36,25 @@ def held_generators(roots: Iterable[object], *, depth: int) -> list[object]:
     """
     found: dict[int, object] = {}
     seen: set[int] = set()
-    queue = deque((root, depth) for root in roots)
-    while queue:
-        thing, levels = queue.popleft()
-        # by exact type first: a large model has tens of thousands of attributes, nearly all of them these
-        if type(thing) in _PLAIN or (isinstance(thing, dict) and not thing) or id(thing) in seen:
-            continue
-        if isinstance(thing, _PLAIN):
-            continue
-        seen.add(id(thing))
-        if isinstance(thing, _GENERATORS):
-            found[id(thing)] = thing
-        elif levels > 0:
-            queue.extend((part, levels - 1) for part in _parts(thing))
+    level = list(roots)
+    for levels in range(depth, -1, -1):
+        deeper: list[object] = []
+        for thing in level:
+            cls: Any = type(thing)
+            generator, plain = _what(cls)
+            if generator:
+                found[id(thing)] = thing
+            elif levels > 0 and not plain and id(thing) not in seen:
+                seen.add(id(thing))
+                deeper += _parts(thing)
+        level = deeper
     return list(found.values())
+
+
+@lru_cache(4096)  # a large model has tens of thousands of attributes, of few types
+def _what(cls: type) -> tuple[bool, bool]:
+    """Whether these are generators, and whether they hold nothing."""
+    return any(base in _GENERATORS for base in cls.__mro__), any(base in _PLAIN for base in cls.__mro__)
 
 
 def _parts(thing: object) -> Iterable[object]:

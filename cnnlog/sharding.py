@@ -27,12 +27,14 @@ _NOTES = (
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether every process must take part in whatever is done with this model."""
+    if _spread_class() is None:
+        return False
     return bool(_fsdp_modules(model)) or any(is_spread(tensor) for tensor in model.parameters())
 
 
 def is_spread(tensor: torch.Tensor) -> bool:
     """Whether every process holds a part of this tensor only: a `DTensor`."""
-    cls = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    cls = _spread_class()
     return cls is not None and isinstance(tensor, cls)
 
 
@@ -80,11 +82,14 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
 
 def refuse_flattened(model: nn.Module) -> None:
     """Raise ValueError for a model whose layers do not have their weights: FSDP 1, DeepSpeed ZeRO 3."""
-    for name, module in model.named_modules():
-        how = "FullyShardedDataParallel (FSDP 1)" if _is_fsdp1(module) else ""
-        if any(hasattr(parameter, "ds_tensor") for parameter in module._parameters.values()):
+    fsdp1 = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
+    deepspeed = "deepspeed" in sys.modules
+    for module in model.modules():
+        how = "FullyShardedDataParallel (FSDP 1)" if fsdp1 is not None and isinstance(module, fsdp1) else ""
+        if deepspeed and any(hasattr(parameter, "ds_tensor") for parameter in module._parameters.values()):
             how = "DeepSpeed ZeRO stage 3"
         if how:
+            name = next(name for name, other in model.named_modules() if other is module)
             raise ValueError(
                 f"Expected a model whose layers have their weights, or one sharded by fully_shard (FSDP2), but {how} "
                 f"has flattened those of {name or 'the model'!r}. Use torch.distributed.fsdp.fully_shard; in "
@@ -106,7 +111,10 @@ def sharded(model: nn.Module) -> Iterator[None]:
     passes are as before. For any other model this does nothing.
     """
     modules = _fsdp_modules(model)
-    _initialise(model)
+    if not modules:
+        yield
+        return
+    _initialise(modules)
     notes = [_Note(thing, name) for thing in _notebooks(modules) for name in _NOTES if name in vars(thing)]
     gathered = [module for module in modules if _reshard_one(module)]
     try:
@@ -136,14 +144,14 @@ class _Note:
         setattr(self._thing, self._name, self._object)
 
 
-def _initialise(model: nn.Module) -> None:
+def _initialise(modules: list[Any]) -> None:
     """What FSDP2 does at its first forward pass, from its outermost modules on.
 
     Else the probe's would decide which module is the outermost, and the hooks for `state_dict` that FSDP2 then
     registers would be taken off again with all that was not there when the model was lent.
     """
     inside: set[int] = set()
-    for module in _fsdp_modules(model):
+    for module in modules:
         if id(module) not in inside:
             module._get_fsdp_state()._lazy_init()
             inside.update(map(id, module.modules()))
@@ -175,11 +183,10 @@ def _fsdp_modules(model: nn.Module) -> list[Any]:
     return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp)]
 
 
+# Where nobody has imported these nothing is sharded, and importing them costs time.
+def _spread_class() -> type | None:
+    return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+
+
 def _fsdp_class() -> type | None:
-    # Where nobody has imported it nothing is sharded, and importing it costs time.
     return getattr(sys.modules.get("torch.distributed.fsdp"), "FSDPModule", None)
-
-
-def _is_fsdp1(module: nn.Module) -> bool:
-    cls = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
-    return cls is not None and isinstance(module, cls)
