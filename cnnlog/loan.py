@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 import weakref
 from collections import deque
-from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from operator import is_
@@ -121,12 +121,13 @@ class _Loan:
         self._copied = _writes_parameters.get(model, True) or any(map(unmerges, self.modules))
         small = {key: tensor for key, tensor in plain.items() if tensor.nbytes < _ALWAYS_COPIED}
         with torch.no_grad():
-            self._always = [_Kept(tensor, copy=True) for tensor in ({**small, **buffers}).values()]
+            self._always = [_Kept(tensor) for tensor in ({**small, **buffers}).values()]
             self._seldom = [
-                _Kept(tensor, copy=self._copied)
+                _Kept(tensor)
                 for key, tensor in ({**plain, **parameters}).items()
                 if key not in small and key not in buffers
             ]
+            _copy(self._always + (self._seldom if self._copied else []))
 
     def _keep_contents(self, value: Any, plain: dict[int, torch.Tensor]) -> None:
         if isinstance(value, _CONTAINERS):
@@ -169,12 +170,14 @@ class _Loan:
         for module, training in self._elsewhere:
             module.training = training
         with torch.no_grad():
-            for kept in self._always:
-                kept.give_back(tell=False)
-            tell = self.model not in _writes_parameters
-            written = [kept for kept in self._seldom if kept.give_back(tell=tell)]
+            touched = {kept for kept in [*self._always, *self._seldom] if kept.put_in_place()}
+            first = self.model not in _writes_parameters
+            changed = {kept for kept in self._always if kept.changed(tell=False)}
+            changed |= {kept for kept in self._seldom if kept.changed(tell=first)}
+            _copy_back(changed)
+        written = [kept for kept in self._seldom if kept in touched or kept in changed]
         _writes_parameters[self.model] = bool(written) or _writes_parameters.get(self.model, False)
-        lost = [kept for kept in written if kept.lost]
+        lost = [kept for kept in written if kept.copy is None and kept.written]
         if lost:
             shapes = ", ".join(str(list(kept.tensor.shape)) for kept in lost[:3])
             raise RuntimeError(
@@ -186,33 +189,64 @@ class _Loan:
 class _Kept:
     """One tensor: what it pointed to and, unless it is large and never written, a copy of its bytes."""
 
-    def __init__(self, tensor: torch.Tensor, *, copy: bool) -> None:
+    def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
-        self.lost = False
+        self.copy: torch.Tensor | None = None
         self._held = held(tensor)  # a process's own part can be compared without the others
-        self._alias = self._held.detach()
+        self.alias = self._held.detach()
         self._version = _version(self._held)
         self._pointer = _pointer(self._held)
         self._requires_grad = tensor.requires_grad
-        self._copy = self._alias.clone() if copy else None
 
-    def give_back(self, *, tell: bool) -> bool:
-        """Restore the bytes; tell whether forward had written them, or may have if nobody wants to know for certain."""
+    @property
+    def written(self) -> bool:
+        """Whether anybody has written into the tensor in a way that torch counts."""
+        return _version(self._held) != self._version
+
+    def put_in_place(self) -> bool:
+        """Point to the old memory again; whether it did not, or has been written."""
         if self.tensor.requires_grad != self._requires_grad:
             self.tensor.requires_grad_(self._requires_grad)
-        tensor = self._held
-        moved = _pointer(tensor) != self._pointer or tensor.shape != self._alias.shape
+        moved = _pointer(self._held) != self._pointer or self._held.shape != self.alias.shape
+        touched = moved or self.written
         if moved:
-            tensor.data = self._alias
-        bumped = _version(tensor) != self._version
-        if self._copy is None:
-            self.lost = bumped
-            return bumped or moved
-        changed = (not tell and _comparing_waits(self._alias)) or not _same_bytes(self._alias, self._copy)
-        if changed:
-            # through an alias without a version counter of its user: a graph that saved the tensor stays valid
-            self._alias.data.copy_(self._copy)
-        return changed or bumped or moved
+            self._held.data = self.alias
+        return touched
+
+    def changed(self, *, tell: bool) -> bool:
+        """Whether the bytes are others than those of the copy, or may be if nobody wants to know for certain."""
+        if self.copy is None:
+            return False
+        if not tell and _comparing_waits(self.alias) and not _is_expanded(self.alias):
+            return True
+        return not _same_bytes(self.alias, self.copy)
+
+
+def _copy(all_kept: Sequence[_Kept]) -> None:
+    """Copy the bytes of each; small tensors of one type in one go, for they cost less than the call does."""
+    groups: dict[object, list[_Kept]] = {}
+    for kept in all_kept:
+        tensor = kept.alias
+        if _is_plain(tensor) and tensor.nbytes < _ALWAYS_COPIED:
+            groups.setdefault((tensor.device, tensor.dtype), []).append(kept)
+        else:
+            kept.copy = tensor.clone()
+    for group in groups.values():
+        bytes_of_all = torch.cat([kept.alias.reshape(-1) for kept in group])
+        parts = torch.split(bytes_of_all, [kept.alias.numel() for kept in group])
+        for kept, part in zip(group, parts, strict=True):
+            kept.copy = part.view(kept.alias.shape)
+
+
+def _copy_back(changed: Iterable[_Kept]) -> None:
+    # through aliases without a version counter of their users: a graph that saved a tensor stays valid
+    pairs = [(kept.alias.data, kept.copy) for kept in changed if kept.copy is not None]
+    plain = [pair for pair in pairs if _is_plain(pair[0])]
+    if plain:
+        torch._foreach_copy_([tensor for tensor, _ in plain], [copy for _, copy in plain])
+    for tensor, copy in pairs:
+        if not _is_plain(tensor):
+            tensor.copy_(copy)
 
 
 def _version(tensor: torch.Tensor) -> int:
@@ -228,15 +262,25 @@ def _is_wrapper(tensor: torch.Tensor) -> bool:
     return type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer)
 
 
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_quantized and not _is_wrapper(tensor)
+
+
 def _comparing_waits(tensor: torch.Tensor) -> bool:
     """Whether a comparison would hold this thread until the device has done all its work; a copy would not."""
     return tensor.is_cuda and not _is_wrapper(tensor)
 
 
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether several elements share one place in memory, so that nothing can be written to them."""
+    pairs = zip(tensor.stride(), tensor.shape, strict=True) if tensor.layout is torch.strided else ()
+    return any(stride == 0 and size > 1 for stride, size in pairs)
+
+
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     """NaN equals NaN, and -0.0 differs from 0.0."""
     integer = _SAME_SIZE_INT.get(a.element_size())
-    if integer is None or a.is_quantized or a.layout is not torch.strided or _is_wrapper(a):
+    if integer is None or not _is_plain(a):
         return torch.equal(a, b)
     return torch.equal(a.view(integer), b.view(integer))
 

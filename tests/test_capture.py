@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import sys
 import warnings
 from collections.abc import Callable, Sequence
+from types import ModuleType
 from typing import Any
 
 import lightning as L
@@ -354,6 +356,56 @@ def test_everything_is_given_back_also_without_comparing(name: str, monkeypatch:
         assert _everything(net) == before
 
 
+class Calls(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.cat.default, torch.ops.aten._foreach_copy_.default)
+        self.count += func in (torch.ops.aten.clone.default, torch.ops.aten.copy_.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_small_tensors_are_copied_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device each call costs more than what it copies; a deep network has hundreds of buffers."""
+    net = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(50)))
+    survey(net, None)
+    monkeypatch.setattr("cnnlog.loan._comparing_waits", lambda tensor: True)  # as on CUDA
+    with Calls() as calls, borrow(net):
+        pass
+    assert 0 < calls.count <= 3  # one of each type, float32 and int64, and all back at once
+
+
+@pytest.mark.parametrize("blind", [False, True])
+def test_a_buffer_whose_elements_share_memory_is_lent(blind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    net.register_buffer("scale", torch.full((1, 4), 2.0).expand(5, 4))
+    monkeypatch.setattr("cnnlog.loan._comparing_waits", lambda tensor: blind)  # as on CUDA
+    with borrow(net):
+        pass
+    assert net.scale.stride() == (0, 1)
+    assert torch.equal(net.scale, torch.full((5, 4), 2.0))
+
+
+def test_nothing_watches_torch_after_an_interrupt() -> None:
+    class Interrupted(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look(nn.Sequential(Interrupted(3, 4, 3)), filters=["0"], maps=["0"])
+    assert torch.overrides._get_current_function_mode_stack() == []
+
+
+def test_zero_3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    net[0].weight.ds_tensor = torch.zeros(3)  # where DeepSpeed keeps a process's part
+    monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
+    with pytest.raises(ValueError, match="DeepSpeed ZeRO stage 3 has flattened those of '0'"):
+        survey(net, images())
+
+
 def test_gradients_are_left_alone() -> None:
     net = zoo.InPlace()
     net(images()).sum().backward()
@@ -393,9 +445,10 @@ class CopiedBytes(TorchDispatchMode):
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten.clone.default:
-            self.bytes += args[0].nbytes
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        if func in (torch.ops.aten.clone.default, torch.ops.aten.cat.default):
+            self.bytes += result.nbytes
+        return result
 
 
 def test_parameters_are_copied_at_the_first_loan_only() -> None:
