@@ -7,6 +7,7 @@ import random
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -16,12 +17,13 @@ import pytest
 import torch
 import zoo
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor, FakeTensorMode
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlog.capture import capture, survey
 from cnnlog.layers import LayerInfo
-from cnnlog.loan import borrow
+from cnnlog.loan import _writes_parameters, borrow
 from cnnlog.probe import Probe
 from cnnlog.snapshot import Snapshot
 
@@ -386,6 +388,25 @@ def test_a_buffer_whose_elements_share_memory_is_lent(blind: bool, monkeypatch: 
         pass
     assert net.scale.stride() == (0, 1)
     assert torch.equal(net.scale, torch.full((5, 4), 2.0))
+
+
+@pytest.mark.parametrize("careful", [True, False])
+def test_a_capture_reads_no_value_from_a_device(careful: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors that say they are on CUDA and hold no values, so that what waits for one raises on any machine."""
+    seen = []
+    plain = (torch.Tensor, nn.Parameter, FakeTensor)
+    for module in ("capture", "effective"):
+        monkeypatch.setattr(f"cnnlog.{module}.to_host", lambda tensor: seen.append(tensor) or np.zeros(1))
+    monkeypatch.setattr("cnnlog.loan._is_wrapper", lambda tensor: type(tensor) not in plain)
+    monkeypatch.setattr("cnnlog.loan._pointer", id)
+    if not careful:
+        monkeypatch.setattr("cnnlog.loan._comparing_waits", lambda tensor: False)
+    with FakeTensorMode(), torch.device("cuda"):
+        net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 8, 3))
+        _writes_parameters[net] = False  # the first loan is at the start, and may wait
+        with nullcontext() if careful else pytest.raises(DataDependentOutputException):
+            look(net, filters=["0", "4"], maps=["0", "4"], probe=torch.rand(2, 3, 9, 9))
+    assert {tensor.device.type for tensor in seen} == {"cuda"}
 
 
 def test_nothing_watches_torch_after_an_interrupt() -> None:
