@@ -73,7 +73,7 @@ def _global_states() -> list[Callable[[], Any]]:
         lambda: random.setstate(python),
         lambda: np.random.set_state(numpy),  # noqa: NPY002
     ]
-    if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         cuda = torch.cuda.get_rng_state_all()
         states.append(lambda: torch.cuda.set_rng_state_all(cuda))
     if torch.backends.mps.is_available():
