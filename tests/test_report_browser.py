@@ -419,6 +419,10 @@ def test_the_filters_that_moved_most_are_drawn_and_open(page: Page, address: str
     drifts = [float(text.split()[-1]) for text in page.locator("#sheet .card > .soft").all_inner_texts()]
     assert drifts == sorted(drifts, reverse=True)
     wait(page, "[...document.querySelectorAll('#sheet canvas')].every(canvas => canvas.picture)")
+    most = int(page.evaluate("JSON.parse(document.querySelector('#data').textContent).moved[1][0][1]"))
+    assert f"filter {most} · drift" in page.locator("#sheet .card").first.inner_text()
+    cut = "[...document.querySelectorAll('#sheet .card > *')].filter(part => part.scrollWidth > part.clientWidth + 1)"
+    assert page.evaluate(f"{cut}.map(part => part.textContent).filter(text => text.includes('conv'))") == []
     page.select_option("#moved-layer", "1")
     assert page.locator("#sheet .card").count() == 6
     page.locator("#sheet .card").first.press("Enter")

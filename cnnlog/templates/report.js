@@ -136,8 +136,11 @@
 
   // ---- the grids of the layers
 
-  const number = (value) => value === null || !Number.isFinite(value) ? "–"
-    : String(Number(value.toPrecision(3))).replace("-", "−");
+  const number = (value) => {
+    if (value === null || !Number.isFinite(value)) return "–";
+    const rounded = Number(value.toPrecision(3));
+    return (rounded && Math.abs(rounded) < 1e-4 ? rounded.toExponential() : String(rounded)).replaceAll("-", "−");
+  };
   const make = (tag, attributes = {}, text) => {
     const element = document.createElement(tag);
     for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
@@ -735,7 +738,7 @@
     cards = [];
     sheet.replaceChildren(...rows.map(([at, channel, drift]) => {
       const card = make("button", { type: "button", class: "card" });
-      card.append(make("b", {}, `${data.layers[at].name} · ${channel}`), make("span", { class: "soft" }, `drift ${number(drift)}`));
+      card.append(make("b", {}, data.layers[at].name), make("span", { class: "soft" }, `filter ${channel} · drift ${number(drift)}`));
       const thumbs = make("span", { class: "thumbs" });
       const own = picturesOf(at, "filters");
       const add = (picture, now) => {
