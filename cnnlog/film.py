@@ -136,8 +136,10 @@ class Pictures:
     def _own_step(self, key: Key, step: int) -> int:
         """The step that a side's picture is of at a step of the page."""
         side, name = self.comparison.sides[key.side], self.comparison.layers[key.layer].names[key.side]
+        if key.change:  # moves with either side
+            return step if any(self.comparison.sides[of].run is not None for of in (0, key.side)) else 0
         own = self.comparison.step_of(key.side, step)
-        if key.change or side.run is None or own is None or name is None:
+        if side.run is None or own is None or name is None:
             return step if side.run is not None else 0
         held = side.run.holding(name, key.kind, own)
         return own if held is None else held

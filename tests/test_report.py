@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
+from safetensors.numpy import save_file
 from stored_runs import moving, write_run
 
 import cnnlog
@@ -341,6 +342,19 @@ def test_what_has_no_difference_says_why(tmp_path: Path) -> None:
     write_run(tmp_path / "b", moving(2, 0.1), probe="another probe")
     _, seen = written(cnnlog.compare(tmp_path / "a", tmp_path / "b"), tmp_path / "page.html")
     assert "Feature maps of conv1: no difference, for the probes are not the same." in seen.text
+
+
+def test_the_difference_of_weights_to_a_run_moves_with_the_run(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    start = {f"{name}.weight": values for name, values in moving(1, 0.05)(0)[0].items()}
+    save_file(start, tmp_path / "start.safetensors")
+    _, seen = written(cnnlog.compare(runs[0], tmp_path / "start.safetensors"), tmp_path / "page.html")
+    (reel,) = seen.data["pictures"]["1-filters-d1"]["reels"]
+    assert reel["steps"] == [0, 1, 2, 3, 4]
+    frames_of = unpacked(seen, reel).astype(int)
+    (grid,) = {int(frames_of[0][0])}  # white at 0
+    far = [int(np.abs(frame[frames_of[0] == grid] - grid).sum()) for frame in frames_of]
+    assert far[0] == 0
+    assert far == sorted(set(far))
 
 
 def test_maps_that_are_kept_at_some_steps_only_are_held(tmp_path: Path) -> None:

@@ -149,6 +149,7 @@
   };
 
   function stepText(side, own) {
+    if (side !== null && data.sides[side].last === null) return ""; // weights have no steps
     const held = own !== data.steps[state.i];
     return `${data.unit} ${own}${held ? (side !== null && data.sides[side].last === own ? " (its last)" : " (held)") : ""}`;
   }
