@@ -196,9 +196,11 @@ def compare(
     from cnnlog import files
     from cnnlog.comparison import compare as compared
 
-    for target in (output, json_file, csv_file):
-        if target is not None:
-            files.refuse_target(target, force=force)
+    targets = [target for target in (output, json_file, csv_file) if target is not None]
+    for target in targets:
+        files.refuse_target(target, force=force)
+    if len({target.absolute() for target in targets}) < len(targets):
+        raise ValueError("--output, --json and --csv were given the same file; give each a name of its own")
     if board is not None:
         boards.refuse_folder(board, force=force)
     with _progress() as progress:

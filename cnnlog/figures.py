@@ -66,7 +66,7 @@ def filters_figure(
     subtitle = f"{n} filters of {_size(shown)}"
     numbers = [str(f) for f in range(n)]
     if resolved == "rgb":
-        whole = "each filter's own largest weight" if _own_ranges(limits) else f"a weight of {limits.high[0]:.3g}"
+        whole = "the end of each filter's own range" if _own_ranges(limits) else f"a weight of {limits.high[0]:.3g}"
         subtitle += f" in colour; mid gray is 0, full colour {whole}"
         if not np.isfinite(shown).all():
             subtitle += "; chequered where NaN or infinite"

@@ -238,8 +238,8 @@ def _download(name: str) -> nn.Module:
         model: nn.Module = torchvision.models.get_model(name, weights="DEFAULT")
     except (OSError, RuntimeError) as error:  # no network; or a download that does not have the expected hash
         raise ConnectionError(
-            f"The weights of {name} could not be downloaded ({error}): give a file of them (--weights FILE, .pt or "
-            ".safetensors), or start from random ones (--weights none)."
+            f"The weights of {name} could not be downloaded ({error}): give a file of them (.pt or .safetensors) "
+            "instead, or none for random ones."
         ) from error
     return model
 

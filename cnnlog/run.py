@@ -404,7 +404,7 @@ def _the_run(path: str) -> str:
         )
     if len(found) > 1:
         more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        raise ValueError(f"{path} holds {len(found)} runs, and one is needed; give {', '.join(found[:8])}{more}")
+        raise ValueError(f"{path} holds {len(found)} runs, and one is needed; give one of {', '.join(found[:8])}{more}")
     return found[0]
 
 

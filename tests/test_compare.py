@@ -79,7 +79,7 @@ def test_no_run_and_several_are_refused_with_what_there_is(tmp_path: Path) -> No
     with pytest.raises(FileNotFoundError, match=r"holds no cnnlog run: no manifest\.json of ours in it or below"):
         open_run(tmp_path)
     one, two = write_run(tmp_path / "one"), write_run(tmp_path / "two")
-    with pytest.raises(ValueError, match=f"holds 2 runs, and one is needed; give {one}/cnnlog, {two}/cnnlog"):
+    with pytest.raises(ValueError, match=f"holds 2 runs, and one is needed; give one of {one}/cnnlog, {two}/cnnlog"):
         open_run(tmp_path)
 
 

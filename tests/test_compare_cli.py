@@ -120,7 +120,7 @@ def wrong(folder: Path, runs: tuple[Path, Path]) -> dict[str, tuple[tuple[object
         "nothing": ((folder / "nowhere",), "does not exist"),
         "several runs": (
             (runs[0].parent,),
-            f"holds 2 runs, and one is needed; give {runs[1]}/cnnlog, {runs[0]}/cnnlog",
+            f"holds 2 runs, and one is needed; give one of {runs[1]}/cnnlog, {runs[0]}/cnnlog",
         ),
         "no such step": ((f"{runs[0]}@8",), "slow has no step 8; the nearest is 3"),
         "no step": ((f"{runs[0]}@end",), "expected a step's number, baseline or last behind the @"),
@@ -129,6 +129,7 @@ def wrong(folder: Path, runs: tuple[Path, Path]) -> dict[str, tuple[tuple[object
         "no convolution": ((runs[0], folder / "linear.pt"), "linear.pt holds no filters: expected at least one weight"),
         "needs pickle": ((runs[0], folder / "pickle.ckpt"), "are never loaded because that would run code"),
         "broken weights": ((runs[0], folder / "broken.safetensors"), "is truncated or no safetensors file"),
+        "one file for two": ((runs[0], "--json", folder / "numbers", "--csv", folder / "numbers"), "the same file"),
         "no weights": ((runs[0], folder / "gone.ckpt"), "Expected a file of weights at"),
         "unlike weights": ((runs[0], folder / "unlike.safetensors"), "no layer in common"),
         "weights alone": ((folder / "unlike.safetensors",), "one side alone must be a run"),

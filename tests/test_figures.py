@@ -153,7 +153,7 @@ def test_rgb_says_its_scale_in_words() -> None:
     by_filter = figures.filters_figure(shown, AnchoredRange(signed=True).update(shown), view="rgb")
     assert len(by_filter.axes) == 1
     text = " ".join(t.get_text() for t in by_filter.axes[0].texts)
-    assert "mid gray is 0, full colour each filter's own largest weight" in text
+    assert "mid gray is 0, full colour the end of each filter's own range" in text
     shown[:, 0, 0, 0] = 8
     text = " ".join(
         t.get_text()

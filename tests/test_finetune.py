@@ -110,7 +110,10 @@ def test_what_is_missing_is_said_in_one_sentence(
         (quick(tmp_path / "nothing"), "finetune: expected the folder .*nothing/train, with one folder"),
         (quick(data), "expected the same classes .* has blue, red and .* has blue, green"),
         (quick(data, "--arch", "resnet8"), "no classifier 'resnet8'; did you mean"),
-        (quick(data, "--weights", "DEFAULT"), "could not be downloaded .*--weights FILE.*--weights none"),
+        (
+            quick(data, "--weights", "DEFAULT"),
+            "could not be downloaded .*give a file of them .*or none for random ones",
+        ),
         (quick(data, "--weights", str(tmp_path / "w.pt")), "Expected a file of weights at .*w.pt, but there is none"),
     ):
         with pytest.raises(SystemExit, match=message) as caught:
