@@ -224,9 +224,11 @@ class AnchoredRange:
     """The range of one layer's pictures over the steps, anchored at the baseline.
 
     The first `update` is the baseline. A channel's range is its largest finite magnitude there (with `signed` False:
-    its largest value). When values outgrow the range it doubles, as often as needed, and it never shrinks. A channel
-    that holds nothing but 0 (or nothing finite) at the baseline takes the median of the layer's other channels. A layer
-    where that is true of every channel is drawn with 1.0, and its baseline is the first step where it is not.
+    its largest value). When values outgrow the range it doubles, as often as needed, and it never shrinks. Less than a
+    shade (1/62) beyond it they are drawn in its last colour instead: in fine-tuning half of the filters pass their
+    baseline's peak by a thousandth, and would lose half of their contrast for it. A channel that holds nothing but 0
+    (or nothing finite) at the baseline takes the median of the layer's other channels. A layer where that is true of
+    every channel is drawn with 1.0, and its baseline is the first step where it is not.
 
     Args:
         rule: `"channel"` is the above; `"layer"` gives all channels the largest of their ranges; `"step"` takes a fresh
@@ -263,7 +265,7 @@ class AnchoredRange:
             self._signed = signed
             self._base = np.where(peaks > 0, peaks, np.median(peaks[peaks > 0].astype(np.float64))).astype(np.float32)
         else:
-            self._doubled = np.maximum(self._doubled, _doublings(peaks, self._base))
+            self._doubled = np.maximum(self._doubled, _doublings(peaks, self._base, beyond=1 / TOP))
         return Limits(_scaled(self._base, self._doubled), signed, self._doubled.copy())
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
@@ -342,10 +344,10 @@ def _extremes(flat: FloatArray) -> tuple[FloatArray, FloatArray]:
     return low, high
 
 
-def _doublings(peaks: FloatArray, base: FloatArray, least: int = 0) -> npt.NDArray[np.int64]:
-    """The smallest k per channel, not below `least`, with `base * 2**k >= peaks`."""
+def _doublings(peaks: FloatArray, base: FloatArray, least: int = 0, beyond: float = 0.0) -> npt.NDArray[np.int64]:
+    """The smallest k per channel, not below `least`, with `base * 2**k * (1 + beyond) >= peaks`."""
     # The quotient of two float32 is told from a power of 2 in float64, so no rounding can pick the wrong k.
-    mantissa, exponent = np.frexp(peaks.astype(np.float64) / base)
+    mantissa, exponent = np.frexp(peaks.astype(np.float64) / base / (1 + beyond))
     needed = np.where(mantissa == 0.5, exponent - 1, exponent)
     return np.where(peaks > 0, np.maximum(needed, least), least).astype(np.int64)
 
