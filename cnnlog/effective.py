@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
 from cnnlog.host import to_host
-from cnnlog.sharding import is_spread, whole, whole_parameters
+from cnnlog.sharding import is_spread, plain_type, whole, whole_parameters
 from cnnlog.snapshot import FloatArray
 
 _CONVOLUTIONS = {torch.conv2d, torch.conv3d, torch.conv_transpose2d, torch.conv_transpose3d}
@@ -126,15 +126,25 @@ def _adapted_weight(module: Any) -> torch.Tensor | None:
     """The base weight and what the active adapters make of it, of any of PEFT's methods: a copy is merged by PEFT."""
     if module.disable_adapters != module.merged:  # forward takes the base weight as it is
         return _weight(module.get_base_layer())
-    hooks = {
-        id(value): type(value)()  # a copied hook would take along whatever it is bound to
-        for part in module.modules()
-        for key, value in part.__dict__.items()
-        if "_hooks" in key
-    }
-    copied = copy.deepcopy(module, hooks)
+    copied = _copied(module)
     copied.unmerge() if module.merged else copied.merge()
     return _weight(copied.get_base_layer())
+
+
+def _copied(module: nn.Module) -> Any:
+    """A layer's copy, without hooks and what FSDP2 notes there: either takes along whatever it is bound to."""
+    copies: dict[int, Any] = {
+        id(value): type(value)()
+        for part in module.modules()
+        for key, value in part.__dict__.items()
+        if "_hooks" in key or key.startswith("__composable_api")
+    }
+    # What fully_shard made of a class refuses to be copied.
+    sharded = [part for part in module.modules() if plain_type(part) is not type(part)]
+    copies |= {id(part): (cls := plain_type(part)).__new__(cls) for part in sharded}
+    for part in sharded:
+        copies[id(part)].__dict__.update(copy.deepcopy(part.__dict__, copies))
+    return copy.deepcopy(module, copies)
 
 
 class _Seeing(TorchFunctionMode):

@@ -3,13 +3,14 @@
 python strategy_training.py FOLDER STRATEGY-HOW...
 
 STRATEGY is ddp, ddp_spawn or fsdp2; HOW is plain (without monitors), watched, failing (the probe cannot go through the
-model after the first epoch), raising (as failing, with on_error="raise") or refused (a layer that does not exist).
+model after the first epoch), raising (as failing, with on_error="raise") or refused (a layer that does not exist);
+compiling is plain with a compiled model, and compiled the same watched; averaging is plain beside an average of the
+weights, and averaged the same with that average watched.
 torch-sharded is FSDP2 without Lightning. All but `ddp_spawn` share two processes, which `ddp`, given first, starts.
 """
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 import time
@@ -24,7 +25,10 @@ import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.nn.utils import prune
+from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from torch.utils.data import DataLoader
 from training import TinyCNN, loader, probe, trainer
 
@@ -59,6 +63,8 @@ class Net(TinyCNN):
             mesh = self.device_mesh["data_parallel"]
             for part in (self.net[0], self.net, self):
                 fully_shard(part, mesh=mesh)
+        if self.how in ("compiling", "compiled"):
+            self.net.compile(backend="aot_eager")
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         loss = super().training_step(batch, index)
@@ -87,6 +93,7 @@ class Net(TinyCNN):
             "flags": [(type(module).__name__, module.training) for module in self.modules()],
             "hooks": [_hooks(module) for module in self.modules()],
             "seen": self.seen,
+            "compiler": {kind: dict(counters[kind]) for kind in ("frames", "stats", "graph_break")},
         }
         torch.save(state, self.folder / f"rank{self.global_rank}.pt")
 
@@ -107,8 +114,31 @@ def _notes(module: Any) -> list[str]:
     ]
 
 
+class Averages(L.Callback):
+    """Averages a sharded model as one has to: a copy made before it is sharded, and sharded like it."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        self.average = AveragedModel(pl_module, avg_fn=get_ema_avg_fn(0.5))
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        average: Any = self.average.module
+        for part in (average.net[0], average.net, average):
+            fully_shard(part, mesh=pl_module.device_mesh["data_parallel"])
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        self.average.update_parameters(pl_module)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        held = {name: whole(tensor).tolist() for name, tensor in self.average.module.state_dict().items()}
+        pl_module.seen.append(held)
+
+
 def callbacks(how: str) -> list[L.Callback]:
-    if how == "plain":
+    if how == "averaging":
+        return [Averages()]
+    if how == "averaged":
+        return [Averages(), FilterMonitor(weights="ema"), FeatureMapMonitor(probe(), weights="ema")]
+    if how in ("plain", "compiling"):
         return []
     on_error: Any = "raise" if how == "raising" else "warn"
     layers = "nowhere" if how == "refused" else "auto"
@@ -116,6 +146,8 @@ def callbacks(how: str) -> list[L.Callback]:
 
 
 def fit(folder: Path, strategy: str, how: str) -> None:
+    torch._dynamo.reset()
+    counters.clear()
     random.seed(5)
     np.random.seed(6)  # noqa: NPY002 - the global generator is under test
     torch.manual_seed(0)
@@ -145,27 +177,48 @@ def fit(folder: Path, strategy: str, how: str) -> None:
     torch.save(after, folder / f"after{run.global_rank}.pt")
 
 
-class Sharded(nn.Module):
-    """One layer of each awkward kind: shards of unequal size, an empty one, a transposed one, computed weights."""
+try:
+    import peft
+except ImportError:
+    peft = None
 
-    def __init__(self) -> None:
+
+class Sharded(nn.Module):
+    """One layer of each awkward kind: shards of unequal size, an empty one, a transposed one, computed weights.
+
+    Those that are `computed` with float buffers cannot be in a lower precision, and not of DTensors.
+    """
+
+    def __init__(self, *, computed: bool) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 5, 3)
         self.block = nn.Sequential(nn.Conv2d(5, 6, 3), nn.ReLU(inplace=True), nn.ConvTranspose2d(6, 4, 2, groups=2))
         self.one = nn.Conv2d(4, 1, 1)
         self.normed = nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 4, 3))
+        self.spectral, self.pruned = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 1)
+        if computed:
+            nn.utils.parametrizations.spectral_norm(self.spectral)
+            prune.l1_unstructured(self.pruned, "weight", 0.5)
+        self.adapted = nn.Conv2d(4, 4, 3)
         self.head = nn.Linear(4, 3)
+        if peft is not None:
+            peft.inject_adapter_in_model(
+                peft.LoraConfig(target_modules=["adapted"], r=2, use_dora=True, init_lora_weights=False), self
+            )
+            for name, parameter in self.named_parameters():
+                parameter.requires_grad_("adapted.base_layer" not in name)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.head(self.normed(self.one(self.block(self.stem(x)))).mean((2, 3)))
+        x = self.pruned(self.spectral(self.normed(self.one(self.block(self.stem(x))))))
+        return self.head(self.adapted(x).mean((2, 3)))
 
     def shard(self, policy: MixedPrecisionPolicy) -> Sharded:
-        for part in (self.stem, self.block, self.one, self.normed, self):
+        for part in (self.stem, self.block, self.one, self.normed, self.spectral, self.pruned, self.adapted, self):
             fully_shard(part, mp_policy=policy)
         return self
 
 
-LAYERS = ("stem", "block.0", "block.2", "one", "normed")
+LAYERS = ("stem", "block.0", "block.2", "one", "normed", "spectral", "pruned", "adapted")
 
 
 def sharded_facts(folder: Path) -> dict[str, Any]:
@@ -174,8 +227,9 @@ def sharded_facts(folder: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"errors": {}}
     for name, policy in (("float", MixedPrecisionPolicy()), ("half", MixedPrecisionPolicy(torch.bfloat16))):
         torch.manual_seed(1)
-        plain = Sharded()
-        spread = copy.deepcopy(plain).shard(policy)
+        plain = Sharded(computed=name == "float")
+        torch.manual_seed(1)
+        spread = Sharded(computed=name == "float").shard(policy)
         for kind, model in (("plain", plain), ("sharded", spread)):
             snapshot = capture(model, probe(2), filter_layers=LAYERS, map_layers=LAYERS, step=0, epoch=0, global_step=0)
             facts[f"{name} {kind}"] = [
@@ -193,7 +247,7 @@ def sharded_facts(folder: Path) -> dict[str, Any]:
     watcher_module.capture = fails_once
     for watched in (False, True):
         torch.manual_seed(2)
-        model = Sharded().shard(MixedPrecisionPolicy())
+        model = Sharded(computed=True).shard(MixedPrecisionPolicy())
         optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
         where = folder / "watched"
         watcher = watch(model, probe(), where, through="stem", map_layers=["stem"]) if watched else None
@@ -213,8 +267,8 @@ def sharded_facts(folder: Path) -> dict[str, Any]:
         facts["watched" if watched else "unwatched"] = [losses, trained, torch.get_rng_state()]
     facts["errors"]["folder"] = _error(lambda: watch(model, probe(), where, through="stem"))
     facts["errors"]["fsdp1"] = _error(lambda: capture(
-        FullyShardedDataParallel(Sharded(), device_id=torch.device("cpu")), probe(),
-        filter_layers=["stem"], map_layers=(), step=0, epoch=0, global_step=0,
+        FullyShardedDataParallel(TinyCNN().net, device_id=torch.device("cpu")), probe(),
+        filter_layers=["0"], map_layers=(), step=0, epoch=0, global_step=0,
     ))  # fmt: skip
     if rank == 0:  # alone: in eval mode a SyncBatchNorm waits for nobody
         norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4))

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.strategies import FSDPStrategy
 from training import events, image_steps
 
-from cnnlog import FilterMonitor
+from cnnlog import FilterMonitor, open_run
 from cnnlog.store import RunStore
 
 SCRIPT = Path(__file__).with_name("strategy_training.py")
@@ -51,7 +51,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that two processes do one after the other: starting them takes far longer than the trainings."""
     hows = ("plain", "watched", "failing", "raising", "refused")
     names = [f"{strategy}-{how}" for strategy in ("ddp", "fsdp2")[: 1 + SHARDS] for how in hows]
-    return train(tmp_path_factory.mktemp("trained"), *names, *["torch-sharded"][:SHARDS])
+    more = ["torch-sharded", *(f"fsdp2-{how}" for how in ("compiling", "compiled", "averaging", "averaged"))]
+    return train(tmp_path_factory.mktemp("trained"), *names, *(more if SHARDS else []))
 
 
 @pytest.fixture(scope="module")
@@ -104,6 +105,30 @@ def test_two_processes_end_as_if_unwatched(
     assert [path.name for path in run.rglob("manifest.json")] == ["manifest.json"], "one set of files"
     assert RunStore.open(str(run / "cnnlog")).steps == steps
     assert image_steps(events(run))["filters/00_net.0"] == steps
+
+
+@sharding
+@pytest.mark.parametrize(("plain", "watched"), [("compiling", "compiled"), ("averaging", "averaged")])
+def test_a_sharded_model_that_is_compiled_or_averaged_ends_as_if_unwatched(
+    plain: str, watched: str, trained: Path
+) -> None:
+    ends = [ended(trained, f"fsdp2-{how}") for how in (plain, watched)]
+    assert differences(*ends) == []
+    for facts in ends[1]:
+        assert (facts["compiler"]["stats"].get("unique_graphs", 0) > 0) == (watched == "compiled")
+    assert RunStore.open(str(trained / f"fsdp2-{watched}" / "run" / "v0" / "cnnlog")).steps == [0, 1, 2, 3]
+
+
+@sharding
+def test_the_average_of_a_sharded_model_is_shown(trained: Path) -> None:
+    averages = [seen for seen in ended(trained, "fsdp2-averaged")[0]["seen"] if isinstance(seen, dict)]
+    run = open_run(trained / "fsdp2-averaged" / "run" / "v0")
+    for step, average in enumerate(averages, 1):
+        for layer in ("net.0", "net.3"):
+            shown = torch.from_numpy(run.filters(layer, step=step))
+            assert torch.equal(shown, torch.tensor(average[f"{layer}.weight"])[: len(shown)])
+    trained_last = after(trained, "fsdp2-averaged")["whole"]["net.0.weight"]
+    assert not torch.equal(torch.from_numpy(run.filters("net.0", step=3)), trained_last)
 
 
 @sharding
