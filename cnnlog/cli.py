@@ -192,7 +192,6 @@ def compare(
     """Compare stored runs, or weights: what moved, where, and how far the sides are apart."""
     import json
 
-    from cnnlog import board as boards
     from cnnlog import files
     from cnnlog.comparison import compare as compared
 
@@ -202,6 +201,8 @@ def compare(
     if len({target.absolute() for target in targets}) < len(targets):
         raise ValueError("--output, --json and --csv were given the same file; give each a name of its own")
     if board is not None:
+        from cnnlog import board as boards  # imports much of TensorBoard
+
         boards.refuse_folder(board, force=force)
     with _progress() as progress:
         comparison = compared(*sides, image=image, arch=arch, progress=progress)

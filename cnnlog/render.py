@@ -160,32 +160,39 @@ def shrink(maps: FloatArray, size: tuple[int, int]) -> FloatArray:
         return np.array(maps, dtype=np.float32, order="C")
     finite = np.isfinite(maps)
     if finite.all():
-        return _average(maps, size).astype(np.float32)
-    averaged = _average(np.where(finite, maps, np.float32(0)), size).astype(np.float32)
+        return _average(maps, size).astype(np.float32, order="C")
+    averaged = _average(np.where(finite, maps, np.float32(0)), size).astype(np.float32, order="C")
     averaged[_average((~finite).astype(np.float32), size) > 0] = np.nan
     return averaged
 
 
 def _average(maps: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.float64]:
-    # In float64, so that the largest float32 values do not overflow.
-    wide = maps.astype(np.float64)
-    averaged: npt.NDArray[np.float64] = _average_rows(_average_rows(wide, size[0]).swapaxes(-1, -2), size[1])
-    return np.swapaxes(averaged, -1, -2)
+    height, width = maps.shape[-2:]
+    # The axis to add up comes first, so that each addition runs through all maps at once, in memory order. In float64,
+    # so that the largest float32 values do not overflow.
+    by_row = np.array(maps.reshape(-1, height, width).swapaxes(0, 1), dtype=np.float64, order="C")
+    by_column = np.ascontiguousarray(_span_means(by_row, size[0]).transpose(2, 0, 1))
+    averaged = _span_means(by_column, size[1]).transpose(2, 1, 0)
+    return averaged.reshape(*maps.shape[:-2], *size)
 
 
-def _average_rows(maps: npt.NDArray[np.float64], n_out: int) -> npt.NDArray[np.float64]:
-    """Means over `n_out` equal spans of the rows of `[..., H, W]`: differences of the running sum at their edges."""
-    n_in = maps.shape[-2]
+def _span_means(rows: npt.NDArray[np.float64], n_out: int) -> npt.NDArray[np.float64]:
+    """Means over `n_out` equal spans of the rows of `[H, ...]`: differences of the running sum at their edges."""
+    n_in = len(rows)
     if n_out == n_in:
-        return maps
+        return rows
     # Edges in whole numbers of 1/n_out of a row, so that a row which is only touched by an edge weighs exactly 0.
-    row, part = np.divmod(np.arange(n_out + 1) * n_in, n_out)
-    sums = np.zeros((*maps.shape[:-2], n_in + 1, maps.shape[-1]))
-    np.cumsum(maps, axis=-2, out=sums[..., 1:, :])
-    at_edges = sums[..., row, :]
-    inside = part > 0
-    at_edges[..., inside, :] += maps[..., row[inside], :] * (part[inside] / n_out)[:, None]
-    means: npt.NDArray[np.float64] = np.diff(at_edges, axis=-2) * (n_out / n_in)
+    edges, parts = np.divmod(np.arange(n_out + 1) * n_in, n_out)
+    at_edges = np.zeros((n_out + 1, *rows.shape[1:]))
+    total, added = rows[0].copy(), 1
+    for sums, edge, part in zip(at_edges[1:], edges[1:], parts[1:], strict=True):
+        for row in rows[added:edge]:
+            total += row
+        added = edge
+        sums[...] = total
+        if part > 0:
+            sums += rows[edge] * (part / n_out)
+    means: npt.NDArray[np.float64] = np.diff(at_edges, axis=0) * (n_out / n_in)
     return means
 
 
