@@ -172,7 +172,7 @@ def _average(maps: npt.NDArray[Any], size: tuple[int, int]) -> npt.NDArray[np.fl
     # so that the largest float32 values do not overflow.
     by_row = np.array(maps.reshape(-1, height, width).swapaxes(0, 1), dtype=np.float64, order="C")
     by_column = np.ascontiguousarray(_span_means(by_row, size[0]).transpose(2, 0, 1))
-    averaged = _span_means(by_column, size[1]).transpose(2, 1, 0)
+    averaged: npt.NDArray[np.float64] = _span_means(by_column, size[1]).transpose(2, 1, 0)
     return averaged.reshape(*maps.shape[:-2], *size)
 
 
@@ -189,9 +189,10 @@ def _span_means(rows: npt.NDArray[np.float64], n_out: int) -> npt.NDArray[np.flo
         for row in rows[added:edge]:
             total += row
         added = edge
-        sums[...] = total
         if part > 0:
-            sums += rows[edge] * (part / n_out)
+            np.add(total, rows[edge] * (part / n_out), out=sums)
+        else:
+            sums[...] = total
     means: npt.NDArray[np.float64] = np.diff(at_edges, axis=0) * (n_out / n_in)
     return means
 

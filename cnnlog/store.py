@@ -17,6 +17,7 @@ import contextlib
 import inspect
 import io
 import json
+import math
 import os
 import re
 import struct
@@ -43,7 +44,11 @@ _STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
 _PNG_END = b"IEND\xaeB`\x82"
 _GIVE_UP = "restore it from a copy, or delete the folder"
 _DELETE = "delete it, the other files of the run stand"
-_KEY_PARTS = {"filters": 1, "feature_maps": 1, "numbers": 2, "ranges": 3}  # slashes before a layer's name
+_DTYPES = {"BOOL": np.dtype("?")} | {  # of safetensors' names those that NumPy has
+    f"{kind.upper()}{8 * size}": np.dtype(f"<{kind}{size}")
+    for kind, sizes in (("i", (1, 2, 4, 8)), ("u", (1, 2, 4, 8)), ("f", (2, 4, 8)))
+    for size in sizes
+}
 _Arrays = dict[str, npt.NDArray[Any]]
 
 
@@ -236,15 +241,18 @@ class RunStore:
         numbers: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
         ranges: dict[str, dict[str, dict[str, npt.NDArray[np.generic]]]] = {}
         for key, array in arrays.items():
-            match key.split("/", _KEY_PARTS.get(key.split("/", 1)[0], 0)):
-                case ["filters", layer]:
-                    filters[layer] = array
-                case ["feature_maps", layer]:
-                    maps[layer] = array
-                case ["numbers", number, layer]:
-                    numbers.setdefault(number, {})[layer] = array.astype(np.float64)
-                case ["ranges", kind, part, layer]:
-                    ranges.setdefault(kind, {}).setdefault(layer, {})[part] = array
+            what, _, rest = key.partition("/")
+            if what == "filters":
+                filters[rest] = array
+            elif what == "feature_maps":
+                maps[rest] = array
+            elif what == "numbers":
+                number, _, layer = rest.partition("/")
+                numbers.setdefault(number, {})[layer] = array.astype(np.float64)
+            elif what == "ranges":
+                kind, _, rest = rest.partition("/")
+                part, _, layer = rest.partition("/")
+                ranges.setdefault(kind, {}).setdefault(layer, {})[part] = array
         return Record(meta["step"], meta["epoch"], meta["global_step"], filters, maps, numbers, ranges)
 
     def write_weights(self, which: Literal["baseline", "latest"], weights: Mapping[str, FloatArray], step: int) -> None:
@@ -318,15 +326,13 @@ class RunStore:
     def _read_arrays(self, name: str, form: str, counts: Sequence[str] = ("step",)) -> tuple[_Arrays, dict[str, int]]:
         where = _join(self.folder, name)
         try:
-            data = _read(where)
+            data = _read_writable(where)
         except FileNotFoundError:
             raise FileNotFoundError(f"{where} is not there; the run has the steps {self.steps}") from None
         try:
-            arrays = safetensors.numpy.load(data)
-            header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        except (safetensors.SafetensorError, LookupError, TypeError, ValueError) as error:
+            arrays, meta = _parsed(data)
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{where} is truncated or no safetensors file ({error}); {_DELETE}") from error
-        meta = header.get("__metadata__") or {}
         if meta.get("format") != form:
             raise StoreError(
                 f"{where} is not cnnlog's: expected the format {form!r} in it, got {meta.get('format')!r}; {_DELETE}"
@@ -339,6 +345,34 @@ class RunStore:
                 f"{where} is not what cnnlog writes: expected whole numbers for {', '.join(counts)}, "
                 f"got {meta}; {_DELETE}"
             ) from error
+
+
+def _parsed(data: npt.NDArray[np.uint8]) -> tuple[_Arrays, dict[str, str]]:
+    """The arrays of a safetensors file, where they lie in its bytes, and its metadata.
+
+    `safetensors.numpy.load` would copy every array, and does not give the metadata.
+
+    Raises:
+        ValueError, LookupError, TypeError, AttributeError: it is no such file, or not all of one.
+    """
+    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
+    header = json.loads(data[8:start].tobytes())
+    metadata = header.pop("__metadata__", None) or {}
+    if not isinstance(metadata, dict):
+        raise TypeError(f"its metadata should be texts by name, and are {metadata!r}")
+    entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
+    whole = start + (entries[-1][1]["data_offsets"][1] if entries else 0)
+    if whole != len(data):
+        raise ValueError(f"it should have {whole} bytes, and has {len(data)}")
+    arrays: _Arrays = {}
+    at = 0
+    for key, entry in entries:
+        dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        if begin != at or end - begin != dtype.itemsize * math.prod(shape):
+            raise ValueError(f"bytes {begin} to {end} are not those of {key!r}, {entry['dtype']} {shape} from {at} on")
+        arrays[key] = np.ndarray(shape, dtype, data, start + begin)
+        at = end
+    return arrays, metadata
 
 
 def _refuse_newer(version: object, where: str) -> None:
@@ -363,6 +397,15 @@ def _join(folder: str, name: str) -> str:
 def _read(url: str) -> bytes:
     fs, path = locate(url)
     return bytes(fs.cat_file(path))
+
+
+def _read_writable(url: str) -> npt.NDArray[np.uint8]:
+    fs, path = locate(url)
+    if not isinstance(fs, LocalFileSystem):
+        return np.frombuffer(bytearray(fs.cat_file(path)), np.uint8)
+    with open(path, "rb") as file:
+        data = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
+        return data[: file.readinto(data.data)]
 
 
 def _write(url: str, data: bytes, *, new: bool = False) -> None:

@@ -145,6 +145,21 @@ def test_a_view_is_written_in_its_own_order(store: RunStore) -> None:
     np.testing.assert_array_equal(store.read_record(5).feature_maps["conv"], turned)
 
 
+def test_arrays_are_read_as_safetensors_reads_them(store: RunStore) -> None:
+    numbers = np.arange(12)
+    arrays = {f"{dtype}": numbers.astype(dtype).reshape(3, 4) for dtype in ("f8", "f4", "f2", "?")}
+    arrays |= {f"{kind}{size}": numbers.astype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)}
+    arrays |= {"none": np.zeros((0, 3), np.float32), "one": np.array(7.0), "last": np.zeros((2, 0), np.uint8)}
+    path = Path(store.folder, "weights-latest.safetensors")
+    safetensors.numpy.save_file(arrays, path, {"format": "cnnlog-weights", "version": "1", "step": "3"})
+    read, step = store.read_weights("latest")
+    assert step == 3
+    assert read.keys() == arrays.keys()
+    for name, array in safetensors.numpy.load_file(path).items():
+        np.testing.assert_array_equal(read[name], array, strict=True)
+        read[name][...] = 0  # a caller's own
+
+
 def test_steps_are_numbers_not_texts(store: RunStore) -> None:
     for step in (100_000_000, 99_999_999):
         store.write_record(replace(record(), step=step))
@@ -196,6 +211,47 @@ def test_a_file_of_something_else_is_refused_by_name(name: str, store: RunStore)
         with pytest.raises(StoreError, match=r"truncated|not cnnlog's") as caught:
             READERS[name](store.folder)
         assert str(path) in str(caught.value)
+
+
+ENTRY = {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}
+META = {"format": "cnnlog-weights", "version": "1", "step": "1"}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {**ENTRY, "shape": [2, 2]}},
+        {"a": {**ENTRY, "shape": [2, 4]}},
+        {"a": {**ENTRY, "shape": [-2, -3]}},
+        {"a": {**ENTRY, "shape": [2.0, 3.0]}},
+        {"a": {**ENTRY, "shape": "23"}},
+        {"a": {**ENTRY, "dtype": "F64"}},
+        {"a": {**ENTRY, "dtype": "BF16"}},
+        {"a": {**ENTRY, "data_offsets": [24, 0]}},
+        {"a": {**ENTRY, "data_offsets": [-24, 24]}},
+        {"a": {**ENTRY, "data_offsets": [0, 12]}},
+        {"a": {**ENTRY, "data_offsets": [0]}},
+        {"a": {"dtype": "F32", "shape": [6]}},
+        {"a": [0, 24]},
+        {"a": ENTRY, "b": ENTRY},
+        {"a": {**ENTRY, "shape": [1], "data_offsets": [0, 4]}, "b": {**ENTRY, "shape": [1], "data_offsets": [20, 24]}},
+        {"a": ENTRY, "__metadata__": ["format"]},
+        {},
+        [ENTRY],
+    ],
+)
+def test_a_header_that_does_not_fit_its_bytes_is_refused(header: Any, store: RunStore) -> None:
+    path = Path(store.folder, "weights-latest.safetensors")
+
+    def write(content: Any) -> None:
+        text = json.dumps({"__metadata__": META, **content} if isinstance(content, dict) else content).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + np.arange(6, dtype=np.float32).tobytes())
+
+    write({"a": ENTRY})
+    np.testing.assert_array_equal(store.read_weights("latest")[0]["a"], [[0, 1, 2], [3, 4, 5]])
+    write(header)
+    with pytest.raises(StoreError, match=r"weights-latest\.safetensors is truncated or no safetensors file"):
+        store.read_weights("latest")
 
 
 def rewrite(path: Path, **changes: str | None) -> None:
