@@ -392,12 +392,14 @@ class Comparison:
             first, other = self.shown(0, layer, kind, step), self.shown(side, layer, kind, step)
             if first is None or other is None:
                 continue
-            kept = ranges.setdefault((side, layer.name, kind), render.ChangeRange(render.peak(first)))
-            limits = kept.update(change)
+            key = (side, layer.name, kind)
+            if key not in ranges:
+                ranges[key] = render.ChangeRange(render.peak(first))
+            limits = ranges[key].update(change)
             high[kind] = (float(limits.high[0]), int(limits.doubled[0]))
             if kind == "filters":
-                cosine, l2 = drift.cosine_distance(first, other), drift.relative_l2(first, other)
-                result = replace(result, cosine=Spread.of(cosine), l2=Spread.of(l2))
+                moved = drift.change(first, other)
+                result = replace(result, cosine=Spread.of(moved.cosine), l2=Spread.of(moved.l2))
             else:
                 result = replace(result, cka=drift.linear_cka(_sampled(first), _sampled(other)))
         return replace(result, high=high)
@@ -447,8 +449,8 @@ class Comparison:
         other = everything[side].get(layer.names[side] or "")
         between = self._measured()[side, layer.name, self._known(step)]
         if first is not None and other is not None and first.shape == other.shape:
-            cosine, l2 = drift.cosine_distance(first, other), drift.relative_l2(first, other)
-            return Spread.of(cosine), Spread.of(l2), between.cka, False
+            moved = drift.change(first, other)
+            return Spread.of(moved.cosine), Spread.of(moved.l2), between.cka, False
         return between.cosine, between.l2, between.cka, between.cosine is not None
 
     def _number(self, side: int, layer: LayerMatch, measure: Measure, step: int) -> Spread | None:
@@ -527,8 +529,9 @@ def _fitting(shape: tuple[int, ...], view: render.ResolvedView) -> render.Resolv
 def _sampled(maps: FloatArray) -> FloatArray:
     """The activations `[positions, n]` of maps `[N, n, h, w]` at the positions where CKA is measured."""
     images, channels, height, width = maps.shape
-    at = drift.sample_positions(images, height, width)
-    return np.asarray(maps.transpose(0, 2, 3, 1).reshape(-1, channels)[at], dtype=np.float32)
+    at = drift.sample_positions(1, height, width)
+    sampled = maps.reshape(images, channels, height * width)[:, :, at]
+    return np.asarray(sampled.swapaxes(1, 2).reshape(-1, channels), dtype=np.float32)
 
 
 def _some(names: Sequence[str]) -> str:

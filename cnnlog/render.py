@@ -225,6 +225,8 @@ class Limits:
 def peak(values: npt.ArrayLike) -> float:
     """The largest finite magnitude in an array of any shape; 0 where nothing is finite."""
     array = np.asarray(values)
+    if array.size and np.isfinite(low := array.min()) and np.isfinite(high := array.max()):
+        return max(abs(float(low)), abs(float(high)))
     return float(np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max(initial=0))
 
 
@@ -275,6 +277,12 @@ class AnchoredRange:
         else:
             self._doubled = np.maximum(self._doubled, _doublings(peaks, self._base, beyond=1 / TOP))
         return Limits(_scaled(self._base, self._doubled), signed, self._doubled.copy())
+
+    def limits(self) -> Limits | None:
+        """What `update` returned last; None where that depends on the values, too: a fresh range, or none yet."""
+        if self._signed is None or self.rule == "step" or not self._base.any():
+            return None
+        return Limits(_scaled(self._base, self._doubled), self._signed, self._doubled.copy())
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """All there is to know, as plain arrays; `from_state` continues from it."""

@@ -115,6 +115,11 @@ class Run:
         self.path = store.folder
         self.manifest: Manifest = store.manifest
         self.name = name or _label(store.folder)
+        layers = self.manifest.layers
+        self._watched: Mapping[Kind, frozenset[str]] = {
+            "filters": frozenset(layer.name for layer in layers if layer.weight_shape is not None),
+            "feature_maps": frozenset(layer.name for layer in layers if layer.output_shape is not None),
+        }
         self._listed = tuple(store.steps)
         self._steps = self._listed
         self._damaged: dict[int, str] = {}
@@ -206,7 +211,10 @@ class Run:
 
     def holding(self, layer: str, kind: Kind, step: int) -> int | None:
         """The nearest step, not after `step`, that can be read and holds a layer's filters or feature maps."""
-        for known in reversed(self._listed[: bisect_right(self._listed, step)]):
+        if layer not in self._watched[kind]:
+            return None  # without a look at every step up to this one
+        for at in range(bisect_right(self._listed, step) - 1, -1, -1):
+            known = self._listed[at]
             if self._readable(known):
                 summary = self._summaries[known]
                 if layer in (summary.filters if kind == "filters" else summary.feature_maps):
@@ -271,7 +279,8 @@ class Run:
         shown = record.filters[layer] if kind == "filters" else record.feature_maps[layer].swapaxes(0, 1)
         if state is None:
             return render.AnchoredRange(signed=True if kind == "filters" else None).update(shown)
-        return render.AnchoredRange.from_state(state).update(shown)
+        stored = render.AnchoredRange.from_state(state)  # as it was when it had taken what is shown
+        return stored.limits() or stored.update(shown)
 
     def drift(self, measure: Measure = "cosine", layer: str | None = None) -> Any:
         """How far the layers are from their baseline, over the steps.
