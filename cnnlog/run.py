@@ -370,9 +370,9 @@ class Run:
     def _readable(self, step: int) -> bool:
         if step not in self._damaged and step not in self._summaries:
             try:
-                self.record(step)
-            except StoreError:
-                pass
+                self._summaries[step] = _summary(self._store.read_record(step, numbers_only=True))
+            except StoreError as error:
+                self._skip(step, str(error))
             except OSError as error:
                 self._skip(step, f"step {step} of {self.path} cannot be read ({error})")
         return step not in self._damaged

@@ -228,14 +228,19 @@ class RunStore:
         counts = {"step": record.step, "epoch": record.epoch, "global_step": record.global_step}
         return self._write_arrays(_step_file(record.step), "cnnlog-step", arrays, counts)
 
-    def read_record(self, step: int) -> Record:
+    def read_record(self, step: int, *, numbers_only: bool = False) -> Record:
         """Read one step file.
+
+        Args:
+            step: its number.
+            numbers_only: leave all other arrays empty; that they are there is found out all the same.
 
         Raises:
             FileNotFoundError: no such step.
             StoreError: the file is damaged, newer, or not ours.
         """
-        arrays, meta = self._read_arrays(_step_file(step), "cnnlog-step", ("step", "epoch", "global_step"))
+        only, counts = "numbers/" if numbers_only else "", ("step", "epoch", "global_step")
+        arrays, meta = self._read_arrays(_step_file(step), "cnnlog-step", counts, only=only)
         filters: dict[str, FloatArray] = {}
         maps: dict[str, FloatArray] = {}
         numbers: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
@@ -323,14 +328,17 @@ class RunStore:
             os.chmod(temporary, mode)
         return os.path.getsize(path)
 
-    def _read_arrays(self, name: str, form: str, counts: Sequence[str] = ("step",)) -> tuple[_Arrays, dict[str, int]]:
+    def _read_arrays(
+        self, name: str, form: str, counts: Sequence[str] = ("step",), *, only: str = ""
+    ) -> tuple[_Arrays, dict[str, int]]:
         where = _join(self.folder, name)
         try:
-            data = _read_writable(where)
+            file = _opened(where)
         except FileNotFoundError:
             raise FileNotFoundError(f"{where} is not there; the run has the steps {self.steps}") from None
         try:
-            arrays, meta = _parsed(data)
+            with file:
+                arrays, meta = _parsed(file, only)
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{where} is truncated or no safetensors file ({error}); {_DELETE}") from error
         if meta.get("format") != form:
@@ -347,31 +355,44 @@ class RunStore:
             ) from error
 
 
-def _parsed(data: npt.NDArray[np.uint8]) -> tuple[_Arrays, dict[str, str]]:
-    """The arrays of a safetensors file, where they lie in its bytes, and its metadata.
+def _parsed(file: io.BufferedIOBase, only: str) -> tuple[_Arrays, dict[str, str]]:
+    """The arrays of a safetensors file and its metadata; arrays whose name does not begin with `only` are left empty.
 
     `safetensors.numpy.load` would copy every array, and does not give the metadata.
 
     Raises:
         ValueError, LookupError, TypeError, AttributeError: it is no such file, or not all of one.
+        OSError: it cannot be read.
     """
-    start = 8 + int.from_bytes(data[:8].tobytes(), "little")
-    header = json.loads(data[8:start].tobytes())
+    length = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    start = 8 + int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(min(start, length) - 8))
     metadata = header.pop("__metadata__", None) or {}
     if not isinstance(metadata, dict):
         raise TypeError(f"its metadata should be texts by name, and are {metadata!r}")
     entries = sorted(header.items(), key=lambda item: item[1]["data_offsets"])
     whole = start + (entries[-1][1]["data_offsets"][1] if entries else 0)
-    if whole != len(data):
-        raise ValueError(f"it should have {whole} bytes, and has {len(data)}")
-    arrays: _Arrays = {}
+    if whole != length:
+        raise ValueError(f"it should have {whole} bytes, and has {length}")
+    places: dict[str, tuple[np.dtype[Any], list[int], int]] = {}
     at = 0
     for key, entry in entries:
         dtype, shape, (begin, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
         if begin != at or end - begin != dtype.itemsize * math.prod(shape):
             raise ValueError(f"bytes {begin} to {end} are not those of {key!r}, {entry['dtype']} {shape} from {at} on")
-        arrays[key] = np.ndarray(shape, dtype, data, start + begin)
+        places[key] = dtype, shape, begin
         at = end
+    spans = [entry["data_offsets"] for key, entry in entries if key.startswith(only)]
+    first, last = (spans[0][0], spans[-1][1]) if spans else (0, 0)
+    data = np.empty(last - first, np.uint8)
+    file.seek(start + first)
+    if file.readinto(data.data) != len(data):
+        raise ValueError("it became shorter while it was read")
+    arrays: _Arrays = {
+        key: np.ndarray(shape, dtype, data, begin - first) if key.startswith(only) else np.empty(0, dtype)
+        for key, (dtype, shape, begin) in places.items()
+    }
     return arrays, metadata
 
 
@@ -399,13 +420,9 @@ def _read(url: str) -> bytes:
     return bytes(fs.cat_file(path))
 
 
-def _read_writable(url: str) -> npt.NDArray[np.uint8]:
+def _opened(url: str) -> io.BufferedIOBase:
     fs, path = locate(url)
-    if not isinstance(fs, LocalFileSystem):
-        return np.frombuffer(bytearray(fs.cat_file(path)), np.uint8)
-    with open(path, "rb") as file:
-        data = np.empty(os.fstat(file.fileno()).st_size, np.uint8)
-        return data[: file.readinto(data.data)]
+    return open(path, "rb") if isinstance(fs, LocalFileSystem) else io.BytesIO(fs.cat_file(path))
 
 
 def _write(url: str, data: bytes, *, new: bool = False) -> None:

@@ -160,6 +160,27 @@ def test_arrays_are_read_as_safetensors_reads_them(store: RunStore) -> None:
         read[name][...] = 0  # a caller's own
 
 
+@pytest.mark.parametrize("where", ["local", "memory"])
+def test_the_numbers_of_a_step_are_read_alone(where: str, tmp_path: Path, memory_folder: str) -> None:
+    run = whole_run(memory_folder if where == "memory" else str(tmp_path / "run" / "cnnlog"))
+    whole, numbers = run.read_record(1), run.read_record(1, numbers_only=True)
+    assert (numbers.step, numbers.epoch, numbers.global_step) == (1, 1, 4)
+    assert numbers.numbers["filter_norm"].keys() == set(LAYERS)
+    for name in LAYERS:
+        np.testing.assert_array_equal(numbers.numbers["filter_norm"][name], whole.numbers["filter_norm"][name])
+    for kind in ("filters", "feature_maps"):
+        assert getattr(numbers, kind).keys() == set(LAYERS)
+        assert not any(array.size for array in getattr(numbers, kind).values())
+
+
+@pytest.mark.parametrize("lost", [1, 200, 2000])
+def test_a_truncated_step_is_found_out_by_its_numbers(lost: int, store: RunStore) -> None:
+    path = Path(store.folder, "step-00000001.safetensors")
+    path.write_bytes(path.read_bytes()[:-lost])
+    with pytest.raises(StoreError, match=r"step-00000001\.safetensors is truncated or no safetensors file"):
+        store.read_record(1, numbers_only=True)
+
+
 def test_steps_are_numbers_not_texts(store: RunStore) -> None:
     for step in (100_000_000, 99_999_999):
         store.write_record(replace(record(), step=step))
