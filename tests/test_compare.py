@@ -574,6 +574,15 @@ def test_steps_are_read_once_each_and_few_are_kept(
         assert len(side.run._records) <= 4
 
 
+def test_no_step_is_read_for_what_was_never_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = moving(0, 0.1)
+    run = open_run(write_run(tmp_path / "run", lambda step: (at(step)[0], {}), steps=range(20)))
+    assert run.holding("conv1", "filters", 12) == 12
+    monkeypatch.setattr(RunStore, "read_record", lambda *args, **kwargs: pytest.fail("read"))
+    assert run.holding("conv1", "feature_maps", 19) is None
+    assert run.holding("conv9", "filters", 19) is None
+
+
 # --- text
 
 

@@ -339,6 +339,40 @@ def test_a_range_never_shrinks_doubles_by_powers_of_two_and_holds_its_values(
 
 @few
 @given(three_steps, st.sampled_from(["channel", "layer", "step"]))
+def test_a_range_tells_its_limits_without_the_values(steps: FloatArray, rule: RangeRule) -> None:
+    anchored = AnchoredRange(rule)
+    assert anchored.limits() is None
+    for values in steps:
+        limits = anchored.update(values)
+        again = AnchoredRange.from_state(anchored.state())
+        told = again.limits()
+        assert (told is None) == (rule == "step" or not anchored.state()["base"].any())
+        for same in (told or again.update(values), AnchoredRange.from_state(anchored.state()).update(values)):
+            assert same.symmetric == limits.symmetric
+            np.testing.assert_array_equal(same.high, limits.high, strict=True)
+            np.testing.assert_array_equal(same.doubled, limits.doubled, strict=True)
+
+
+@pytest.mark.parametrize(
+    ("values", "largest"),
+    [
+        ([1.0, -3.0, 2.0], 3.0),
+        ([-1.0, 4.0], 4.0),
+        ([np.nan, -2.0, 1.0], 2.0),
+        ([np.inf, 2.0, -np.inf, -5.0], 5.0),
+        ([np.nan, np.inf], 0.0),
+        ([-0.0], 0.0),
+        ([], 0.0),
+    ],
+)
+def test_the_peak_is_the_largest_finite_magnitude(values: list[float], largest: float) -> None:
+    found = render.peak(np.array(values, np.float32))
+    assert found == largest
+    assert math.copysign(1, found) == 1
+
+
+@few
+@given(three_steps, st.sampled_from(["channel", "layer", "step"]))
 def test_a_restored_range_continues_as_the_first_would(steps: FloatArray, rule: RangeRule) -> None:
     for stop in range(len(steps)):
         anchored = AnchoredRange(rule)
