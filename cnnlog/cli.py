@@ -320,6 +320,7 @@ def replay(
     from rich.console import Console
     from rich.progress import track
 
+    console = Console(stderr=True)
     from cnnlog import replay as replaying
     from cnnlog.drawer import Look
     from cnnlog.run import open_run
@@ -340,7 +341,9 @@ def replay(
         look=Look(shown=shown, view=view),
         through=through,
         tensorboard=tensorboard,
-        progress=lambda steps: track(steps, "replaying", transient=True, console=Console(stderr=True)),
+        progress=lambda steps: track(
+            steps, "replaying", transient=True, console=console, disable=not console.is_terminal
+        ),
     )
     for note in made.notes:
         typer.echo(f"note: {note}")

@@ -346,12 +346,23 @@ def test_what_was_queued_is_written_when_the_training_is_stopped(
 def test_the_users_exception_is_not_hidden_by_ours(
     on_error: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fail_at(monkeypatch, 2)
-    module = Stops()
+    on_the_way_out, write = threading.Event(), RunStore.write_record
+
+    class Leaves(Stops):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            if (self.current_epoch, batch_idx) == (2, 1):
+                on_the_way_out.set()
+            return super().training_step(batch, batch_idx)
+
+    def full(self: RunStore, record: Any) -> int:
+        if record.step == 2:
+            assert on_the_way_out.wait(20)
+            raise OSError(28, "No space left on device")
+        return write(self, record)
+
+    monkeypatch.setattr(RunStore, "write_record", full)
+    module = Leaves()
     module.error = ValueError("a fault of the user's")
-    write = RunStore.write_weights  # step 2 fails after the epoch's report, so that it is met on the way out
-    slow = threading.Event()
-    monkeypatch.setattr(RunStore, "write_weights", lambda self, *args: (slow.wait(0.05), write(self, *args))[1])
     run = trainer(tmp_path, monitors(on_error=on_error))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

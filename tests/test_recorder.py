@@ -324,7 +324,7 @@ def test_the_end_waits_once_for_all_trackers_that_hang(tmp_path: Path, monkeypat
     taken = time.monotonic() - begun
     for gate in gates:
         gate.open.set()
-    assert 1 <= taken < 2
+    assert 1 <= taken < 3  # one after the other they would take 3 s
     assert whats(made) == ["Slow 0", "Slow 1", "Slow 2"]
     until(lambda: not any(thread.name.startswith("cnnlog to") for thread in threading.enumerate()))
 
