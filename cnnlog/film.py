@@ -119,11 +119,11 @@ class Pictures:
             film.reduced.add("steps")
         for position, step in enumerate(steps):
             for key, scene in self._scenes(step).items():
-                kept = scene.kept(detail)
                 reel = film.reels.setdefault(key, Reel(at=[-1] * position))
                 own = self._own_step(key, step)
                 if reel.steps and reel.steps[-1] == own:
                     continue
+                kept = scene.kept(detail)
                 reel.add(kept, own)
                 _note_reduction(film.reduced, scene, kept)
             for reel in film.reels.values():

@@ -185,7 +185,7 @@ def _span_means(rows: npt.NDArray[np.float64], n_out: int) -> npt.NDArray[np.flo
     edges, parts = np.divmod(np.arange(n_out + 1) * n_in, n_out)
     at_edges = np.zeros((n_out + 1, *rows.shape[1:]))
     total, added = rows[0].copy(), 1
-    for sums, edge, part in zip(at_edges[1:], edges[1:], parts[1:], strict=True):
+    for sums, edge, part in zip(at_edges[1:], edges[1:].tolist(), parts[1:].tolist(), strict=True):
         for row in rows[added:edge]:
             total += row
         added = edge
@@ -193,7 +193,8 @@ def _span_means(rows: npt.NDArray[np.float64], n_out: int) -> npt.NDArray[np.flo
             np.add(total, rows[edge] * (part / n_out), out=sums)
         else:
             sums[...] = total
-    means: npt.NDArray[np.float64] = np.diff(at_edges, axis=0) * (n_out / n_in)
+    means: npt.NDArray[np.float64] = np.diff(at_edges, axis=0)
+    means *= n_out / n_in
     return means
 
 
