@@ -161,6 +161,8 @@ def _aligned(found: Sequence[_Found], image: str | os.PathLike[str] | None) -> A
     names: dict[str, list[str | None]] = {name: [None] * len(found) for name in base}
     for index, (thing, _, _) in enumerate(found):
         own = base if index == reference else thing.layers
+        if not isinstance(thing, Run) and thing.note:
+            notes.append(f"{labels[index]}: {thing.note}")
         pairs, said = align(base, own)
         if said:
             notes.append(f"{labels[reference]} and {labels[index]} are matched {said}")
@@ -173,7 +175,7 @@ def _aligned(found: Sequence[_Found], image: str | os.PathLike[str] | None) -> A
         listed = "; ".join(
             f"{label} has {_some(thing.layers)}" for (thing, _, _), label in zip(found, labels, strict=True)
         )
-        raise ValueError(f"the sides have no layer in common: {listed}")
+        raise ValueError("; ".join([f"the sides have no layer in common: {listed}", *notes]))
     sides = _sides(found, labels, names, image, notes)
     layers = _matches(sides, names)
     for index, side in enumerate(sides):

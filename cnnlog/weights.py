@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from cnnlog.run import Run
 
 _TORCHVISION = "torchvision:"
+_WRAPPED_BY_PEFT = re.compile(r"(.+)\.(base_layer|modules_to_save\.[^.]+)")
 
 
 class Weights:
@@ -31,10 +33,14 @@ class Weights:
         source: as it was given.
         filters: layer -> all filters `[O, I, kH, kW]`, of every convolution.
         layers: the names that may be matched: all modules where the network is known, else the convolutions.
+        note: what there is to say of the filters; empty if nothing.
     """
 
-    def __init__(self, source: str, filters: Mapping[str, FloatArray], network: models.Loaded | None) -> None:
+    def __init__(
+        self, source: str, filters: Mapping[str, FloatArray], network: models.Loaded | None, *, note: str = ""
+    ) -> None:
         self.source = source
+        self.note = note
         self.filters = dict(filters)
         self._network = network
         modules = [] if network is None else [name for name, _ in network.model.named_modules() if name]
@@ -110,7 +116,9 @@ def open_weights(source: str, *, arch: str | None = None, with_network: bool = F
     elif with_network or arch is not None:
         network = models.load(source, arch=arch or _stored_architecture(source))
     else:
-        return Weights(source, _filters(models.read_state_dict(source)), None)
+        state = models.read_state_dict(source)
+        filters, note = _without_peft(_filters(state), state)
+        return Weights(source, filters, None, note=note)
     return Weights(source, _filters(network.model.state_dict()), network)
 
 
@@ -121,6 +129,27 @@ def _filters(state: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
         for name, value in state.items()
         if name.endswith(".weight") and value.ndim == 4 and value.is_floating_point() and value.numel()
     }
+
+
+def _without_peft(
+    filters: Mapping[str, FloatArray], state: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, FloatArray], str]:
+    """Filters under the names that their layers had before PEFT wrapped them, too; and what there is to say of them."""
+    if not any(".base_layer." in key or ".lora_A." in key for key in state):
+        return dict(filters), ""
+    named = {name.replace("base_model.model.", ""): array for name, array in filters.items()}
+    bases = []
+    for name, array in [*named.items()]:
+        if (match := _WRAPPED_BY_PEFT.fullmatch(name)) is not None:
+            named[match[1]] = array
+            bases += [match[1]] if match[2] == "base_layer" else []
+    if not bases:
+        return named, "it holds adapters of PEFT's, without the filters that they adapt"
+    listed = ", ".join(bases[:5]) + (f" and {len(bases) - 5} more" if len(bases) > 5 else "")
+    return named, (
+        f"the filters of {listed} are shown without the adapters of PEFT's that it holds beside them; "
+        "save what merge_and_unload() gives to see both together"
+    )
 
 
 def _array(value: torch.Tensor) -> FloatArray:

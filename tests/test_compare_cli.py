@@ -305,6 +305,23 @@ def test_a_run_and_the_checkpoints_of_any_network(tmp_path: Path) -> None:
     assert comparison.limits(1, comparison.layer("conv1"), "filters", 2) is not None
 
 
+def test_a_checkpoint_with_adapters_says_that_it_is_shown_without_them(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", moving(0, 0.1))
+    filters = {name: torch.from_numpy(np.array(array)) for name, array in moving(0, 0.1)(3)[0].items()}
+    wrapped = "model.base_model.model."
+    adapters = {f"{wrapped}conv1.lora_{part}.default.weight": torch.ones(2, 2, 1, 1) for part in "AB"}
+    state = {f"{wrapped}conv1.base_layer.weight": filters["conv1"], f"{wrapped}conv2.weight": filters["conv2"]}
+    torch.save({"state_dict": {**state, **adapters}}, tmp_path / "lora.ckpt")
+    comparison = compare(run, tmp_path / "lora.ckpt")
+    assert [layer.names for layer in comparison.layers] == [("conv1", "model.conv1"), ("conv2", "model.conv2")]
+    assert [row.distance_l2[0].mean for row in comparison.rows() if row.distance_l2[0]] == [0, 0]
+    (said,) = (note for note in comparison.notes if note.startswith("lora.ckpt: "))
+    assert "the filters of model.conv1 are shown without the adapters of PEFT's" in said
+    torch.save(adapters, tmp_path / "adapters.pt")  # what save_pretrained writes
+    with pytest.raises(ValueError, match=r"adapters.pt: it holds adapters of PEFT's, without the filters"):
+        compare(run, tmp_path / "adapters.pt")
+
+
 def test_weights_make_feature_maps_of_an_image(tmp_path: Path, squeezenet: nn.Module, image: Path) -> None:
     state = squeezenet.state_dict()
     torch.save({"state_dict": {f"net.{k}": v for k, v in state.items()}}, tmp_path / "a.ckpt")

@@ -142,7 +142,9 @@ def test_timm_layers_that_mix_or_blur_have_no_filters_of_their_own() -> None:
 
 
 def vision(name: str, **more: object) -> nn.Module:
-    backbone = {} if name.endswith("_18") else {"weights_backbone": None}  # those of video have none
+    backbone = (
+        {} if name.endswith("_18") or name.startswith("swin3d") else {"weights_backbone": None}
+    )  # those of video have none
     model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=4, **backbone, **more)
     return model
 
@@ -221,6 +223,15 @@ def test_video_models_are_looked_at_and_given_back() -> None:
         weight = model.get_submodule(layer).weight.detach().numpy()
         frames = np.split(seen.filters[layer], weight.shape[2], axis=3)
         np.testing.assert_array_equal(np.stack(frames, axis=2), weight)
+
+
+def test_a_transformer_of_clips_is_watched_at_its_one_convolution(tmp_path: Path) -> None:
+    run = watched_run(lambda: vision("swin3d_t"), CLIP, tmp_path, Probe.from_tensor(images(*CLIP, count=1)))
+    assert run.layers == ("net.patch_embed.proj",)
+    assert run.filters("net.patch_embed.proj").shape == (64, 3, 4, 8)  # 2 frames of 4 x 4
+    infos = survey(vision("swin3d_t"), images(*CLIP, count=1))
+    with pytest.raises(ValueError, match=r"its weight is \[288, 96\]; layers with filters: 'patch_embed.proj'"):
+        select(infos, "features.0.0.attn.qkv", what="filters")
 
 
 def test_a_clip_as_the_probe() -> None:
