@@ -6,6 +6,7 @@ import inspect
 import io
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -180,15 +181,19 @@ class EndpointError(Exception):
 class Outage(L.Callback):
     """From the beginning of an epoch on nothing can be written or read; from 0 on, before the monitors begin."""
 
-    def __init__(self, epoch: int, patch: pytest.MonkeyPatch) -> None:
-        self.epoch, self.patch = epoch, patch
+    def __init__(self, epoch: int, patch: pytest.MonkeyPatch, folder: str = "") -> None:
+        self.epoch, self.patch, self.folder = epoch, patch, folder
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.epoch == 0:
             self.begin()
 
     def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.current_epoch == self.epoch:
+        if 0 < self.epoch == trainer.current_epoch:
+            deadline = time.monotonic() + 60
+            while len(RunStore.open(self.folder).steps) <= self.epoch:  # the last snapshot may still be on its way
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
             self.begin()
 
     def begin(self) -> None:
@@ -204,9 +209,9 @@ def test_an_outage_costs_snapshots_and_no_training(
     epoch: int, memory: str, plain: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = CSVLogger(memory, name="outage", version=f"v{epoch}")
-    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="could not connect"):
-        assert train(logger, tmp_path, [Outage(epoch, patch), *watched()]) == plain
     folder = f"{memory}/outage/v{epoch}/cnnlog"
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="could not connect"):
+        assert train(logger, tmp_path, [Outage(epoch, patch, folder), *watched()]) == plain
     assert RunStore.exists(folder) == bool(epoch)
     assert epoch == 0 or RunStore.open(folder).steps == [0, 1]
 
