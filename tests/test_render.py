@@ -323,7 +323,7 @@ def test_a_range_never_shrinks_doubles_by_powers_of_two_and_holds_its_values(
         assert (limits.high > 0).all()
         shown = np.where(np.isfinite(values), values, 0)
         peaks = (np.abs(shown) if limits.symmetric else np.maximum(shown, 0)).max(axis=1)
-        assert (peaks <= limits.high * np.float64(1 + 1 / render.TOP)).all()
+        assert (peaks <= limits.high.astype(np.float64) * (1 + 1 / render.TOP)).all()
         if before is not None and has_baseline:
             assert limits.symmetric == before.symmetric
             times = limits.doubled - before.doubled
