@@ -9,22 +9,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cnnlog.callbacks import FeatureMapMonitor, FilterMonitor
-    from cnnlog.comparison import compare
-    from cnnlog.probe import Probe
-    from cnnlog.run import open_run
-    from cnnlog.watcher import watch
+    from cnnlog.capture.probe import Probe
+    from cnnlog.comparison.comparison import compare
+    from cnnlog.monitors.callbacks import FeatureMapMonitor, FilterMonitor
+    from cnnlog.monitors.loop import watch
+    from cnnlog.runs.run import open_run
 
 __version__ = "0.1.0"
 __all__ = ["FeatureMapMonitor", "FilterMonitor", "Probe", "__version__", "compare", "open_run", "watch"]
 
 _HOME = {
-    "FeatureMapMonitor": "cnnlog.callbacks",
-    "FilterMonitor": "cnnlog.callbacks",
-    "Probe": "cnnlog.probe",
-    "compare": "cnnlog.comparison",
-    "open_run": "cnnlog.run",
-    "watch": "cnnlog.watcher",
+    "FeatureMapMonitor": "cnnlog.monitors.callbacks",
+    "FilterMonitor": "cnnlog.monitors.callbacks",
+    "Probe": "cnnlog.capture.probe",
+    "compare": "cnnlog.comparison.comparison",
+    "open_run": "cnnlog.runs.run",
+    "watch": "cnnlog.monitors.loop",
 }
 
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import cnnlog
-from cnnlog import figures
+from cnnlog.rendering import figures
 
 
 def main() -> None:

@@ -25,7 +25,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
-from cnnlog.models import Loaded, load, replace_head
+from cnnlog.models.torchvision import Loaded, load_classifier, replace_head
 
 
 class Classifier(L.LightningModule):
@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> Classifier:
     args = arguments(argv)
     L.seed_everything(args.seed, workers=True, verbose=False)
     try:
-        loaded = load(args.arch, args.weights)
+        loaded = load_classifier(args.arch, args.weights)
         look, augment = pipelines(loaded, args.size)
         train, val = folders(args.data, augment, look)
         probe = Probe.from_images(args.probe, transform=look) if args.probe else Probe.from_dataset(val)

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cnnlog.drawer import Look, Picture
-from cnnlog.recorder import Recorder
+from cnnlog.recording.drawer import Look, Picture
+from cnnlog.recording.recorder import Recorder
+from cnnlog.runs.store import Manifest, RunStore, WatchedLayer
 from cnnlog.snapshot import FloatArray, Snapshot
-from cnnlog.store import Manifest, RunStore, WatchedLayer
 
 Arrays = Mapping[str, FloatArray]
 FILTERS = {"conv1": (4, 3, 5, 5), "conv2": (6, 4, 3, 3)}
@@ -101,6 +101,6 @@ def write_run(
 
 
 def _png() -> bytes:
-    from cnnlog import render
+    from cnnlog.rendering.png import Grid, encode_png
 
-    return render.png(render.Grid(np.full((16, 16, 3), 90, np.uint8), None), text={"cnnlog-probe": "1"})
+    return encode_png(Grid(np.full((16, 16, 3), 90, np.uint8), None), text={"cnnlog-probe": "1"})

@@ -33,9 +33,9 @@ from torch.utils.data import DataLoader
 from training import TinyCNN, loader, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, watch
-from cnnlog import watcher as watcher_module
-from cnnlog.capture import capture, survey
-from cnnlog.sharding import held, whole
+from cnnlog.capture.capture import capture, survey
+from cnnlog.capture.sharding import held, whole
+from cnnlog.monitors import loop as watcher_module
 
 
 class Fuse(nn.ReLU):

@@ -17,8 +17,8 @@ from torch.nn.utils import parametrizations, parametrize, prune
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
-from cnnlog.capture import capture, survey
-from cnnlog.layers import select
+from cnnlog.capture.capture import capture, survey
+from cnnlog.capture.layers import select
 from cnnlog.snapshot import FloatArray
 
 IMAGE = (3, 12, 12)

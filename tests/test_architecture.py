@@ -1,4 +1,4 @@
-"""Imports point down, heavy packages stay where they belong, and `import cnnlog` is light."""
+"""The house: a wing imports only from the wings below it, torch stays in its wings, and `import cnnlog` is light."""
 
 from __future__ import annotations
 
@@ -11,145 +11,187 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "cnnlog"
 
-# module -> what it may import of ours, anywhere in its text
-MAY_IMPORT: dict[str, set[str]] = {
-    "snapshot": set(),
-    "background": set(),
-    "rng": set(),
-    "sharding": set(),
-    "ranks": set(),
-    "layers": set(),
-    "drift": set(),
-    "plugin": set(),
-    "serve": set(),
-    "render": {"snapshot"},
-    "figures": {"snapshot", "render"},
-    "places": set(),
-    "store": {"snapshot", "places"},
-    "probe": {"rng"},
-    "sinks": set(),
-    "sinks.tensorboard": {"places"},
-    "sinks.wandb": {"places"},
-    "sinks.mlflow": {"places"},
-    "sinks.comet": set(),
-    "sinks.aim": set(),
-    "sinks.clearml": set(),
-    "sinks.pictures": {"places"},
-    "sinks.other": set(),
-    "host": {"snapshot", "sharding"},
-    "effective": {"snapshot", "host", "sharding"},
-    "loan": {"effective", "layers", "rng", "sharding"},
-    "capture": {"snapshot", "effective", "host", "layers", "loan", "probe", "sharding"},
-    "table": {"capture", "layers", "loan"},
-    "models": set(),
-    "tabular": set(),
-    "run": {"snapshot", "places", "store", "render", "figures", "tabular"},
-    "weights": {"snapshot", "layers", "probe", "capture", "models", "run"},
-    "sides": {"snapshot", "render", "run", "weights"},
-    "summary": {"tabular", "run"},
-    "comparison": {"snapshot", "store", "drift", "render", "figures", "tabular", "run", "sides", "summary"},
-    "files": set(),
-    "board": {"snapshot", "render", "sinks", "sinks.tensorboard", "run", "summary", "comparison"},
-    "charts": set(),
-    "frames": {"snapshot", "render"},
-    "lives": {"comparison"},
-    "film": {"snapshot", "render", "run", "comparison", "frames", "lives"},
-    "page_about": {"comparison"},
-    "page_numbers": {"run", "comparison", "charts", "lives", "film"},
-    "page_layers": {"render", "run", "comparison", "frames", "film", "page_about", "page_numbers"},
-    "page_data": {"render", "comparison", "film", "page_about", "page_layers", "page_numbers"},
-    "report": {"run", "comparison", "files", "film", "page_about", "page_layers", "page_numbers", "page_data"},
-    "canvas": set(),
-    "animated": {"render"},
-    "export": {"snapshot", "store", "drift", "render", "figures", "run", "canvas", "animated", "files", "places"},
-    "drawer": {"snapshot", "render", "store"},
-    "recorder": {"snapshot", "render", "drift", "store", "sinks", "background", "drawer"},
-    "plan": {"snapshot", "drawer", "layers", "probe", "render", "store"},
-    "alarm": {"ranks", "recorder"},
-    "eventfile": set(),
-    "session": {
-        *("alarm", "capture", "host", "layers", "probe", "ranks", "sharding"),
-        *("table", "places", "plan", "recorder", "sinks", "store"),
-    },
-    "callbacks": {"drawer", "probe", "render", "plan", "session"},
-    "checkpoints": {"models", "plan", "store"},
-    "replay": {
-        *("models", "capture", "drawer", "layers", "probe", "table", "plan", "recorder", "store", "run"),
-        *("checkpoints", "sinks", "sinks.tensorboard", "eventfile"),
-    },
-    "watcher": {
-        *("alarm", "capture", "layers", "probe", "table", "plan", "recorder", "store", "render"),
-        *("drawer", "ranks", "sharding"),
-        *("sinks", "sinks.tensorboard", "eventfile"),
-    },
-    "demo": {"callbacks", "probe", "drift", "store", "snapshot"},
-}
-# the small file of each tracker, imported when its logger is there
-MAY_IMPORT["sinks"] = {name for name in MAY_IMPORT if name.startswith("sinks.")}
-MAY_IMPORT["cli"] = set(MAY_IMPORT) - {"plugin", "callbacks", "watcher"}  # entry points never import one another
-MAY_IMPORT["__init__"] = {"callbacks", "probe", "comparison", "run", "watcher"}
-
-WITHOUT_TORCH = (
-    "snapshot",
-    "background",
-    "render",
-    "figures",
-    "drift",
-    "store",
-    "tabular",
-    "run",
-    "sides",
-    "summary",
-    "comparison",
-    "charts",
-    "frames",
-    "report",
-    "export",
-    "drawer",
-    "recorder",
-    "serve",
-    "plugin",
-    "sinks",
-    "cli",
+# From the top floor down: a wing imports from itself and from the floors below its own.
+FLOORS: tuple[tuple[str, ...], ...] = (
+    ("cli",),
+    ("demo",),
+    ("tensorboard",),
+    ("monitors", "reports"),
+    ("recording", "comparison"),
+    ("trackers", "models"),
+    ("runs",),
+    ("capture", "rendering"),
+    ("metrics",),
+    ("ground",),
 )
+GROUND = {"snapshot", "kinds", "messages"}
+DOORS = {
+    "": "everything, when a public name is first used",
+    "plugin": "tensorboard, for installed entry points name it",
+}
+
+WITH_TORCH = {"capture", "models", "monitors", "demo"}
+# Modules without torch that import one with torch inside a function, when it is needed.
+LAZY = {
+    ("comparison.sides", "models.weights"): "a side may be a file of weights",
+    ("cli", "*"): "a command imports what it runs",
+}
 
 
-def modules() -> dict[str, Path]:
-    paths = [path for path in PACKAGE.rglob("*.py") if "templates" not in path.parts]
-    names = {path: ".".join(path.relative_to(PACKAGE).with_suffix("").parts) for path in paths}
-    return {name.removesuffix(".__init__"): path for path, name in names.items()}
+def wing_of(module: str) -> str:
+    """The wing that a module, named without `cnnlog.`, lies in."""
+    return "ground" if module in GROUND else module.partition(".")[0]
 
 
-def imports(path: Path) -> set[str]:
-    """Our modules that a file imports, at any depth of its text."""
+class House:
+    """A package's modules, and what each imports of the others."""
+
+    def __init__(self, package: Path) -> None:
+        self.paths = {
+            ".".join(path.relative_to(package).with_suffix("").parts).removesuffix("__init__").removesuffix("."): path
+            for path in package.rglob("*.py")
+        }
+        self.imports = {module: self._imports(path) for module, path in self.paths.items()}
+
+    def _imports(self, path: Path) -> set[tuple[str, str]]:
+        """The modules of ours that a file imports: at once, when asked (inside a function), or for types alone."""
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        functions = [outer for outer in ast.walk(tree) if isinstance(outer, ast.FunctionDef)]
+        asked = {id(node) for outer in functions for node in ast.walk(outer)}
+        typed = under_type_checking(tree)
+        found = set()
+        for node in ast.walk(tree):
+            names: list[str] = []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{path.name} has a relative import"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            for name in names:
+                if name.startswith("cnnlog."):
+                    how = "for types" if id(node) in typed else "when asked" if id(node) in asked else "at once"
+                    found.add((self._module(name.removeprefix("cnnlog.")), how))
+        return found
+
+    def _module(self, name: str) -> str:
+        return next((part for part in (name, name.rpartition(".")[0]) if part in self.paths), "")
+
+    def upward(self) -> list[str]:
+        """The imports that no floor allows."""
+        floor = {wing: number for number, wings in enumerate(FLOORS) for wing in wings}
+        return [
+            f"{module} imports {other}"
+            for module, others in sorted(self.imports.items())
+            if module not in DOORS
+            for other, _ in sorted(others)
+            if other and wing_of(other) != wing_of(module) and floor[wing_of(other)] <= floor[wing_of(module)]
+        ]
+
+    def circles(self) -> list[str]:
+        """Modules that import one another."""
+        left = {module: {other for other, _ in others} - {module, ""} for module, others in self.imports.items()}
+        while free := [module for module, others in left.items() if not others & left.keys()]:
+            left = {module: others for module, others in left.items() if module not in free}
+        return sorted(left)
+
+    def reaching_torch(self) -> list[str]:
+        """Modules outside the wings of torch that import torch or lightning, or a module that does, unasked."""
+        found = []
+        for module, path in sorted(self.paths.items()):
+            if module in DOORS or wing_of(module) in WITH_TORCH:
+                continue
+            if module != "trackers.event_file":  # its writer is torch's, for now
+                found += [f"{module} imports {name}" for name in foreign(path) & {"torch", "lightning", "torchvision"}]
+            for other, how in sorted(self.imports[module]):
+                lazy = how == "when asked" and {(module, other), (wing_of(module), "*")} & LAZY.keys()
+                if other and wing_of(other) in WITH_TORCH and how != "for types" and not lazy:
+                    found.append(f"{module} imports {other}")
+        return found
+
+
+def under_type_checking(tree: ast.AST) -> set[int]:
+    """The ids of all nodes under `if TYPE_CHECKING:`, which never run."""
+    blocks = [n for n in ast.walk(tree) if isinstance(n, ast.If) and ast.unparse(n.test) == "TYPE_CHECKING"]
+    return {id(node) for block in blocks for node in ast.walk(block)}
+
+
+def foreign(path: Path) -> set[str]:
+    """The packages of others that a file imports, but for the names of types."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    typed = under_type_checking(tree)
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} has a relative import"
-            found |= {f"{node.module}.{alias.name}" for alias in node.names}
-    known = modules()
-    ours = {name.removeprefix("cnnlog.") for name in found if name.startswith("cnnlog.")}
-    return {next((part for part in (name, name.rpartition(".")[0]) if part in known), "__init__") for name in ours}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import) and id(node) not in typed:
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and id(node) not in typed:
+            found.add((node.module or "").partition(".")[0])
+    return found
 
 
-def test_the_table_lists_every_module() -> None:
-    assert set(modules()) == set(MAY_IMPORT)
+HOUSE = House(PACKAGE)
 
 
-@pytest.mark.parametrize("name", sorted(MAY_IMPORT))
-def test_imports_only_point_down(name: str) -> None:
-    assert imports(modules()[name]) - {"__init__"} <= MAY_IMPORT[name]
+def test_every_module_lies_in_a_wing() -> None:
+    wings = {wing for wings in FLOORS for wing in wings}
+    assert {wing_of(module) for module in HOUSE.paths if module not in DOORS} == wings
+    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"} <= GROUND | {"plugin"}
 
 
-def test_the_table_has_no_circle() -> None:
-    left = {name: set(targets) - {name} for name, targets in MAY_IMPORT.items() if name != "__init__"}
-    left["sinks"] = set()
-    while left:
-        free = {name for name, targets in left.items() if not targets & left.keys()}
-        assert free, f"these import one another: {sorted(left)}"
-        left = {name: targets for name, targets in left.items() if name not in free}
+def test_a_wing_imports_only_from_those_below() -> None:
+    assert HOUSE.upward() == []
+
+
+def test_no_modules_import_one_another() -> None:
+    assert HOUSE.circles() == []
+
+
+def test_only_four_wings_reach_torch() -> None:
+    assert HOUSE.reaching_torch() == []
+
+
+def test_a_wing_says_what_it_is_for() -> None:
+    for path in PACKAGE.rglob("__init__.py"):
+        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            {"runs/store.py": "from cnnlog.recording.recorder import Recorder"},
+            ("runs.store imports recording.recorder", "upward"),
+        ),
+        (
+            {"metrics/drift.py": "def f():\n    from cnnlog.runs import run"},
+            ("metrics.drift imports runs.run", "upward"),
+        ),
+        ({"rendering/png.py": "from cnnlog.capture import probe"}, ("rendering.png imports capture.probe", "upward")),
+        ({"snapshot.py": "import cnnlog.metrics.drift"}, ("snapshot imports metrics.drift", "upward")),
+        ({"runs/store.py": "def f():\n    import torch"}, ("runs.store imports torch", "reaching_torch")),
+        (
+            {"reports/export.py": "from cnnlog.models.weights import W"},
+            ("reports.export imports models.weights", "reaching_torch"),
+        ),
+        (
+            {"comparison/sides.py": "from cnnlog.models.weights import W"},
+            ("comparison.sides imports models.weights", "reaching_torch"),
+        ),
+        ({"runs/a.py": "from cnnlog.runs.b import x", "runs/b.py": "from cnnlog.runs import a"}, ("runs.a", "circles")),
+    ],
+)
+def test_what_breaks_the_rules_is_found(tmp_path: Path, files: dict[str, str], said: tuple[str, str]) -> None:
+    known = {
+        "recording/recorder.py": "",
+        "runs/run.py": "",
+        "capture/probe.py": "",
+        "metrics/drift.py": "",
+        "models/weights.py": "",
+    }
+    for name, text in {**known, **files}.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert said[0] in getattr(House(tmp_path), said[1])()
 
 
 def loaded(statement: str) -> set[str]:
@@ -158,9 +200,18 @@ def loaded(statement: str) -> set[str]:
     return set(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split())
 
 
-@pytest.mark.parametrize("name", WITHOUT_TORCH)
-def test_what_readers_use_loads_no_torch(name: str) -> None:
-    assert not loaded(f"import cnnlog.{name}") & {"torch", "lightning", "torchvision"}
+def test_what_readers_use_loads_no_torch() -> None:
+    trackers = {
+        "trackers.event_file",
+        "trackers.wandb",
+        "trackers.mlflow",
+        "trackers.comet",
+        "trackers.aim",
+        "trackers.clearml",
+        "trackers.trackio",
+    }
+    light = [m for m in sorted(HOUSE.paths) if m and wing_of(m) not in WITH_TORCH and m not in trackers]
+    assert not loaded("; ".join(f"import cnnlog.{module}" for module in light)) & {"torch", "lightning", "torchvision"}
 
 
 def test_importing_cnnlog_loads_nothing_heavy() -> None:

@@ -22,7 +22,7 @@ from training import TinyCNN, fit, probe, trainer
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe, watch
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 FEW = settings(
     max_examples=25,

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_avg_fn
 from training import TinyCNN, fit, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 try:
     from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging

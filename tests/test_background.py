@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from cnnlog.background import Mailbox
+from cnnlog.recording.mailbox import Mailbox
 
 
 class Gate:

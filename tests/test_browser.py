@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from event_logs import train_run
 
-from cnnlog import serve
+from cnnlog.tensorboard import serve
 
 if TYPE_CHECKING:
     from playwright.sync_api import ElementHandle, Page

@@ -21,10 +21,10 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from cnnlog.capture import capture, survey
-from cnnlog.layers import LayerInfo
-from cnnlog.loan import _writes_parameters, borrow
-from cnnlog.probe import Probe
+from cnnlog.capture.capture import capture, survey
+from cnnlog.capture.layers import LayerInfo
+from cnnlog.capture.loan import _writes_parameters, borrow
+from cnnlog.capture.probe import Probe
 from cnnlog.snapshot import Snapshot
 
 
@@ -351,8 +351,8 @@ def test_everything_is_given_back_also_without_comparing(name: str, monkeypatch:
     net = zoo.ZOO[name].build()
     before = _everything(net)
     survey(net, images())  # finds out whether forward writes parameters
-    monkeypatch.setattr("cnnlog.loan._comparing_waits", lambda tensor: True)  # as on CUDA
-    monkeypatch.setattr("cnnlog.loan._same_bytes", lambda a, b: pytest.fail("compared"))
+    monkeypatch.setattr("cnnlog.capture.loan._comparing_waits", lambda tensor: True)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture.loan._same_bytes", lambda a, b: pytest.fail("compared"))
     for _ in range(2):
         survey(net, images())
         assert _everything(net) == before
@@ -373,7 +373,7 @@ def test_small_tensors_are_copied_together(monkeypatch: pytest.MonkeyPatch) -> N
     """On a device each call costs more than what it copies; a deep network has hundreds of buffers."""
     net = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(50)))
     survey(net, None)
-    monkeypatch.setattr("cnnlog.loan._comparing_waits", lambda tensor: True)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture.loan._comparing_waits", lambda tensor: True)  # as on CUDA
     with Calls() as calls, borrow(net):
         pass
     assert 0 < calls.count <= 3  # one of each type, float32 and int64, and all back at once
@@ -383,7 +383,7 @@ def test_small_tensors_are_copied_together(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_buffer_whose_elements_share_memory_is_lent(blind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3))
     net.register_buffer("scale", torch.full((1, 4), 2.0).expand(5, 4))
-    monkeypatch.setattr("cnnlog.loan._comparing_waits", lambda tensor: blind)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture.loan._comparing_waits", lambda tensor: blind)  # as on CUDA
     with borrow(net):
         pass
     assert net.scale.stride() == (0, 1)
@@ -401,10 +401,10 @@ def test_a_capture_reads_no_value_from_a_device(careful: bool, monkeypatch: pyte
     plain = (torch.Tensor, nn.Parameter, FakeTensor)
     for module in ("capture", "effective"):
         monkeypatch.setattr(f"cnnlog.{module}.to_host", lambda tensor: seen.append(tensor) or np.zeros(1))
-    monkeypatch.setattr("cnnlog.loan._is_wrapper", lambda tensor: type(tensor) not in plain)
-    monkeypatch.setattr("cnnlog.loan._pointer", id)
+    monkeypatch.setattr("cnnlog.capture.loan._is_wrapper", lambda tensor: type(tensor) not in plain)
+    monkeypatch.setattr("cnnlog.capture.loan._pointer", id)
     if not careful:
-        monkeypatch.setattr("cnnlog.loan._comparing_waits", lambda tensor: False)
+        monkeypatch.setattr("cnnlog.capture.loan._comparing_waits", lambda tensor: False)
     with FakeTensorMode(), torch.device("cuda"):
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 8, 3))
         _writes_parameters[net] = False  # the first loan is at the start, and may wait

@@ -15,8 +15,9 @@ from torch import nn
 from typer.testing import CliRunner, Result
 
 import cnnlog
-from cnnlog import render
-from cnnlog.cli import app
+from cnnlog.cli.app import app
+from cnnlog.rendering.grids import maps_grid
+from cnnlog.rendering.ranges import AnchoredRange
 
 
 def run(*arguments: object) -> Result:
@@ -97,8 +98,8 @@ def test_the_maps_are_the_named_layers_own(tmp_path: Path, weights: Path, image:
         expected = nn.functional.conv2d(
             transform(picture.convert("RGB"))[None], model.features[0].weight, model.features[0].bias, stride=2
         )[0, :4]
-    limits = render.AnchoredRange("layer").update(expected.numpy())
-    grid = render.maps_grid(expected.numpy(), limits, width=2000)
+    limits = AnchoredRange("layer").update(expected.numpy())
+    grid = maps_grid(expected.numpy(), limits, width=2000)
     with Image.open(output) as picture:
         difference = np.asarray(picture).astype(int) - grid.pixels
     assert np.abs(difference).max() <= 1  # one level of colour: the other way of computing rounds differently

@@ -15,13 +15,15 @@ import pytest
 from stored_runs import MAPS, Arrays, moving, write_run
 
 import cnnlog
-from cnnlog import render, sides, tabular
-from cnnlog import run as run_module
-from cnnlog.comparison import Comparison, compare
-from cnnlog.run import Run, Spread, open_run
-from cnnlog.sides import align
-from cnnlog.store import RunStore
-from cnnlog.tabular import Table
+from cnnlog.comparison import sides
+from cnnlog.comparison.comparison import Comparison, compare
+from cnnlog.comparison.sides import align
+from cnnlog.rendering.ranges import peak
+from cnnlog.runs import run as run_module
+from cnnlog.runs import table as table_module
+from cnnlog.runs.run import Run, Spread, open_run
+from cnnlog.runs.store import RunStore
+from cnnlog.runs.table import Table
 
 
 def fixed(filters: dict[str, Any], maps: dict[str, Any] | None = None) -> Any:
@@ -484,7 +486,7 @@ def test_the_range_of_differences_is_anchored_and_does_not_depend_on_who_asks_wh
     limits = [forward.difference_limits(conv1, "filters", step) for step in forward.steps]
     again = [backward.difference_limits(conv1, "filters", step) for step in reversed(backward.steps)][::-1]
     highs = []
-    peak = render.peak(moving(0, 0.1)(0)[0]["conv1"])
+    top = peak(moving(0, 0.1)(0)[0]["conv1"])
     for step, here, there in zip(forward.steps, limits, again, strict=True):
         assert here is not None
         assert there is not None
@@ -495,7 +497,7 @@ def test_the_range_of_differences_is_anchored_and_does_not_depend_on_who_asks_wh
         assert change is not None
         assert len(here.high) == len(change)
         assert np.abs(change).max() <= highs[-1]
-        assert math.log2(peak / highs[-1]).is_integer()
+        assert math.log2(top / highs[-1]).is_integer()
     assert highs[1:] == sorted(highs[1:])
     assert highs[-1] > highs[1]
 
@@ -639,7 +641,7 @@ def test_stored_runs_are_compared_without_torch(runs: tuple[Path, Path], tmp_pat
     code = (
         "import sys; sys.modules['torch'] = sys.modules['torchvision'] = sys.modules['lightning'] = None\n"
         "import cnnlog, pathlib\n"
-        "from cnnlog.board import write_board\n"
+        "from cnnlog.reports.tensorboard_run import write_board\n"
         f"c = cnnlog.compare({str(runs[0])!r}, {str(runs[1])!r})\n"
         f"write_board(c, pathlib.Path({str(tmp_path / 'board')!r}))\n"
         f"cnnlog.open_run({str(runs[0])!r}).figure('conv1')\n"
@@ -654,12 +656,15 @@ def test_stored_runs_are_compared_without_torch(runs: tuple[Path, Path], tmp_pat
 
 
 def test_the_public_function_stays_a_function() -> None:
-    code = "import cnnlog; a = cnnlog.compare; import cnnlog.comparison; print(a is cnnlog.compare, callable(a))"
+    code = (
+        "import cnnlog; a = cnnlog.compare; import cnnlog.comparison.comparison; "
+        "print(a is cnnlog.compare, callable(a))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["True", "True"]
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    for module in (run_module, sides, tabular):
+    for module in (run_module, sides, table_module):
         assert doctest.testmod(module).failed == 0
         assert doctest.testmod(module).attempted > 0

@@ -22,10 +22,15 @@ from stored_runs import moving, write_run
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 from torch import nn
 
-from cnnlog import board, cli, files, models, render
-from cnnlog.capture import capture
-from cnnlog.comparison import compare
-from cnnlog.probe import Probe
+from cnnlog.capture.capture import capture
+from cnnlog.capture.probe import Probe
+from cnnlog.cli import app
+from cnnlog.comparison.comparison import compare
+from cnnlog.models.torchvision import Loaded, default_transform, load_classifier
+from cnnlog.rendering.grids import filters_grid
+from cnnlog.rendering.png import encode_png
+from cnnlog.reports import tensorboard_run
+from cnnlog.runs import whole_files
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "compare.py"
 
@@ -44,7 +49,7 @@ def cnnlog(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) 
     def typed(*arguments: object) -> tuple[int, str, str]:
         monkeypatch.setattr("sys.argv", ["cnnlog", *(str(argument) for argument in arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            app.main()
         out, err = capsys.readouterr()
         return int(ended.value.code or 0), out, err
 
@@ -194,7 +199,7 @@ def test_a_read_only_target_is_refused_before_anything_is_read(runs: tuple[Path,
 
 def test_a_file_that_fails_half_way_leaves_nothing(tmp_path: Path) -> None:
     def fail(path: Path, *, force: bool) -> None:
-        with files.whole(path, force=force) as temporary:
+        with whole_files.whole(path, force=force) as temporary:
             temporary.write_text("half")
             raise OSError("No space left on device")
 
@@ -234,7 +239,7 @@ def pictures(folder: Path) -> tuple[dict[str, list[tuple[int, bytes]]], dict[str
 
 def test_the_tensorboard_run_holds_all_sides_and_steps(runs: tuple[Path, Path], tmp_path: Path) -> None:
     comparison = compare(*runs)
-    board.write_board(comparison, tmp_path / "new" / "board")
+    tensorboard_run.write_board(comparison, tmp_path / "new" / "board")
     images, numbers = pictures(tmp_path / "new" / "board")
     layers = ("00_conv1", "01_conv2")
     kinds = ("compare_filters", "compare_feature_maps")
@@ -248,7 +253,7 @@ def test_the_tensorboard_run_holds_all_sides_and_steps(runs: tuple[Path, Path], 
     change, limits = comparison.difference(conv1, "filters", 4), comparison.difference_limits(conv1, "filters", 4)
     assert change is not None
     assert limits is not None
-    drawn = render.png(render.filters_grid(change, limits, view="rgb"))
+    drawn = encode_png(filters_grid(change, limits, view="rgb"))
     assert images["compare_filters/00_conv1/B-A"][4][1] == drawn
     distances = [value for _, value in comparison.curves()["distance_cosine"]["conv1"]["fast"]]
     assert [value for _, value in numbers["compare_distance/00_conv1/B-A"]] == pytest.approx(distances, rel=1e-6)
@@ -264,7 +269,7 @@ def test_a_board_that_fails_half_way_leaves_nothing(
     comparison = compare(*runs)
     comparison.measure()
     with pytest.raises(KeyboardInterrupt):
-        board.write_board(comparison, tmp_path / "new" / "board", progress=progress)
+        tensorboard_run.write_board(comparison, tmp_path / "new" / "board", progress=progress)
     assert not list(tmp_path.iterdir())
 
 
@@ -274,7 +279,7 @@ def test_a_board_that_fails_half_way_leaves_nothing(
 @pytest.fixture(scope="module")
 def squeezenet() -> nn.Module:
     torch.manual_seed(0)
-    return models.load("squeezenet1_1").model
+    return load_classifier("squeezenet1_1").model
 
 
 @pytest.fixture(scope="module")
@@ -337,7 +342,7 @@ def test_weights_make_feature_maps_of_an_image(tmp_path: Path, squeezenet: nn.Mo
     assert [spread.mean for spread in still if spread is not None] == [0] * (len(rows) - 1)
     assert rows["classifier.1"].cka_between[0] is not None
     assert rows["classifier.1"].cka_between[0] < 1
-    probe = Probe.from_images(image, transform=models.default_transform("squeezenet1_1"))
+    probe = Probe.from_images(image, transform=default_transform("squeezenet1_1"))
     held = capture(
         squeezenet, probe, filter_layers=(), map_layers=["features.0"], step=0, epoch=0, global_step=0
     ).feature_maps["features.0"]
@@ -355,13 +360,12 @@ def test_a_checkpoint_tells_its_architecture_among_its_hyperparameters(
     held = {"state_dict": squeezenet.state_dict(), "hyper_parameters": {"lr": 0.1, "arch": "squeezenet1_1"}}
     torch.save(held, tmp_path / "a.ckpt")
     asked: list[str | None] = []
-    load = models.load
 
-    def noted(what: str, *, arch: str | None = None) -> models.Loaded:
+    def noted(what: str, *, arch: str | None = None) -> Loaded:
         asked.append(arch)
-        return load(what, arch=arch)
+        return load_classifier(what, arch=arch)
 
-    monkeypatch.setattr(models, "load", noted)
+    monkeypatch.setattr("cnnlog.models.weights.load_classifier", noted)
     compare(tmp_path / "a.ckpt", tmp_path / "a.ckpt", image=image)
     assert asked == ["squeezenet1_1"] * 2
 

@@ -18,7 +18,7 @@ from torch._dynamo.utils import counters
 from training import probe
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 IMAGE = (3, 16, 16)
 HEADERS = Path(sysconfig.get_path("include"), "Python.h")

@@ -18,7 +18,7 @@ from training import TinyCNN, fit, trainer
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe, watch
-from cnnlog.run import open_run
+from cnnlog.runs.run import open_run
 
 pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse: pip install cnnlog[cli]")
 

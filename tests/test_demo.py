@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from cnnlog.demo import (
+from cnnlog.demo.runs import (
     GRATING_CLASSES,
     WEAVE_CLASSES,
     DemoResult,
@@ -21,8 +21,8 @@ from cnnlog.demo import (
     tensorboard_line,
     weaves,
 )
+from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray
-from cnnlog.store import RunStore
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cnnlog import drift
+from cnnlog.metrics import drift
 
 Array = npt.NDArray[np.float32]
 

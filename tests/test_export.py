@@ -11,16 +11,18 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-from cnnlog import export as exporting
-from cnnlog import render
-from cnnlog.animated import save_apng
-from cnnlog.cli import app
-from cnnlog.drawer import Look
-from cnnlog.export import Animation, Wanted, sheet, strip
-from cnnlog.recorder import Recorder
-from cnnlog.run import Run, open_run
+from cnnlog.cli.app import app
+from cnnlog.recording.drawer import Look
+from cnnlog.recording.recorder import Recorder
+from cnnlog.rendering.grids import filters_grid, maps_grid
+from cnnlog.rendering.png import Grid
+from cnnlog.rendering.ranges import RangeRule
+from cnnlog.reports import export as exporting
+from cnnlog.reports.animation import save_apng
+from cnnlog.reports.export import Animation, Wanted, sheet, strip
+from cnnlog.runs.run import Run, open_run
+from cnnlog.runs.store import Manifest, RunStore, WatchedLayer
 from cnnlog.snapshot import Snapshot
-from cnnlog.store import Manifest, RunStore, WatchedLayer
 
 STEPS = 12
 MARGIN = 14
@@ -45,7 +47,7 @@ def snapshot(step: int, *, maps: bool = True) -> Snapshot:
     )
 
 
-def write(folder: Path, *, rule: render.RangeRule = "channel") -> Path:
+def write(folder: Path, *, rule: RangeRule = "channel") -> Path:
     looks = {kind: Look(value_range=rule) for kind in ("filters", "feature_maps")}
     settings = {kind: vars(look) for kind, look in looks.items()}
     manifest = Manifest(LAYERS, "epoch", 0, settings, {}, {}, "Net", "2026-01-01T00:00:00+00:00")
@@ -80,7 +82,7 @@ def decoded(path: Path) -> tuple[list[npt.NDArray[np.uint8]], list[int]]:
     return frames, durations
 
 
-def holds(picture: Image.Image, grid: render.Grid) -> bool:
+def holds(picture: Image.Image, grid: Grid) -> bool:
     """Whether a grid stands somewhere in a picture, pixel for pixel."""
     part = grid.pixels
     if grid.palette is not None:
@@ -132,9 +134,9 @@ def test_a_sheet_shows_every_layer_as_it_was_at_that_step(stored: Path) -> None:
     for layer in LAYERS:
         assert layer.view is not None
         limits = run.limits(layer.name, "filters", 4)
-        filters = render.filters_grid(run.filters(layer.name, 4), limits, view=layer.view, width=350)
+        filters = filters_grid(run.filters(layer.name, 4), limits, view=layer.view, width=350)
         maps_limits = run.limits(layer.name, "feature_maps", 4)
-        maps = render.maps_grid(run.feature_maps(layer.name, 4)[0], maps_limits, width=350)
+        maps = maps_grid(run.feature_maps(layer.name, 4)[0], maps_limits, width=350)
         assert holds(picture, filters)
         assert holds(picture, maps)
         assert not holds(other, filters)

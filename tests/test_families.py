@@ -16,8 +16,8 @@ from torch.utils.data import Dataset
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
-from cnnlog.capture import capture, survey
-from cnnlog.layers import select
+from cnnlog.capture.capture import capture, survey
+from cnnlog.capture.layers import select
 from cnnlog.snapshot import Snapshot
 
 Shape = tuple[int, ...]

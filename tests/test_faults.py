@@ -20,7 +20,7 @@ from torch import nn
 from training import TinyCNN, events, fit, image_steps, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 EPOCHS = 4
 
@@ -261,16 +261,16 @@ def test_a_probe_that_fails_at_one_epoch(kinds: str, plain: list[bytes], tmp_pat
 def test_a_baseline_that_fails_is_taken_later_and_whole(
     plain: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cnnlog import session
+    from cnnlog.monitors import fit
 
-    whole = session.capture
+    whole = fit.capture
 
     def fails_at_first(*args: Any, **more: Any) -> Any:
         if more["step"] == 0:
             raise RuntimeError("not yet")
         return whole(*args, **more)
 
-    monkeypatch.setattr(session, "capture", fails_at_first)
+    monkeypatch.setattr(fit, "capture", fails_at_first)
     weights, warned = trained(tmp_path, [FilterMonitor(), FeatureMapMonitor(probe(), every_n_epochs=2)])
     assert weights == plain
     (text,) = warned

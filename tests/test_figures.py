@@ -15,8 +15,10 @@ from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from cnnlog import figures, render
-from cnnlog.render import AnchoredRange, RangeRule, View
+from cnnlog.rendering import figures
+from cnnlog.rendering.grids import filters_grid, maps_grid
+from cnnlog.rendering.ranges import AnchoredRange, RangeRule
+from cnnlog.rendering.views import View, select_filters
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -63,7 +65,7 @@ def check_words(figure: Figure) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("broken", [False, True])
 def test_words_of_filters(shape: tuple[int, int, int, int], view: View, broken: bool) -> None:
-    shown = render.select_filters(noise(*shape), view=view)
+    shown = select_filters(noise(*shape), view=view)
     if broken:
         shown[0, 0, 0, 0] = np.nan
     limits = AnchoredRange(signed=True).update(shown)
@@ -99,7 +101,7 @@ def test_every_map_stands_under_its_number_in_the_grids_colours() -> None:
     shown[2, 1, 1] = np.nan
     limits = AnchoredRange().update(shown)
     figure = figures.maps_figure(shown, limits, channels=[3, 5, 7, 9, 11])
-    grid = render.maps_grid(shown, limits, width=None)
+    grid = maps_grid(shown, limits, width=None)
     assert grid.palette is not None
     colours = np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[grid.pixels]
     for position, picture in enumerate(pictures(figure)[:5]):
@@ -118,7 +120,7 @@ def test_slices_have_a_row_a_filter_and_a_column_an_input_channel() -> None:
     shown = noise(4, 2, 3, 3)
     limits = AnchoredRange().update(shown)
     figure = figures.filters_figure(shown, limits, view="slices")
-    grid = render.filters_grid(shown, limits, view="slices", width=None)
+    grid = filters_grid(shown, limits, view="slices", width=None)
     assert grid.palette is not None
     colours = np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[grid.pixels]
     for position, picture in enumerate(pictures(figure)):
@@ -195,9 +197,9 @@ def test_wrong_arrays_are_refused() -> None:
 
 def test_pyplot_is_left_alone(tmp_path: Path) -> None:
     code = (
-        "import sys, numpy as np; from cnnlog import figures, render\n"
+        "import sys, numpy as np; from cnnlog.rendering import figures, ranges\n"
         "shown = np.ones((2, 3, 3), np.float32)\n"
-        "figures.save(figures.maps_figure(shown, render.AnchoredRange().update(shown)), sys.argv[1])\n"
+        "figures.save(figures.maps_figure(shown, ranges.AnchoredRange().update(shown)), sys.argv[1])\n"
         "assert 'matplotlib.figure' in sys.modules and 'torch' not in sys.modules\n"
         "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot'\n"
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 SCRIPT = Path(__file__).parent.parent / "examples" / "finetune.py"
 

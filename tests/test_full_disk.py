@@ -22,7 +22,7 @@ from forks import Forks
 from training import TinyCNN, events, fit, image_steps, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 EPOCHS = 7
 SMALL_DISK = 1 << 20

@@ -16,10 +16,10 @@ from devices import GPU
 from torch import nn
 from training import TinyCNN, fit, probe, trainer
 
-import cnnlog.session
+import cnnlog.monitors.fit
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
-from cnnlog.capture import capture, survey
-from cnnlog.loan import borrow
+from cnnlog.capture.capture import capture, survey
+from cnnlog.capture.loan import borrow
 from cnnlog.snapshot import Snapshot
 
 pytestmark = GPU
@@ -94,7 +94,7 @@ def test_a_training_hands_over_what_is_still_arriving(
             torch.cuda.set_sync_debug_mode("default")
         return taken[-1]
 
-    monkeypatch.setattr(cnnlog.session, "capture", watched)
+    monkeypatch.setattr(cnnlog.monitors.fit, "capture", watched)
     monitors = [FilterMonitor(), FeatureMapMonitor(probe(), on_error="raise")]
     fit(trainer(tmp_path, monitors, accelerator="gpu", devices=1), TinyCNN())
     assert len(taken) == 4

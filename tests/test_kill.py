@@ -21,7 +21,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from training import TinyCNN, events, fit, image_steps, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 # Stored steps at which each training is killed (after a further random moment), and whether it logs numbers of its
 # own: with those Lightning flushes the event file, too.

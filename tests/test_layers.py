@@ -7,7 +7,7 @@ import re
 import pytest
 from torch import nn
 
-from cnnlog.layers import LayerInfo, select
+from cnnlog.capture.layers import LayerInfo, select
 
 
 def conv(name: str, resolution: int = 8, *, ran: bool = True, images: int = 1) -> LayerInfo:

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from training import trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 EPOCHS = 1000
 LOOKS = (250, 500, 750, 1000)

@@ -11,7 +11,17 @@ import torch
 import torchvision
 from torch import nn
 
-from cnnlog import models
+from cnnlog.models.torchvision import (
+    _NoStorage,
+    _outputs,
+    _without_prefix,
+    architectures,
+    default_transform,
+    load_classifier,
+    load_weights,
+    read_state_dict,
+    replace_head,
+)
 
 
 def small(classes: int = 1000) -> nn.Module:
@@ -27,7 +37,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_half_precision_weights_are_loaded_into_a_full_precision_network(weights: Path) -> None:
-    loaded = models.load("squeezenet1_1", weights)
+    loaded = load_classifier("squeezenet1_1", weights)
     assert loaded.name == "squeezenet1_1"
     assert next(loaded.model.parameters()).dtype == torch.float32
     expected = small().state_dict()
@@ -36,8 +46,8 @@ def test_half_precision_weights_are_loaded_into_a_full_precision_network(weights
 
 
 def test_the_transform_is_that_of_the_architecture() -> None:
-    assert models.default_transform("inception_v3").crop_size == [299]
-    assert models.load("squeezenet1_1").transform.mean == [0.485, 0.456, 0.406]
+    assert default_transform("inception_v3").crop_size == [299]
+    assert load_classifier("squeezenet1_1").transform.mean == [0.485, 0.456, 0.406]
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state, "epoch": 3}], ids=["plain", "checkpoint"])
@@ -48,38 +58,38 @@ def test_a_common_prefix_is_stripped(tmp_path: Path, wrap: Callable[[object], ob
     if prefix:
         state["loss.weight"] = torch.ones(3)
     torch.save(wrap(state), tmp_path / "last.ckpt")
-    loaded = models.load("squeezenet1_1", tmp_path / "last.ckpt").model.state_dict()
+    loaded = load_classifier("squeezenet1_1", tmp_path / "last.ckpt").model.state_dict()
     assert all(torch.equal(loaded[name], value) for name, value in expected.items())
 
 
 def test_a_file_tells_its_architecture_and_its_classes(tmp_path: Path) -> None:
     torch.save({f"model.{k}": v for k, v in small(2).state_dict().items()}, tmp_path / "mine.pt")
-    loaded = models.load(str(tmp_path / "mine.pt"))
+    loaded = load_classifier(str(tmp_path / "mine.pt"))
     assert loaded.name == "squeezenet1_1"
-    assert models.load(str(tmp_path / "mine.pt"), arch="squeezenet1_1").name == "squeezenet1_1"
+    assert load_classifier(str(tmp_path / "mine.pt"), arch="squeezenet1_1").name == "squeezenet1_1"
     assert loaded.model(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
     torch.save({"a": torch.zeros(3)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other.pt fits none of torchvision's classifiers .* --arch"):
-        models.load(str(tmp_path / "other.pt"))
+        load_classifier(str(tmp_path / "other.pt"))
 
 
 def test_old_names_of_densenet_files_are_known() -> None:
     wanted = ["features.denseblock1.denselayer1.norm1.weight", "features.conv0.weight"]
     old = {"features.denseblock1.denselayer1.norm.1.weight": torch.zeros(1), "features.conv0.weight": torch.zeros(1)}
-    assert list(models._without_prefix(old, dict.fromkeys(wanted))) == wanted
+    assert list(_without_prefix(old, dict.fromkeys(wanted))) == wanted
 
 
 def test_a_misspelt_architecture_gets_close_names() -> None:
     with pytest.raises(ValueError, match=r"no classifier 'resnet8'; did you mean .*resnet18"):
-        models.load("resnet8")
-    assert models.load("SqueezeNet1_1").name == "squeezenet1_1"
+        load_classifier("resnet8")
+    assert load_classifier("SqueezeNet1_1").name == "squeezenet1_1"
 
 
 def test_weights_of_another_architecture_are_refused_and_change_nothing(weights: Path) -> None:
     with pytest.raises(
         ValueError, match=r"does not fit AlexNet: of its 16 names 12 missing \(features.3.weight, .* un"
     ):
-        models.load("alexnet", weights)
+        load_classifier("alexnet", weights)
     model = small()
     state = {name: value + 1 for name, value in model.state_dict().items()}
     state["features.0.weight"] = torch.zeros(64, 3, 5, 5)
@@ -87,7 +97,7 @@ def test_weights_of_another_architecture_are_refused_and_change_nothing(weights:
     with pytest.raises(
         ValueError, match=r"expected features.0.weight of shape \[64, 3, 3, 3\], but got \[64, 3, 5, 5\]"
     ):
-        models.load_weights(model, state, source="x.pt")
+        load_weights(model, state, source="x.pt")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -103,7 +113,7 @@ def test_no_pickled_object_is_ever_run(tmp_path: Path, monkeypatch: pytest.Monke
     torch.save(small(), "whole-model.pt")
     for name in ("evil.ckpt", "raw.pt", "whole-model.pt"):
         with pytest.raises(ValueError, match=rf"{name} is damaged, or holds other objects than tensors"):
-            models.read_state_dict(name)
+            read_state_dict(name)
     assert not (tmp_path / "evil-was-run").exists()
 
 
@@ -118,18 +128,18 @@ def test_damaged_files_are_refused_by_name(tmp_path: Path, name: str, message: s
     whole = path.read_bytes()
     path.write_bytes({"empty": b"", "half": whole[: len(whole) // 2], "foreign": b"\x89PNG\r\n" * 50}[part])
     with pytest.raises(ValueError, match=rf"{name} is (truncated or no {message}|damaged)"):
-        models.read_state_dict(path)
+        read_state_dict(path)
 
 
 def test_files_that_hold_no_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"a file of weights at .*none.pt, but there is none"):
-        models.read_state_dict(tmp_path / "none.pt")
+        read_state_dict(tmp_path / "none.pt")
     with pytest.raises(ValueError, match=r"DEFAULT, none, or a file \(.pt, .* but got default"):
-        models.load("alexnet", "default")
+        load_classifier("alexnet", "default")
     for content in ([1, 2], {"epoch": 3}):
         torch.save(content, tmp_path / "other.pt")
         with pytest.raises(ValueError, match=r"other.pt holds no tensors by name"):
-            models.read_state_dict(tmp_path / "other.pt")
+            read_state_dict(tmp_path / "other.pt")
 
 
 def test_without_a_network_one_sentence_names_the_alternatives(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,35 +150,35 @@ def test_without_a_network_one_sentence_names_the_alternatives(monkeypatch: pyte
     with pytest.raises(
         ConnectionError, match=r"squeezenet1_1 could not .*give a file of them .*none for random ones"
     ) as caught:
-        models.load("squeezenet1_1", "DEFAULT")
+        load_classifier("squeezenet1_1", "DEFAULT")
     assert "\n" not in str(caught.value)
 
 
 def built(name: str) -> nn.Module:
-    with models._NoStorage():
+    with _NoStorage():
         options = {"init_weights": False} if name in ("googlenet", "inception_v3") else {}
         return torchvision.models.get_model(name, **options)
 
 
-@pytest.mark.parametrize("name", models.architectures())
+@pytest.mark.parametrize("name", architectures())
 def test_the_head_of_every_classifier_is_found(name: str) -> None:
     model = built(name)
-    heads = models.replace_head(model, 7)
-    assert [models._outputs(model.get_submodule(head)) for head in heads] == [7] * len(heads)
-    left = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and models._outputs(m) == 1000]
+    heads = replace_head(model, 7)
+    assert [_outputs(model.get_submodule(head)) for head in heads] == [7] * len(heads)
+    left = [m for m in model.modules() if isinstance(m, (nn.Linear, nn.Conv2d)) and _outputs(m) == 1000]
     assert not left
 
 
 @pytest.mark.parametrize("name", ["squeezenet1_0", "mobilenet_v3_small", "shufflenet_v2_x0_5", "regnet_y_400mf"])
 def test_a_new_head_gives_a_score_for_each_class(name: str) -> None:
-    model = models.load(name).model.eval()
-    models.replace_head(model, 5)
+    model = load_classifier(name).model.eval()
+    replace_head(model, 5)
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
 
 
 def test_what_has_no_head_is_refused() -> None:
     with pytest.raises(ValueError, match="Sequential has no linear layer and no convolution"):
-        models.replace_head(nn.Sequential(nn.ReLU()), 2)
+        replace_head(nn.Sequential(nn.ReLU()), 2)
     with pytest.raises(ValueError, match="Expected 1 class or more, but got 0"):
-        models.replace_head(nn.Linear(1, 1), 0)
+        replace_head(nn.Linear(1, 1), 0)

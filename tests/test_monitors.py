@@ -25,9 +25,9 @@ from torch import nn
 from training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.capture import capture
+from cnnlog.capture.capture import capture
+from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Snapshot
-from cnnlog.store import RunStore
 
 LAYERS = ("00_net.0", "01_net.3")
 
@@ -278,7 +278,7 @@ def test_arrays_that_arrive_late_are_waited_for_in_the_background(
 
         return dataclasses.replace(seen, ready=ready)
 
-    monkeypatch.setattr("cnnlog.session.capture", late)
+    monkeypatch.setattr("cnnlog.monitors.fit.capture", late)
     torch.manual_seed(0)
     module = TinyCNN()
     fit(trainer(tmp_path, monitors()), module)

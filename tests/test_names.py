@@ -14,11 +14,11 @@ from training import TinyCNN, events, fit, image_steps, probe, trainer
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.export import Wanted, export
-from cnnlog.places import inside, locate
-from cnnlog.run import open_run
-from cnnlog.store import RunStore
-from cnnlog.tabular import Table
+from cnnlog.reports.export import Wanted, export
+from cnnlog.runs.places import inside, locate
+from cnnlog.runs.run import open_run
+from cnnlog.runs.store import RunStore
+from cnnlog.runs.table import Table
 
 LAYERS = (
     "a/b/c",

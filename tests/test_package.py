@@ -64,7 +64,7 @@ def test_the_wheel_carries_the_package_whole_and_nothing_else(wheel: Path) -> No
         entry_points = archive.read(f"{NAME}.dist-info/entry_points.txt").decode()
     package = [path for path in (ROOT / "cnnlog").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert names == {path.relative_to(ROOT).as_posix() for path in package}
-    assert {"cnnlog/py.typed", "cnnlog/templates/report.html.j2", "cnnlog/templates/report.js"} <= names
+    assert {"cnnlog/py.typed", "cnnlog/reports/page/assets/page.html.j2", "cnnlog/reports/page/assets/page.js"} <= names
     assert "[tensorboard_plugins]\ncnnlog = cnnlog.plugin:KeepAllImages" in entry_points
     assert "[console_scripts]\ncnnlog = cnnlog.cli:main" in entry_points
 

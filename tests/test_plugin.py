@@ -18,7 +18,7 @@ import pytest
 from event_logs import SCALAR, train_run
 from tensorboard.plugins import base_plugin
 
-from cnnlog.plugin import ALL_STEPS, KeepAllImages
+from cnnlog.tensorboard.plugin import ALL_STEPS, KeepAllImages
 
 HEAVY = ("torch", "torchvision", "lightning", "matplotlib", "numpy", "PIL")
 IMAGES = "filters/00_conv1"

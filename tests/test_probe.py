@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
 from cnnlog import Probe
-from cnnlog.probe import default_probe
+from cnnlog.capture.probe import default_probe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

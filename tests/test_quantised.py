@@ -14,8 +14,8 @@ from torch import nn
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
-from cnnlog.capture import capture, survey
-from cnnlog.layers import select
+from cnnlog.capture.capture import capture, survey
+from cnnlog.capture.layers import select
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -18,7 +18,7 @@ from training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -129,7 +129,7 @@ def test_the_files_it_names_exist() -> None:
 def test_the_commands_it_shows_parse() -> None:
     from typer.main import get_command
 
-    from cnnlog.cli import app
+    from cnnlog.cli.app import app
 
     commands = [line.split("#")[0].split() for block in blocks("") for line in block.splitlines() if "cnnlog " in line]
     commands = [words for words in commands if words[:1] == ["cnnlog"]]

@@ -14,14 +14,15 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
-from cnnlog import recorder as recorder_module
-from cnnlog import render
-from cnnlog.drawer import Look
-from cnnlog.recorder import Recorder
-from cnnlog.sinks import Sink
-from cnnlog.sinks.tensorboard import TensorBoardSink
+from cnnlog.recording import drawer
+from cnnlog.recording import recorder as recorder_module
+from cnnlog.recording.drawer import Look
+from cnnlog.recording.recorder import Recorder
+from cnnlog.rendering.png import encode_png
+from cnnlog.runs.store import Manifest, RunStore, WatchedLayer
 from cnnlog.snapshot import Snapshot
-from cnnlog.store import Manifest, RunStore, WatchedLayer
+from cnnlog.trackers import Sink
+from cnnlog.trackers.tensorboard import TensorBoardSink
 
 LAYERS = (
     WatchedLayer("stem", "00_stem", "Conv2d", (6, 3, 5, 5), (1, 6, 12, 12), "rgb"),
@@ -154,7 +155,7 @@ def test_nothing_is_kept_or_lost_without_a_store() -> None:
 # --- drawing fails
 
 
-@pytest.mark.parametrize("broken", ["png", "maps_grid", "filters_grid"])
+@pytest.mark.parametrize("broken", ["encode_png", "maps_grid", "filters_grid"])
 def test_a_drawing_that_raises_loses_no_stored_step(
     broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +167,7 @@ def test_a_drawing_that_raises_loses_no_stored_step(
     made.record(snapshot(0))
     made.drain()
     with monkeypatch.context() as patch:
-        patch.setattr(render, broken, fail)
+        patch.setattr(drawer, broken, fail)
         made.record(snapshot(1))
         made.drain()
     made.record(snapshot(2))
@@ -181,13 +182,13 @@ def test_a_drawing_that_raises_loses_no_stored_step(
 
 def test_the_store_is_written_before_anything_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept, seen = store(tmp_path), []
-    draw = render.png
+    draw = encode_png
 
     def watch(*args: Any, **more: Any) -> bytes:
         seen.append(kept.steps)
         return draw(*args, **more)
 
-    monkeypatch.setattr(render, "png", watch)
+    monkeypatch.setattr(drawer, "encode_png", watch)
     made = recorder(kept, Tracker())
     made.record(snapshot(0))
     made.close()
@@ -197,13 +198,13 @@ def test_the_store_is_written_before_anything_is_drawn(tmp_path: Path, monkeypat
 
 def test_a_snapshot_is_taken_when_the_one_before_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a kill costs at most one, however slow the disk is; drawing may take longer still."""
-    kept, write, draw = store(tmp_path), RunStore.write_record, render.png
+    kept, write, draw = store(tmp_path), RunStore.write_record, encode_png
 
     def slow(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
         return lambda *args, **more: (time.sleep(seconds), function(*args, **more))[1]
 
     monkeypatch.setattr(RunStore, "write_record", slow(write, 0.05))
-    monkeypatch.setattr(render, "png", slow(draw, 0.01))
+    monkeypatch.setattr(drawer, "encode_png", slow(draw, 0.01))
     made = recorder(kept, Tracker())
     for step in range(5):
         made.record(snapshot(step))

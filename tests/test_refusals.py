@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 from training import TinyCNN, fit, loader, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 MONITORS = (FilterMonitor, FeatureMapMonitor)
 

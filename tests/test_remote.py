@@ -26,9 +26,9 @@ from training import TinyCNN, events, fit, image_steps, probe, trainer
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.places import locate
-from cnnlog.run import Kind
-from cnnlog.store import RunStore
+from cnnlog.kinds import Kind
+from cnnlog.runs.places import locate
+from cnnlog.runs.store import RunStore
 
 pytestmark = [
     # Lightning on the refused and the resumed training

@@ -20,8 +20,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from cnnlog import render
-from cnnlog.render import GAP, NOT_FINITE, TOP, ZERO, AnchoredRange, ChangeRange, Grid, Limits, RangeRule, View
+from cnnlog.rendering.colours import GAP, NOT_FINITE, RGB_GAP, RGB_NOT_FINITE, RGB_STEP, RGB_ZERO, TOP, ZERO, palette
+from cnnlog.rendering.grids import filters_grid, maps_grid, strip_grid
+from cnnlog.rendering.png import Grid, encode_png
+from cnnlog.rendering.ranges import AnchoredRange, ChangeRange, Limits, RangeRule, peak
+from cnnlog.rendering.shrink import shrink
+from cnnlog.rendering.views import View, cell_width, grid_columns, resolve_view, select_filters, select_maps
 
 FloatArray = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -54,7 +58,7 @@ def drawn_cell_size(pixels: Pixels, n_cells: int, n_columns: int) -> tuple[int, 
 
 
 def is_gap(pixels: Pixels) -> npt.NDArray[np.bool_]:
-    return np.asarray(pixels == GAP if pixels.ndim == 2 else (pixels == render.RGB_GAP).all(axis=-1))
+    return np.asarray(pixels == GAP if pixels.ndim == 2 else (pixels == RGB_GAP).all(axis=-1))
 
 
 def check_layout(grid: Grid, n_cells: int, n_columns: int) -> None:
@@ -98,16 +102,16 @@ def golden_grids() -> dict[str, tuple[Grid, int, int]]:
     signed = AnchoredRange().update(wave(5, 20))
     evolution = np.stack([wave(3, 9) * share for share in (1.0, 0.5, 0.25, 0.0)])
     return {
-        "filters-rgb": (render.filters_grid(rgb, AnchoredRange(signed=True).update(rgb), view="rgb", width=120), 6, 3),
-        "filters-slices": (render.filters_grid(slices, AnchoredRange().update(slices), view="slices", width=80), 12, 3),
+        "filters-rgb": (filters_grid(rgb, AnchoredRange(signed=True).update(rgb), view="rgb", width=120), 6, 3),
+        "filters-slices": (filters_grid(slices, AnchoredRange().update(slices), view="slices", width=80), 12, 3),
         "filters-mean-gray": (
-            render.filters_grid(wave(5, 7)[:, None], limits_of([5.0] * 5), view="mean", cmap="gray", width=80),
+            filters_grid(wave(5, 7)[:, None], limits_of([5.0] * 5), view="mean", cmap="gray", width=80),
             5,
             3,
         ),
-        "maps-from-zero": (render.maps_grid(maps, AnchoredRange().update(maps), width=100), 5, 3),
-        "maps-signed": (render.maps_grid(wave(5, 20), signed, width=100), 5, 3),
-        "evolution": (render.strip(evolution, AnchoredRange().update(evolution[0]), width=100), 12, 4),
+        "maps-from-zero": (maps_grid(maps, AnchoredRange().update(maps), width=100), 5, 3),
+        "maps-signed": (maps_grid(wave(5, 20), signed, width=100), 5, 3),
+        "evolution": (strip_grid(evolution, AnchoredRange().update(evolution[0]), width=100), 12, 4),
     }
 
 
@@ -116,7 +120,7 @@ def test_golden(name: str) -> None:
     grid, n_cells, n_columns = golden_grids()[name]
     check_layout(grid, n_cells, n_columns)
     golden = decoded((GOLDENS / f"{name}.png").read_bytes())
-    np.testing.assert_array_equal(decoded(render.png(grid)), golden, err_msg=f"{name} looks different; see this file")
+    np.testing.assert_array_equal(decoded(encode_png(grid)), golden, err_msg=f"{name} looks different; see this file")
 
 
 def test_no_golden_is_left_over() -> None:
@@ -132,7 +136,7 @@ def test_no_golden_is_left_over() -> None:
      (3, "slices", "slices"), (1, "mean", "mean")],
 )  # fmt: skip
 def test_view(inputs: int, view: View, expected: str) -> None:
-    assert render.resolve_view((8, inputs, 3, 3), view) == expected
+    assert resolve_view((8, inputs, 3, 3), view) == expected
 
 
 @pytest.mark.parametrize(
@@ -145,52 +149,52 @@ def test_view(inputs: int, view: View, expected: str) -> None:
 )
 def test_a_view_that_the_filters_do_not_have_is_refused(inputs: int, view: View, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        render.resolve_view((8, inputs, 3, 3), view)
+        resolve_view((8, inputs, 3, 3), view)
 
 
 def test_the_first_filters_are_shown_as_they_are() -> None:
     weight = np.random.default_rng(0).standard_normal((70, 20, 3, 5)).astype(np.float32)
-    np.testing.assert_array_equal(render.select_filters(weight, view="auto"), weight[:16, :16])
-    np.testing.assert_array_equal(render.select_filters(weight, view="slices", max_filters=4), weight[:4, :16])
+    np.testing.assert_array_equal(select_filters(weight, view="auto"), weight[:16, :16])
+    np.testing.assert_array_equal(select_filters(weight, view="slices", max_filters=4), weight[:4, :16])
     np.testing.assert_allclose(
-        render.select_filters(weight, view="mean"), weight[:64].astype(np.float64).mean(1, keepdims=True), rtol=1e-6
+        select_filters(weight, view="mean"), weight[:64].astype(np.float64).mean(1, keepdims=True), rtol=1e-6
     )
-    np.testing.assert_array_equal(render.select_filters(weight[:, :3], view="auto", max_filters=9), weight[:9, :3])
-    np.testing.assert_array_equal(render.select_filters(weight[:, :1], view="gray"), weight[:64, :1])
+    np.testing.assert_array_equal(select_filters(weight[:, :3], view="auto", max_filters=9), weight[:9, :3])
+    np.testing.assert_array_equal(select_filters(weight[:, :1], view="gray"), weight[:64, :1])
 
 
 @pytest.mark.parametrize("view", ["rgb", "slices", "mean"])
 def test_what_is_selected_is_a_copy(view: View) -> None:
     weight = np.ones((2, 3, 3, 3), np.float32)
-    render.select_filters(weight, view=view)[:] = 7
-    render.select_maps(weight, cell=None)[:] = 7
+    select_filters(weight, view=view)[:] = 7
+    select_maps(weight, cell=None)[:] = 7
     assert (weight == 1).all()
 
 
 def test_maps_wider_than_a_cell_are_shrunk_in_proportion() -> None:
     maps = np.random.default_rng(0).standard_normal((2, 70, 60, 100)).astype(np.float32)
-    shown = render.select_maps(maps, cell=42)
+    shown = select_maps(maps, cell=42)
     assert shown.shape == (2, 64, 25, 42)
-    np.testing.assert_array_equal(shown, render.shrink(maps[:, :64], (25, 42)))
-    np.testing.assert_array_equal(render.select_maps(maps, cell=None, max_maps=3), maps[:, :3])
-    np.testing.assert_array_equal(render.select_maps(maps, cell=100, max_maps=3), maps[:, :3])
+    np.testing.assert_array_equal(shown, shrink(maps[:, :64], (25, 42)))
+    np.testing.assert_array_equal(select_maps(maps, cell=None, max_maps=3), maps[:, :3])
+    np.testing.assert_array_equal(select_maps(maps, cell=100, max_maps=3), maps[:, :3])
 
 
 @few
 @given(st.integers(1, 5000))
 def test_grids_are_nearly_square(n: int) -> None:
-    c = render.columns(n)
+    c = grid_columns(n)
     assert (c - 1) ** 2 < n <= c**2
 
 
 @few
 @given(st.integers(1, 400), st.integers(1, 1000))
 def test_cell_width_is_the_widest_that_fits(n: int, width: int) -> None:
-    cell = render.cell_width(n, width)
+    cell = cell_width(n, width)
     assert cell is not None
     assert cell * n + n - 1 <= width or cell == 1
     assert (cell + 1) * n + n - 1 > width
-    assert render.cell_width(n, None) is None
+    assert cell_width(n, None) is None
 
 
 # --- averaging by area ---------------------------------------------------------------------------------------------
@@ -214,7 +218,7 @@ def slow_shrink(picture: FloatArray, size: tuple[int, int]) -> npt.NDArray[np.fl
 def test_shrink_is_the_mean_over_the_area(data: st.DataObject, size: tuple[int, int]) -> None:
     picture = data.draw(hnp.arrays(np.float32, size, elements=finite))
     target = data.draw(st.tuples(st.integers(1, size[0]), st.integers(1, size[1])))
-    shrunk = render.shrink(picture, target)
+    shrunk = shrink(picture, target)
     scale = float(np.abs(picture).max())
     np.testing.assert_allclose(shrunk, slow_shrink(picture, target), rtol=1e-6, atol=1e-6 * scale)
     assert shrunk.astype(np.float64).mean() == pytest.approx(picture.astype(np.float64).mean(), abs=1e-6 * scale)
@@ -226,7 +230,7 @@ def test_shrink_is_the_mean_over_the_area(data: st.DataObject, size: tuple[int, 
 def test_shrink_by_a_whole_ratio_is_the_block_mean(h: int, w: int, fy: int, fx: int, seed: int) -> None:
     maps = np.random.default_rng(seed).standard_normal((2, 3, h * fy, w * fx)).astype(np.float32)
     blocks = maps.reshape(2, 3, h, fy, w, fx).astype(np.float64).mean(axis=(3, 5))
-    np.testing.assert_allclose(render.shrink(maps, (h, w)), blocks, rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(shrink(maps, (h, w)), blocks, rtol=1e-6, atol=1e-7)
 
 
 @few
@@ -234,14 +238,14 @@ def test_shrink_by_a_whole_ratio_is_the_block_mean(h: int, w: int, fy: int, fx: 
 def test_what_is_not_finite_spreads_to_what_it_touches_only(data: st.DataObject, size: tuple[int, int]) -> None:
     picture = data.draw(hnp.arrays(np.float32, size, elements=anything))
     target = data.draw(st.tuples(st.integers(1, size[0]), st.integers(1, size[1])))
-    shrunk = render.shrink(picture, target)
+    shrunk = shrink(picture, target)
     touched = slow_shrink((~np.isfinite(picture)).astype(np.float32), target) > 0
     np.testing.assert_array_equal(np.isfinite(shrunk), ~touched)
 
 
 def test_shrink_never_enlarges() -> None:
     with pytest.raises(ValueError, match=r"from \(1, 1\) to the map's own \(3, 4\); got \(3, 5\)"):
-        render.shrink(np.ones((3, 4), np.float32), (3, 5))
+        shrink(np.ones((3, 4), np.float32), (3, 5))
 
 
 # --- ranges --------------------------------------------------------------------------------------------------------
@@ -263,12 +267,12 @@ def test_ranges_by_hand() -> None:
 def test_a_range_is_kept_where_values_pass_it_by_less_than_a_shade() -> None:
     anchored = AnchoredRange(signed=True)
     before = np.array([[[[0.5, -1.0]]], [[[0.25, -0.5]]]], np.float32)
-    drawn = render.filters_grid(before, anchored.update(before), view="gray", cmap="auto", width=None).pixels
+    drawn = filters_grid(before, anchored.update(before), view="gray", cmap="auto", width=None).pixels
     after = np.array([[[[0.5, -1.015]]], [[[0.25, -0.51]]]], np.float32)
     limits = anchored.update(after)
     np.testing.assert_array_equal(limits.high, [1, 1])  # 1.5 % is kept, 2 % is not
     np.testing.assert_array_equal(limits.doubled, [0, 1])
-    again = render.filters_grid(after, limits, view="gray", cmap="auto", width=None).pixels
+    again = filters_grid(after, limits, view="gray", cmap="auto", width=None).pixels
     np.testing.assert_array_equal(again[:, :2], drawn[:, :2])
 
 
@@ -323,7 +327,7 @@ def test_a_range_never_shrinks_doubles_by_powers_of_two_and_holds_its_values(
         assert (limits.high > 0).all()
         shown = np.where(np.isfinite(values), values, 0)
         peaks = (np.abs(shown) if limits.symmetric else np.maximum(shown, 0)).max(axis=1)
-        assert (peaks <= limits.high.astype(np.float64) * (1 + 1 / render.TOP)).all()
+        assert (peaks <= limits.high.astype(np.float64) * (1 + 1 / TOP)).all()
         if before is not None and has_baseline:
             assert limits.symmetric == before.symmetric
             times = limits.doubled - before.doubled
@@ -366,7 +370,7 @@ def test_a_range_tells_its_limits_without_the_values(steps: FloatArray, rule: Ra
     ],
 )
 def test_the_peak_is_the_largest_finite_magnitude(values: list[float], largest: float) -> None:
-    found = render.peak(np.array(values, np.float32))
+    found = peak(np.array(values, np.float32))
     assert found == largest
     assert math.copysign(1, found) == 1
 
@@ -436,12 +440,12 @@ def test_ranges_refuse_what_they_cannot_take() -> None:
 @few
 @given(st.integers(1, 70), st.integers(1, 60), st.integers(1, 60), st.integers(1, 400))
 def test_shape_law(n: int, h: int, w: int, width: int) -> None:
-    grid = render.maps_grid(np.ones((n, h, w), np.float32), limits_of([1.0] * n), width=width)
-    n_columns = render.columns(n)
+    grid = maps_grid(np.ones((n, h, w), np.float32), limits_of([1.0] * n), width=width)
+    n_columns = grid_columns(n)
     check_layout(grid, n, n_columns)
     drawn_h, drawn_w = drawn_cell_size(grid.pixels, n, n_columns)
     assert grid.size[0] <= width or drawn_w == 1
-    cell = render.cell_width(n_columns, width)
+    cell = cell_width(n_columns, width)
     assert cell is not None
     if w > cell:
         assert drawn_w == cell
@@ -455,7 +459,7 @@ def test_shape_law(n: int, h: int, w: int, width: int) -> None:
 @few
 @given(st.integers(1, 30), st.integers(1, 20), st.integers(1, 9), st.integers(1, 9))
 def test_shape_law_of_slices(n: int, k: int, h: int, w: int) -> None:
-    grid = render.filters_grid(np.ones((n, k, h, w), np.float32), limits_of([1.0] * n), view="slices")
+    grid = filters_grid(np.ones((n, k, h, w), np.float32), limits_of([1.0] * n), view="slices")
     check_layout(grid, n * k, k)
     assert grid.size[0] <= 350
     assert drawn_cell_size(grid.pixels, n * k, k)[1] % w == 0
@@ -466,15 +470,15 @@ def test_shape_law_of_slices(n: int, k: int, h: int, w: int) -> None:
 def test_every_channel_is_in_its_cell_at_every_step(n: int, h: int, w: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     anchored = AnchoredRange(signed=True)
-    n_columns = render.columns(n)
+    n_columns = grid_columns(n)
     for _ in range(3):
         maps = rng.standard_normal((n, h, w)).astype(np.float32)
         limits = anchored.update(maps)
-        grid = render.maps_grid(maps, limits)
+        grid = maps_grid(maps, limits)
         size = drawn_cell_size(grid.pixels, n, n_columns)
         factor = size[0] // h
         for channel in range(n):
-            alone = render.maps_grid(maps[channel : channel + 1], limits_of(limits.high[[channel]]), width=None).pixels
+            alone = maps_grid(maps[channel : channel + 1], limits_of(limits.high[[channel]]), width=None).pixels
             cell = cell_of(grid.pixels, channel, n_columns, size)
             np.testing.assert_array_equal(cell, alone.repeat(factor, axis=0).repeat(factor, axis=1))
 
@@ -483,12 +487,12 @@ def test_every_channel_is_in_its_cell_at_every_step(n: int, h: int, w: int, seed
 def test_every_filter_is_in_its_cell(view: View) -> None:
     rng = np.random.default_rng(0)
     shown = rng.uniform(-1, 1, (5, 3, 2, 4)).astype(np.float32)
-    grid = render.filters_grid(shown, limits_of([1.0] * 5), view=view)
+    grid = filters_grid(shown, limits_of([1.0] * 5), view=view)
     if view == "rgb":
         size = drawn_cell_size(grid.pixels, 5, 3)
         for f in range(5):
             small = cell_of(grid.pixels, f, 3, size)[:: size[0] // 2, :: size[1] // 4]
-            expected = render.RGB_ZERO + render.RGB_STEP * np.rint(shown[f] * ZERO)
+            expected = RGB_ZERO + RGB_STEP * np.rint(shown[f] * ZERO)
             np.testing.assert_array_equal(np.moveaxis(small, -1, 0), expected)
     else:
         size = drawn_cell_size(grid.pixels, 15, 3)
@@ -501,7 +505,7 @@ def test_every_filter_is_in_its_cell(view: View) -> None:
 @given(st.integers(1, 5), st.integers(1, 12), seeds)
 def test_a_strip_has_a_row_a_channel_and_a_column_a_step(n: int, steps: int, seed: int) -> None:
     cells = np.random.default_rng(seed).uniform(-1, 1, (steps, n, 3, 3)).astype(np.float32)
-    grid = render.strip(cells, limits_of([1.0] * n))
+    grid = strip_grid(cells, limits_of([1.0] * n))
     check_layout(grid, n * steps, steps)
     size = drawn_cell_size(grid.pixels, n * steps, steps)
     for step in range(steps):
@@ -513,8 +517,8 @@ def test_a_strip_has_a_row_a_channel_and_a_column_a_step(n: int, steps: int, see
 def test_a_strip_of_rgb_filters_draws_the_cells_of_the_grid() -> None:
     filters = np.random.default_rng(0).uniform(-1, 1, (2, 3, 5, 5)).astype(np.float32)
     limits = limits_of([1.0, 0.5])
-    grid = render.filters_grid(filters[:, :, :, :], limits, view="rgb", width=21)
-    strip = render.strip(np.stack([filters, -filters]), limits, width=21)
+    grid = filters_grid(filters[:, :, :, :], limits, view="rgb", width=21)
+    strip = strip_grid(np.stack([filters, -filters]), limits, width=21)
     size = drawn_cell_size(grid.pixels, 2, 2)
     for channel in range(2):
         np.testing.assert_array_equal(
@@ -530,9 +534,9 @@ def test_same_value_same_index_while_the_range_holds(steps: FloatArray) -> None:
     for values in steps:
         limits = anchored.update(values)
         n, w = values.shape
-        pixels = render.maps_grid(values[:, None, :], limits, width=None).pixels
+        pixels = maps_grid(values[:, None, :], limits, width=None).pixels
         for channel in range(n):
-            cell = cell_of(pixels, channel, render.columns(n), (1, w))[0]
+            cell = cell_of(pixels, channel, grid_columns(n), (1, w))[0]
             for value, index in zip(values[channel].tolist(), cell.tolist(), strict=True):
                 if math.isfinite(value):
                     key = (channel, value, float(limits.high[channel]) * (1 if limits.symmetric else -1))
@@ -544,9 +548,9 @@ def test_same_value_same_index_while_the_range_holds(steps: FloatArray) -> None:
 def test_what_is_not_finite_has_its_own_colour_and_nothing_else_has(maps: FloatArray) -> None:
     kept = maps.copy()
     n, h, w = maps.shape
-    grid = render.maps_grid(maps, AnchoredRange().update(maps), width=None)
+    grid = maps_grid(maps, AnchoredRange().update(maps), width=None)
     for channel in range(n):
-        cell = cell_of(grid.pixels, channel, render.columns(n), (h, w))
+        cell = cell_of(grid.pixels, channel, grid_columns(n), (h, w))
         np.testing.assert_array_equal(cell == NOT_FINITE, ~np.isfinite(maps[channel]))
         assert (cell[np.isfinite(maps[channel])] <= TOP).all()
     np.testing.assert_array_equal(maps, kept)
@@ -558,13 +562,13 @@ def test_what_is_not_finite_has_its_own_colour_and_nothing_else_has(maps: FloatA
 def test_in_rgb_too(filters: FloatArray) -> None:
     kept = filters.copy()
     n, _, h, w = filters.shape
-    grid = render.filters_grid(filters, AnchoredRange(signed=True).update(filters), view="rgb")
-    check_layout(grid, n, render.columns(n))
-    size = drawn_cell_size(grid.pixels, n, render.columns(n))
+    grid = filters_grid(filters, AnchoredRange(signed=True).update(filters), view="rgb")
+    check_layout(grid, n, grid_columns(n))
+    size = drawn_cell_size(grid.pixels, n, grid_columns(n))
     for f in range(n):
-        cell = cell_of(grid.pixels, f, render.columns(n), size)
+        cell = cell_of(grid.pixels, f, grid_columns(n), size)
         lost = (~np.isfinite(filters[f]).all(axis=0)).repeat(size[0] // h, axis=0).repeat(size[1] // w, axis=1)
-        marked = np.any([(cell == colour).all(axis=-1) for colour in render.RGB_NOT_FINITE], axis=0)
+        marked = np.any([(cell == colour).all(axis=-1) for colour in RGB_NOT_FINITE], axis=0)
         np.testing.assert_array_equal(marked, lost)
         assert cell[~lost].min(initial=4) >= 4
         assert cell[~lost].max(initial=252) <= 252
@@ -575,17 +579,17 @@ def test_in_rgb_too(filters: FloatArray) -> None:
 @given(hnp.arrays(np.float32, st.integers(2, 30), elements=st.floats(-1, 1, width=32)))
 def test_indices_rise_with_the_values_and_mirror_with_their_sign(values: FloatArray) -> None:
     ordered = np.sort(values)[None, None, :]
-    rising = render.maps_grid(ordered, limits_of([1.0]), width=None).pixels[0].astype(int)
+    rising = maps_grid(ordered, limits_of([1.0]), width=None).pixels[0].astype(int)
     assert (np.diff(rising) >= 0).all()
-    mirrored = render.maps_grid(-ordered, limits_of([1.0]), width=None).pixels[0].astype(int)
+    mirrored = maps_grid(-ordered, limits_of([1.0]), width=None).pixels[0].astype(int)
     np.testing.assert_array_equal(mirrored, TOP - rising)
-    from_zero = render.maps_grid(ordered, limits_of([1.0], symmetric=False), width=None).pixels[0].astype(int)
+    from_zero = maps_grid(ordered, limits_of([1.0], symmetric=False), width=None).pixels[0].astype(int)
     np.testing.assert_array_equal(from_zero, np.rint(np.maximum(ordered[0, 0], 0) * TOP))
 
 
 def test_zero_and_the_ends_of_the_range() -> None:
     values = np.array([[[-2.0, -1.0, 0.0, 1.0, 2.0]]], np.float32)
-    assert render.maps_grid(values, limits_of([1.0]), width=None).pixels.tolist() == [[0, 0, ZERO, TOP, TOP]]
+    assert maps_grid(values, limits_of([1.0]), width=None).pixels.tolist() == [[0, 0, ZERO, TOP, TOP]]
 
 
 def test_the_range_of_a_flat_channel_between_huge_ones_is_finite() -> None:
@@ -595,14 +599,14 @@ def test_the_range_of_a_flat_channel_between_huge_ones_is_finite() -> None:
 
 def test_limits_of_other_channels_are_refused() -> None:
     with pytest.raises(ValueError, match="2 arrived for 3 cells"):
-        render.maps_grid(np.ones((3, 2, 2), np.float32), limits_of([1.0, 1.0]))
+        maps_grid(np.ones((3, 2, 2), np.float32), limits_of([1.0, 1.0]))
 
 
 # --- colours and files ---------------------------------------------------------------------------------------------
 
 
 def colours(cmap: str, symmetric: bool) -> npt.NDArray[np.int64]:
-    return np.frombuffer(render.palette(cmap, symmetric), np.uint8).reshape(-1, 3).astype(np.int64)
+    return np.frombuffer(palette(cmap, symmetric), np.uint8).reshape(-1, 3).astype(np.int64)
 
 
 def test_zero_is_white_where_there_is_a_sign() -> None:
@@ -630,26 +634,26 @@ def test_gray_is_gray() -> None:
 
 def test_a_misspelt_colour_map_is_refused_with_a_close_name() -> None:
     with pytest.raises(ValueError, match=r"got 'viridsi': did you mean .*viridis"):
-        render.palette("viridsi", True)
+        palette("viridsi", True)
 
 
 @few
 @given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=20), elements=st.integers(0, NOT_FINITE)))
 def test_a_png_holds_the_grid(indices: Pixels) -> None:
-    palette = render.palette("auto", True)
-    data = render.png(Grid(indices, palette), text={"cnnlog": "range x2", "ä": "Grüße"})
+    table = palette("auto", True)
+    data = encode_png(Grid(indices, table), text={"cnnlog": "range x2", "ä": "Grüße"})
     with Image.open(io.BytesIO(data)) as picture:
         picture.load()  # checks every chunk's checksum
         assert picture.mode == "P"
         np.testing.assert_array_equal(np.asarray(picture), indices)
         assert picture.text == {"cnnlog": "range x2", "ä": "Grüße"}
         shown = np.asarray(picture.convert("RGB"))
-    np.testing.assert_array_equal(shown, np.frombuffer(palette, np.uint8).reshape(-1, 3)[indices])
+    np.testing.assert_array_equal(shown, np.frombuffer(table, np.uint8).reshape(-1, 3)[indices])
 
 
 def test_an_rgb_png_holds_the_grid() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (9, 13, 3), np.uint8)
-    data = render.png(Grid(pixels, None), text={"step": "3"})
+    data = encode_png(Grid(pixels, None), text={"step": "3"})
     with Image.open(io.BytesIO(data)) as picture:
         assert picture.mode == "RGB"
         assert picture.text == {"step": "3"}
@@ -665,14 +669,14 @@ def test_pictures_of_alexnet_stay_within_their_bytes() -> None:
         for _ in range(12):
             maps = sum((np.roll(maps, by, axis) for by in (-1, 1) for axis in (-1, -2)), maps) / 5
         shown = maps.astype(np.float32)
-        total += 2 * len(render.png(render.maps_grid(shown, AnchoredRange().update(shown))))
+        total += 2 * len(encode_png(maps_grid(shown, AnchoredRange().update(shown))))
     for shape in ((64, 3, 11, 11), (16, 16, 5, 5), (16, 16, 3, 3), (16, 16, 3, 3), (16, 16, 3, 3)):
         weights = rng.standard_normal(shape).astype(np.float32)
-        total += 2 * len(render.png(render.filters_grid(weights, AnchoredRange().update(weights), view="auto")))
+        total += 2 * len(encode_png(filters_grid(weights, AnchoredRange().update(weights), view="auto")))
     assert total <= 300_000
 
 
 if __name__ == "__main__":
     GOLDENS.mkdir(exist_ok=True)
     for golden_name, (golden_grid, _, _) in golden_grids().items():
-        (GOLDENS / f"{golden_name}.png").write_bytes(render.png(golden_grid))
+        (GOLDENS / f"{golden_name}.png").write_bytes(encode_png(golden_grid))

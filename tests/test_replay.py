@@ -18,11 +18,11 @@ from training import TinyCNN, events, fit, image_steps, probe, trainer
 from typer.testing import CliRunner, Result
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.checkpoints import find, order
-from cnnlog.cli import app
-from cnnlog.replay import replay
-from cnnlog.run import open_run
-from cnnlog.store import RunStore
+from cnnlog.cli.app import app
+from cnnlog.models.checkpoints import find, order
+from cnnlog.monitors.replay import replay
+from cnnlog.runs.run import open_run
+from cnnlog.runs.store import RunStore
 
 EPOCHS = 3
 

@@ -21,10 +21,14 @@ from safetensors.numpy import save_file
 from stored_runs import moving, write_run
 
 import cnnlog
-from cnnlog import charts, frames, render
-from cnnlog.comparison import Comparison
-from cnnlog.frames import DETAILS, Detail, Reel, Scene
-from cnnlog.report import Page, write_report
+from cnnlog.comparison.comparison import Comparison
+from cnnlog.rendering.colours import NOT_FINITE, ZERO
+from cnnlog.rendering.grids import filters_grid, maps_grid
+from cnnlog.rendering.ranges import Limits
+from cnnlog.rendering.views import ResolvedView
+from cnnlog.reports.page import charts
+from cnnlog.reports.page.page import Page, write_report
+from cnnlog.reports.page.reels import DETAILS, Detail, Reel, Scene, fitting, spread, strongest
 
 VOID = {"meta", "img", "input"}
 
@@ -92,9 +96,9 @@ def page(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> S
 # --- frames
 
 
-def scene(values: np.ndarray, high: float = 1.0, view: render.ResolvedView | None = None) -> Scene:
+def scene(values: np.ndarray, high: float = 1.0, view: ResolvedView | None = None) -> Scene:
     n = len(values)
-    return Scene(values, render.Limits(np.full(n, high, np.float32), True, np.zeros(n, np.int64)), view)
+    return Scene(values, Limits(np.full(n, high, np.float32), True, np.zeros(n, np.int64)), view)
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -112,7 +116,7 @@ def test_a_reel_gives_back_the_frames_that_went_in(steps: np.ndarray) -> None:
     raw = zlib.decompress(reel.pack(), wbits=-15)
     back = np.cumsum(np.frombuffer(raw, np.uint8).reshape(len(steps), -1), axis=0, dtype=np.uint8)
     for values, pixels in zip(steps, back, strict=True):
-        drawn = render.maps_grid(values, scene(values).limits, width=None)
+        drawn = maps_grid(values, scene(values).limits, width=None)
         assert pixels.tobytes() == drawn.pixels.tobytes()
 
 
@@ -151,7 +155,7 @@ def test_more_bytes_give_finer_pictures_and_few_give_fewer_steps() -> None:
         first, second = (scene(rng.uniform(-1, 1, (64, 40, 40)).astype(np.float32)) for _ in range(2))
         return {"a": first}, {"a": second}
 
-    chosen = [frames.fitting([pair()], steps=100, budget=budget) for budget in (20_000_000, 2_000_000, 300_000, 9_000)]
+    chosen = [fitting([pair()], steps=100, budget=budget) for budget in (20_000_000, 2_000_000, 300_000, 9_000)]
     positions = [position for position, _ in chosen]
     assert positions[0] == 0
     assert positions == sorted(positions)
@@ -160,13 +164,13 @@ def test_more_bytes_give_finer_pictures_and_few_give_fewer_steps() -> None:
 
 
 def test_spread_keeps_both_ends() -> None:
-    assert frames.spread(tuple(range(100)), 4) == (0, 33, 66, 99)
-    assert frames.spread((3, 5), 9) == (3, 5)
+    assert spread(tuple(range(100)), 4) == (0, 33, 66, 99)
+    assert spread((3, 5), 9) == (3, 5)
 
 
 def test_the_strongest_of_three_colours_keeps_its_sign() -> None:
     difference = np.array([[[[1.0, 0.0]], [[-3.0, 0.0]], [[2.0, np.nan]]]], np.float32)
-    np.testing.assert_array_equal(frames.strongest(difference), [[[[-3.0, np.nan]]]])
+    np.testing.assert_array_equal(strongest(difference), [[[[-3.0, np.nan]]]])
 
 
 # --- charts
@@ -242,7 +246,7 @@ def test_differences_are_those_of_the_raw_values(page: Seen, runs: tuple[Path, P
                 cells = change.reshape(-1, *change.shape[-2:])
                 columns = reel["layout"]["columns"]
                 h, w = cells.shape[1:]
-                expected = render.ZERO + render.ZERO * cells / high
+                expected = ZERO + ZERO * cells / high
                 seen = pixels[reel["at"][step]].reshape(-1, columns * (w + 1) - 1)
                 for cell, values in enumerate(expected):
                     y, x = cell // columns * (h + 1), cell % columns * (w + 1)
@@ -263,7 +267,7 @@ def test_the_static_pictures_are_those_of_the_last_step(page: Seen, runs: tuple[
     source = next(a["src"] for t, a in page.elements if t == "img" and a["alt"].startswith("Filters of conv2, tuned"))
     with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    grid = render.filters_grid(run.filters("conv2"), run.limits("conv2", "filters", 4), view="slices")
+    grid = filters_grid(run.filters("conv2"), run.limits("conv2", "filters", 4), view="slices")
     assert grid.palette is not None
     np.testing.assert_array_equal(pixels, np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[grid.pixels])
 
@@ -301,7 +305,7 @@ def test_what_is_nan_keeps_its_own_colour(tmp_path: Path) -> None:
     _, seen = written(cnnlog.compare(tmp_path / "a", tmp_path / "b"), tmp_path / "page.html")
     for key in ("1-filters-s0", "1-filters-d1"):
         reel = seen.data["pictures"][key]["reels"][0]
-        lost = unpacked(seen, reel)[reel["at"][3]] == render.NOT_FINITE
+        lost = unpacked(seen, reel)[reel["at"][3]] == NOT_FINITE
         assert lost.sum() == 1
     assert "NaN" not in seen.scripts["data"]
 

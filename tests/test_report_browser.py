@@ -14,9 +14,10 @@ from PIL import Image
 from stored_runs import moving, write_run
 
 import cnnlog
-from cnnlog import render
-from cnnlog.report import write_report
-from cnnlog.run import Run
+from cnnlog.rendering.colours import GAP, TOP, ZERO, palette
+from cnnlog.rendering.grids import filters_grid
+from cnnlog.reports.page.page import write_report
+from cnnlog.runs.run import Run
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -131,11 +132,11 @@ def test_the_pixels_are_those_of_the_stored_values(page: Page, address: str, run
     one, other = (cnnlog.open_run(run) for run in runs)
     name = f"{EVIL}conv2"
     limits = one.limits(name, "filters", 3)
-    grid = render.filters_grid(one.filters(name, 3), limits, view="slices")
+    grid = filters_grid(one.filters(name, 3), limits, view="slices")
     assert grid.palette is not None
     table = np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)
     np.testing.assert_array_equal(pixels(page, "1-filters-s0"), table[grid.pixels])
-    rgb = render.filters_grid(one.filters(f"{EVIL}conv1", 3), one.limits(f"{EVIL}conv1", "filters", 3), view="rgb")
+    rgb = filters_grid(one.filters(f"{EVIL}conv1", 3), one.limits(f"{EVIL}conv1", "filters", 3), view="rgb")
     np.testing.assert_array_equal(pixels(page, "0-filters-s0"), rgb.pixels)
 
     # the difference, by hand: the range that the page names, 63 levels from blue over white at 0 to red
@@ -146,13 +147,13 @@ def test_the_pixels_are_those_of_the_stored_values(page: Page, address: str, run
     seen = pixels(page, "1-filters-d1")
     factor = (seen.shape[0] + 1) // len(change) // 3
     wide = 3 * factor + 1
-    levels = np.argmin(np.abs(seen[..., None, :].astype(int) - table[: render.TOP + 1].astype(int)).sum(-1), axis=-1)
+    levels = np.argmin(np.abs(seen[..., None, :].astype(int) - table[: TOP + 1].astype(int)).sum(-1), axis=-1)
     for row in range(change.shape[0]):
         for column in range(change.shape[1]):
             cell = levels[row * wide : row * wide + 3 * factor, column * wide : column * wide + 3 * factor]
             expected = 31 + 31 * change[row, column] / high
             np.testing.assert_allclose(cell[::factor, ::factor], expected, atol=0.8)
-    zero = table[render.ZERO]
+    zero = table[ZERO]
     assert zero.tolist() == [255, 255, 255]
 
 
@@ -165,7 +166,7 @@ def test_alike_filters_have_a_white_difference(page: Page, address: str) -> None
     shows(page, 0)
     for key in ("0-filters-d1", "1-feature_maps-d1"):
         seen = pixels(page, key)
-        gap = render.palette("auto", True)[3 * render.GAP : 3 * render.GAP + 3]
+        gap = palette("auto", True)[3 * GAP : 3 * GAP + 3]
         colours = {tuple(colour) for colour in seen.reshape(-1, 3).tolist()}
         assert colours <= {(255, 255, 255), tuple(gap)}
         assert (255, 255, 255) in colours
@@ -307,7 +308,7 @@ def test_a_strip_is_drawn_in_one_range(page: Page, tmp_path: Path) -> None:
     page.goto(f"{path.as_uri()}#life=conv:0")
     wait(page, "document.querySelector('#life .strip canvas').picture")
     seen = drawn(page, "#life .strip canvas")
-    table = np.frombuffer(render.palette("auto", True), np.uint8).reshape(-1, 3)[: render.TOP + 1].astype(int)
+    table = np.frombuffer(palette("auto", True), np.uint8).reshape(-1, 3)[: TOP + 1].astype(int)
     levels = np.argmin(np.abs(seen[..., None, :].astype(int) - table).sum(-1), axis=-1)
     factor = seen.shape[0] // 3
     first, last = (levels[::factor, left : left + 3 * factor : factor] - 31 for left in (0, 3 * factor + 1))

@@ -18,8 +18,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from training import TinyCNN, events, fit, probe, trainer
 
-from cnnlog import FeatureMapMonitor, FilterMonitor, drift
-from cnnlog.store import RunStore
+from cnnlog import FeatureMapMonitor, FilterMonitor
+from cnnlog.metrics import drift
+from cnnlog.runs.store import RunStore
 
 EPOCHS = 12
 KILLS = (3, 6, 9)  # stored steps in all, at which the training is killed

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from event_logs import write_run
 
-from cnnlog import serve
+from cnnlog.tensorboard import serve
 
 CONV1 = "00_conv1"
 
@@ -155,7 +155,10 @@ def test_names_of_folders_are_short_and_differ(folders: list[str], names: list[s
 def test_it_ends_cleanly(folders: list[Path], ending: str) -> None:
     # a shell that runs the tests in the background has them, and all that they start, ignore Ctrl-C
     heeds = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
-    serves = f"from cnnlog.serve import serve; serve({str(folders[0])!r}, echo=lambda line: print(line, flush=True))"
+    serves = (
+        "from cnnlog.tensorboard.serve import serve; "
+        f"serve({str(folders[0])!r}, echo=lambda line: print(line, flush=True))"
+    )
     code = f"{heeds}; {serves}"
     with subprocess.Popen(
         [sys.executable, "-c", code],

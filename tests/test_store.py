@@ -18,8 +18,8 @@ import pytest
 import safetensors.numpy
 from PIL import Image, PngImagePlugin
 
+from cnnlog.runs.store import Manifest, RunStore, StoreError, WatchedLayer
 from cnnlog.snapshot import Record
-from cnnlog.store import Manifest, RunStore, StoreError, WatchedLayer
 
 LAYERS = ("conv", "a/b/c", "möbel.été.層", "with space.0")
 

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import FSDPStrategy
 from training import events, image_steps
 
 from cnnlog import FilterMonitor, open_run
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 SCRIPT = Path(__file__).with_name("strategy_training.py")
 RANKS = (0, 1)

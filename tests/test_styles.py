@@ -24,7 +24,7 @@ from torch import nn
 from training import probe
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 IMAGE = (3, 16, 16)
 

@@ -22,12 +22,13 @@ from PIL import Image
 from tracked import EPOCHS, pixels
 from training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 
-from cnnlog import FeatureMapMonitor, FilterMonitor, recorder
-from cnnlog.places import shortened
-from cnnlog.sinks import kinds, sinks_for
-from cnnlog.sinks.other import OtherSink
-from cnnlog.sinks.pictures import PictureFiles
-from cnnlog.store import RunStore
+from cnnlog import FeatureMapMonitor, FilterMonitor
+from cnnlog.recording import recorder
+from cnnlog.runs.places import shortened
+from cnnlog.runs.store import RunStore
+from cnnlog.trackers import kinds, sinks_for
+from cnnlog.trackers.other import OtherSink
+from cnnlog.trackers.picture_files import PictureFiles
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "comet": "comet_ml", "aim": "aim", "clearml": "clearml"}
 ALL_STEPS = list(range(EPOCHS + 1))
@@ -96,7 +97,7 @@ def test_keys_for_mlflow_are_legal_and_reversible(tag: str) -> None:
         pytest.skip("mlflow is not installed; scripts/test --all installs it")
     from mlflow.utils.validation import _validate_metric_name
 
-    from cnnlog.sinks.mlflow import KEY_BYTES, key, tag_of
+    from cnnlog.trackers.mlflow import KEY_BYTES, key, tag_of
 
     assert tag_of(key(tag)) == tag
     _validate_metric_name(shortened(key(tag), KEY_BYTES))
@@ -161,7 +162,7 @@ def test_trainer_module_and_loggers_may_be_those_of_pytorch_lightning(tmp_path: 
 
 def test_the_package_of_a_tracker_that_is_not_used_is_not_imported() -> None:
     code = (
-        "import sys; from cnnlog.sinks import sinks_for\n"
+        "import sys; from cnnlog.trackers import sinks_for\n"
         "class CSVLogger: pass\n"
         "sinks_for([CSVLogger()], folder='x', unit='epoch'); print(*sys.modules)"
     )

@@ -19,7 +19,7 @@ from torch import nn
 from training import TinyCNN, events, fit, image_steps, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, watch
-from cnnlog.store import RunStore
+from cnnlog.runs.store import RunStore
 
 ROUNDS = 5
 EPOCHS = 2

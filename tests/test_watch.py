@@ -22,9 +22,9 @@ from training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 from zoo import ZOO
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe, watch
-from cnnlog.run import open_run
-from cnnlog.store import RunStore
-from cnnlog.watcher import Watcher
+from cnnlog.monitors.loop import Watcher
+from cnnlog.runs.run import open_run
+from cnnlog.runs.store import RunStore
 
 AWKWARD = (
     *("in_place", "frozen_norm", "shared", "spectral_norm_old", "weight_norm_old", "dropout_first", "fails_midway"),

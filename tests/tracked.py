@@ -96,7 +96,7 @@ class MLflow:
     def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
         from mlflow import MlflowClient
 
-        from cnnlog.sinks.mlflow import tag_of
+        from cnnlog.trackers.mlflow import tag_of
 
         client, run = MlflowClient(f"sqlite:///{self.folder}/runs.db"), self.logger.run_id
         images: Seen = {}

@@ -1,0 +1,283 @@
+"""Looks at a borrowed model with hooks: what could be watched in it, and a snapshot of what is.
+
+Torch ends here: a `Snapshot` holds NumPy arrays only.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnlog.capture.layers import LayerInfo, layer_names
+from cnnlog.capture.loan import borrow
+from cnnlog.capture.probe import Probe
+from cnnlog.capture.sharding import is_sharded, plain_type, reshard
+from cnnlog.capture.transfer import departures, sent, to_host
+from cnnlog.capture.used_weights import UsedWeights, filters_of, has_one_weight, weight_shape
+from cnnlog.snapshot import FloatArray, Snapshot
+
+Forward = Callable[[nn.Module, torch.Tensor], object]
+"""Runs the module on the probe, e.g. under a precision plugin: `run(module, tensor)`; what it returns is ignored."""
+
+# Where a class has its `forward` from if it defines none.
+_WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
+
+
+def survey(
+    model: nn.Module, probe: Probe | torch.Tensor | None, *, run: Forward | None = None, through: str | None = None
+) -> tuple[LayerInfo, ...]:
+    """Find out what could be watched, by one dry run of the probe.
+
+    Args:
+        model: any module; it is borrowed and given back.
+        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`; without one nothing runs and no output shape is known.
+        run: executes the forward, `run(module, tensor)`; default: `module(tensor)` on the model's device and dtype.
+        through: name of the sub-module through which the probe runs, for models without a forward of their own.
+
+    Returns:
+        Every named module: first those that ran, in execution order, then the others in order of registration.
+
+    Raises:
+        ValueError: the model cannot be looked at, or the probe cannot go through it (the layers that ran are named).
+    """
+    outputs: dict[str, tuple[int, ...]] = {}
+    weights: dict[str, tuple[int, ...] | None] = {}
+    images = None if probe is None else len(_tensor(probe))
+
+    def record(name: str, module: nn.Module, output: object) -> None:
+        if name not in outputs:
+            outputs[name] = _maps_shape(output)
+            weights[name] = weight_shape(module)
+
+    with borrow(model):
+        modules = _named(model)
+        paths = {name: path for name, path, _ in layer_names(model)}
+        if probe is not None:
+            _forward(model, probe, modules, record, outputs, run=run, through=through)
+        for name, module in modules.items():
+            if name not in weights:
+                weights[name] = weight_shape(module)
+        reshard(model)  # of what FSDP2 gathers in a forward pass nothing can be computed
+        for name, module in modules.items():
+            if len(weights[name] or ()) == 4 and not has_one_weight(module):
+                weights[name] = None
+    order = [*outputs, *(name for name in modules if name not in outputs)]
+    return tuple(
+        LayerInfo(
+            name=name,
+            kind=plain_type(modules[name]).__name__,
+            module_type=plain_type(modules[name]),
+            has_filters=len(weights[name] or ()) == 4,
+            weight_shape=weights[name],
+            output_shape=outputs.get(name) or None,
+            has_maps=len(outputs.get(name, ())) == 4 and outputs[name][0] == images,
+            path=paths[name],
+        )
+        for name in order
+    )
+
+
+def capture(
+    model: nn.Module,
+    probe: Probe | torch.Tensor | None,
+    *,
+    filter_layers: Sequence[str],
+    map_layers: Sequence[str],
+    step: int,
+    epoch: int,
+    global_step: int,
+    run: Forward | None = None,
+    through: str | None = None,
+    wait: bool = True,
+) -> Snapshot:
+    """Copy the effective weights and the feature maps of some layers, at full size, in float32.
+
+    Args:
+        model: any module; it is borrowed and given back.
+        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`; may be None where only filters are wanted: then nothing runs,
+            and weights that a forward computes for itself (standardised, fake-quantised ones) are as they are held.
+        filter_layers: names of the layers whose effective weight `[O, I, kH, kW]` is wanted; of a 3-D convolution its
+            frames stand side by side, `[O, I, kH, kT * kW]`.
+        map_layers: names of the layers whose first output `[N, C, H, W]` is wanted; of `[N, C, T, H, W]` it is the
+            middle frame.
+        step: the snapshot's step; likewise `epoch` and `global_step`.
+        epoch: completed training epochs.
+        global_step: completed optimiser steps.
+        run: as in `survey`.
+        through: as in `survey`.
+        wait: until the copies have left a CUDA device; else `Snapshot.ready` does, and another thread may call it.
+
+    Raises:
+        ValueError: a name is unknown, a layer has no 4-D weight or output, or the probe cannot go through the model.
+    """
+    filters: dict[str, FloatArray] = {}
+    maps: dict[str, FloatArray] = {}
+    ran: dict[str, tuple[int, ...]] = {}
+    if probe is None and map_layers:
+        raise ValueError(f"Feature maps of {', '.join(map_layers)} were asked for without a probe: give one.")
+
+    def record(name: str, module: nn.Module, output: object) -> None:
+        if name in ran:  # one module may run several times: its first call counts
+            return
+        ran[name] = _shape(output)
+        if name in wanted_maps:
+            maps[name] = _feature_maps(name, output)
+        if name in wanted_filters:
+            if module in used.filters:
+                filters[name] = used.filters[module]
+            elif not spread:
+                filters[name] = filters_of(name, module)
+
+    spread = is_sharded(model)
+    wanted_filters, wanted_maps = set(filter_layers), set(map_layers)
+    with departures() as ready, borrow(model):
+        modules = _named(model)
+        watched = {name: _known(modules, name) for name in dict.fromkeys([*filter_layers, *map_layers])}
+        if probe is not None:
+            with UsedWeights([watched[name] for name in filter_layers]) as used:
+                _forward(model, probe, watched, record, ran, run=run, through=through)
+        if spread:
+            reshard(model)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
+        for name in filter_layers:
+            if name not in filters:  # of a sharded model, or an auxiliary head, say, that does not run in eval mode
+                filters[name] = filters_of(name, watched[name])
+    missing = [name for name in map_layers if name not in maps]
+    if missing:
+        raise ValueError(f"No feature maps: {', '.join(map(repr, missing))} did not run on the probe.")
+    arrived = ready()
+    if wait and arrived is not None:
+        arrived()
+    return Snapshot(
+        step=step,
+        epoch=epoch,
+        global_step=global_step,
+        filters={name: filters[name] for name in filter_layers},
+        feature_maps={name: maps[name] for name in map_layers},
+        ready=None if wait else arrived,
+    )
+
+
+# --- the forward pass ------------------------------------------------------------------------------------------------
+
+
+def _forward(
+    model: nn.Module,
+    probe: Probe | torch.Tensor,
+    watched: Mapping[str, nn.Module],
+    record: Callable[[str, nn.Module, object], None],
+    ran: Mapping[str, tuple[int, ...]],
+    *,
+    run: Forward | None,
+    through: str | None,
+) -> None:
+    """Run the probe with a temporary hook on every watched module; a failure says how far it came."""
+    start = entry(model, through)
+    tensor = _tensor(probe)
+    handles = [
+        module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
+        for name, module in watched.items()
+    ]
+    try:
+        (run or _plain_run)(start, tensor)
+    except Exception as error:
+        raise ValueError(_how_far(start, tensor, ran, error)) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _plain_run(module: nn.Module, tensor: torch.Tensor) -> None:
+    module(placed(module, tensor))
+
+
+def placed(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor on the device and in the precision of the module's first floating-point parameter or buffer."""
+    example = next((p for p in chain(module.parameters(), module.buffers()) if p.is_floating_point()), tensor)
+    return sent(tensor, example.device).to(example.dtype)
+
+
+def _how_far(start: nn.Module, tensor: torch.Tensor, ran: Mapping[str, tuple[int, ...]], error: Exception) -> str:
+    last = [f"{name or type(start).__name__} {list(shape)}" for name, shape in list(ran.items())[-5:]]
+    before = f"{len(ran) - 5} layers, then " if len(ran) > 5 else ""
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return (
+        f"The probe {list(tensor.shape)} cannot go through {type(start).__name__} "
+        f"({type(error).__name__}: {reason}); what ran: {before}{', '.join(last) or 'nothing'}. "
+        "Give a probe of the size and channels that the model is trained on."
+    )
+
+
+def entry(model: nn.Module, through: str | None) -> nn.Module:
+    """The module through which the probe runs: the model, unless it has no forward of its own."""
+    if through is not None:
+        modules = _named(model)
+        if through not in modules:
+            close = difflib.get_close_matches(through, modules, n=3) or [name for name, _ in model.named_children()]
+            raise ValueError(f"through={through!r} names no sub-module of {type(model).__name__}; there is {close}.")
+        return modules[through]
+    home = getattr(type(model).forward, "__module__", "")
+    if "forward" in model.__dict__ or home not in _WITHOUT_FORWARD:
+        return model
+    children = {name: child for name, child in model.named_children() if any(True for _ in child.parameters())}
+    if len(children) == 1:
+        return next(iter(children.values()))
+    raise ValueError(
+        f"{type(model).__name__} has no forward of its own, and {len(children)} children with parameters "
+        f"({', '.join(map(repr, children)) or 'none'}): define forward(self, x), or say through=NAME, "
+        "the sub-module to run the probe through."
+    )
+
+
+def _tensor(probe: Probe | torch.Tensor) -> torch.Tensor:
+    return probe if isinstance(probe, torch.Tensor) else probe.tensor
+
+
+def _named(model: nn.Module) -> dict[str, nn.Module]:
+    # A compiled module and the one inside it share a name; the inner one, which comes later, is the layer.
+    return {name: module for name, _, module in layer_names(model)}
+
+
+def _known(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
+    if name not in modules:
+        raise ValueError(f"The model has no layer {name!r}: its structure has changed since the layers were chosen.")
+    return modules[name]
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def _first_tensor(output: object) -> torch.Tensor | None:
+    if isinstance(output, torch.Tensor):
+        return output
+    parts: Any = ()
+    if isinstance(output, Mapping):
+        parts = output.values()
+    elif isinstance(output, (tuple, list)):
+        parts = output
+    return next((tensor for part in parts if (tensor := _first_tensor(part)) is not None), None)
+
+
+def _shape(output: object) -> tuple[int, ...]:
+    tensor = _first_tensor(output)
+    return () if tensor is None else tuple(tensor.shape)
+
+
+def _maps_shape(output: object) -> tuple[int, ...]:
+    """The output's shape, of `[N, C, T, H, W]` that of one frame."""
+    shape = _shape(output)
+    return (*shape[:2], *shape[3:]) if len(shape) == 5 else shape
+
+
+def _feature_maps(name: str, output: object) -> FloatArray:
+    tensor = _first_tensor(output)
+    if tensor is None or tensor.dim() not in (4, 5):
+        raise ValueError(
+            f"Layer {name!r} has no feature maps: expected an output [N, C, H, W] or [N, C, T, H, W], "
+            f"but it is {list(_shape(output))}."
+        )
+    return to_host(tensor if tensor.dim() == 4 else tensor[:, :, tensor.shape[2] // 2])

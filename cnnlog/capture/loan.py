@@ -1,0 +1,316 @@
+"""Lends a model out, and gives it back byte for byte.
+
+What has to be kept still, and why, is measured in the tests of inertness over a zoo of awkward models.
+"""
+
+from __future__ import annotations
+
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from operator import is_
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from cnnlog.capture.layers import layer_names
+from cnnlog.capture.rng import held_generators, kept_rng
+from cnnlog.capture.sharding import held, refuse_flattened, sharded
+from cnnlog.capture.used_weights import unmerges
+
+_ALWAYS_COPIED = 2**20  # bytes: smaller tensor attributes are copied at every loan, larger ones as parameters are
+_CONSTANT = frozenset((bool, int, float, complex, str, bytes, type(None), type))  # types of values that never change
+_CONTAINERS = (dict, set, list, deque)
+_SAME_SIZE_INT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+# Does this model's forward write into its own parameters (momentum encoders do)? Known after its first loan.
+_writes_parameters: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def borrow(model: nn.Module) -> Iterator[nn.Module]:
+    """Lend the model for forward passes in eval mode without gradients; give everything back afterwards.
+
+    Given back, also after an exception: training flags, buffers, sub-modules, attributes (and one level of the
+    contents of lists, dicts, sets, deques and arrays), parameters, the states of all random number generators.
+    `self.log` in forward does nothing, compiled models run eagerly, and no recompilation follows.
+
+    Parameters are copied on a model's first loan, and on later ones only if an earlier one saw forward write them.
+    A model that is sharded over several processes (FSDP2, DTensor) must be borrowed by all of them at the same time.
+
+    Raises:
+        ValueError: the model is a ScriptModule, has uninitialised lazy parameters, or is sharded by FSDP 1 or ZeRO 3.
+        RuntimeError: forward wrote into parameters of which there was no copy.
+    """
+    refuse(model)
+    with ExitStack() as stack:
+        stack.enter_context(sharded(model))
+        loan = _Loan(model)
+        stack.enter_context(kept_rng(held_generators(loan.values, depth=1)))
+        # The cache of a training step around us keeps no cast of ours, which has no graph.
+        stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
+        torch.set_autocast_cache_enabled(False)
+        stack.callback(loan.give_back)
+        loan.still()
+        # not inference_mode: a tensor that forward caches would fail in later training.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and importing it costs seconds
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        yield model
+
+
+def refuse(model: nn.Module) -> None:
+    """Raise ValueError for a model that cannot be looked at: a ScriptModule, lazy or flattened parameters."""
+    refuse_flattened(model)
+    for module in model.modules():
+        if not (isinstance(module, torch.jit.ScriptModule) or any(map(is_lazy, _own_tensors(module).values()))):
+            continue
+        name = next(name for name, _, other in layer_names(model) if other is module)
+        if isinstance(module, torch.jit.ScriptModule):
+            where = f"layer {name!r}" if name else "the model"
+            raise ValueError(
+                f"A ScriptModule cannot be watched, and {where} is one ({type(module).__name__}): its inner "
+                "layers take no hooks. Train the nn.Module it was scripted or traced from."
+            )
+        key = next(key for key, tensor in _own_tensors(module).items() if is_lazy(tensor))
+        raise ValueError(
+            f"Layer {name!r} ({type(module).__name__}) is lazy and its {key!r} has no shape yet: "
+            "run the model once on a batch before training, so that every parameter is initialised."
+        )
+
+
+def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    own = chain(module._parameters.items(), module._buffers.items())
+    return {key: tensor for key, tensor in own if tensor is not None}
+
+
+class _Loan:
+    """What a model was before it was lent.
+
+    `_parameters` is never re-bound: sharding (FSDP2) swaps its entries in forward and loses track otherwise.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.modules = list(model.modules())
+        self._attributes = [dict(module.__dict__) for module in self.modules]
+        self._elsewhere = [(module, module.training) for module in self.modules if "training" not in module.__dict__]
+        self._parameter_names = [list(module._parameters) for module in self.modules]
+        parameters = {id(p): p for module in self.modules for p in module._parameters.values() if p is not None}
+        buffers = {id(b): b for module in self.modules for b in module._buffers.values() if b is not None}
+
+        self._contents: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []  # as most containers of a module are
+        self.values: list[Any] = []
+        plain: dict[int, torch.Tensor] = {}  # tensors that are neither parameters nor buffers
+        for key, value in chain.from_iterable(attributes.items() for attributes in self._attributes):
+            if type(value) in _CONSTANT or key == "_parameters":
+                continue
+            if isinstance(value, _CONTAINERS) and not value:
+                self._empty.append(value)
+            else:
+                self.values.append(value)
+                self._keep_contents(value, plain)
+        self._copied = _writes_parameters.get(model, True) or any(map(unmerges, self.modules))
+        small = {key: tensor for key, tensor in plain.items() if tensor.nbytes < _ALWAYS_COPIED}
+        with torch.no_grad():
+            self._always = [_Kept(tensor) for tensor in ({**small, **buffers}).values()]
+            self._seldom = [
+                _Kept(tensor)
+                for key, tensor in ({**plain, **parameters}).items()
+                if key not in small and key not in buffers
+            ]
+            _copy(self._always + (self._seldom if self._copied else []))
+
+    def _keep_contents(self, value: Any, plain: dict[int, torch.Tensor]) -> None:
+        if isinstance(value, _CONTAINERS):
+            plainly = next(cls for cls in _CONTAINERS if isinstance(value, cls))
+            self._contents.append((value, plainly(value)))
+        elif isinstance(value, np.ndarray):
+            self._contents.append((value, value.copy()))
+        elif isinstance(value, torch.Tensor) and not isinstance(value, nn.Parameter):
+            plain[id(value)] = value
+        if isinstance(value, (dict, list, deque)):
+            for part in value.values() if isinstance(value, dict) else value:
+                if isinstance(part, torch.Tensor):
+                    self._keep_contents(part, plain)
+
+    def still(self) -> None:
+        """Eval mode, flag by flag (`.eval()` merges LoRA, `.train()` thaws what the user froze), and no logging."""
+        for module, attributes in zip(self.modules, self._attributes, strict=True):
+            if attributes.get("training"):
+                module.__dict__["training"] = False
+            if all(callable(attributes.get(name, getattr(type(module), name, None))) for name in ("log", "log_dict")):
+                module.__dict__["log"] = module.__dict__["log_dict"] = lambda *_, **__: None
+        for module, _ in self._elsewhere:
+            module.training = False
+
+    def give_back(self) -> None:
+        """Undo everything, in place where others may hold the same object."""
+        for module, attributes in zip(self.modules, self._attributes, strict=True):
+            if "training" in attributes:
+                module.__dict__["training"] = attributes["training"]
+            if not _same_items(module.__dict__, attributes):
+                _refill(module.__dict__, attributes, except_for="_parameters")
+        for module, names in zip(self.modules, self._parameter_names, strict=True):
+            for name in [name for name in module._parameters if name not in names]:
+                del module._parameters[name]
+        for empty in self._empty:
+            if empty:
+                empty.clear()
+        for container, content in self._contents:
+            _restore_content(container, content)
+        for module, training in self._elsewhere:
+            module.training = training
+        with torch.no_grad():
+            touched = {kept for kept in [*self._always, *self._seldom] if kept.put_in_place()}
+            first = self.model not in _writes_parameters
+            changed = {kept for kept in self._always if kept.changed(tell=False)}
+            changed |= {kept for kept in self._seldom if kept.changed(tell=first)}
+            _copy_back(changed)
+        written = [kept for kept in self._seldom if kept in touched or kept in changed]
+        _writes_parameters[self.model] = bool(written) or _writes_parameters.get(self.model, False)
+        lost = [kept for kept in written if kept.copy is None and kept.written]
+        if lost:
+            shapes = ", ".join(str(list(kept.tensor.shape)) for kept in lost[:3])
+            raise RuntimeError(
+                f"{type(self.model).__name__}.forward in eval mode wrote into parameters {shapes}, which it did not do "
+                "when it was first run: this probe has changed them. From now on they are copied before each probe."
+            )
+
+
+class _Kept:
+    """One tensor: what it pointed to and, unless it is large and never written, a copy of its bytes."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+        self.copy: torch.Tensor | None = None
+        self._held = held(tensor)  # a process's own part can be compared without the others
+        self.alias = self._held.detach()
+        self._version = _version(self._held)
+        self._pointer = _pointer(self._held)
+        self._requires_grad = tensor.requires_grad
+
+    @property
+    def written(self) -> bool:
+        """Whether anybody has written into the tensor in a way that torch counts."""
+        return _version(self._held) != self._version
+
+    def put_in_place(self) -> bool:
+        """Point to the old memory again; whether it did not, or has been written."""
+        if self.tensor.requires_grad != self._requires_grad:
+            self.tensor.requires_grad_(self._requires_grad)
+        moved = _pointer(self._held) != self._pointer or self._held.shape != self.alias.shape
+        touched = moved or self.written
+        if moved:
+            self._held.data = self.alias
+        return touched
+
+    def changed(self, *, tell: bool) -> bool:
+        """Whether the bytes are others than those of the copy, or may be if nobody wants to know for certain."""
+        if self.copy is None:
+            return False
+        if not tell and _comparing_waits(self.alias) and not _is_expanded(self.alias):
+            return True
+        return not _same_bytes(self.alias, self.copy)
+
+
+def _copy(all_kept: Sequence[_Kept]) -> None:
+    """Copy the bytes of each; small tensors of one type in one go, for they cost less than the call does."""
+    groups: dict[object, list[_Kept]] = {}
+    for kept in all_kept:
+        tensor = kept.alias
+        if _is_plain(tensor) and tensor.nbytes < _ALWAYS_COPIED:
+            groups.setdefault((tensor.device, tensor.dtype), []).append(kept)
+        else:
+            kept.copy = tensor.clone()
+    for group in groups.values():
+        bytes_of_all = torch.cat([kept.alias.reshape(-1) for kept in group])
+        parts = torch.split(bytes_of_all, [kept.alias.numel() for kept in group])
+        for kept, part in zip(group, parts, strict=True):
+            kept.copy = part.view(kept.alias.shape)
+
+
+def _copy_back(changed: Iterable[_Kept]) -> None:
+    # through aliases without a version counter of their users: a graph that saved a tensor stays valid
+    pairs = [(kept.alias.data, kept.copy) for kept in changed if kept.copy is not None]
+    plain = [pair for pair in pairs if _is_plain(pair[0])]
+    if plain:
+        torch._foreach_copy_([tensor for tensor, _ in plain], [copy for _, copy in plain])
+    for tensor, copy in pairs:
+        if not _is_plain(tensor):
+            tensor.copy_(copy)
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return -1 if tensor.is_inference() else tensor._version
+
+
+def _pointer(tensor: torch.Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout is torch.strided and not _is_wrapper(tensor) else id(tensor)
+
+
+def _is_wrapper(tensor: torch.Tensor) -> bool:
+    """A tensor subclass without storage of its own (torchao)."""
+    return type(tensor) not in (torch.Tensor, nn.Parameter, nn.Buffer)
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    return tensor.layout is torch.strided and not tensor.is_quantized and not _is_wrapper(tensor)
+
+
+def _comparing_waits(tensor: torch.Tensor) -> bool:
+    """Whether a comparison would hold this thread until the device has done all its work; a copy would not."""
+    return tensor.is_cuda and not _is_wrapper(tensor)
+
+
+def _is_expanded(tensor: torch.Tensor) -> bool:
+    """Whether several elements share one place in memory, so that nothing can be written to them."""
+    pairs = zip(tensor.stride(), tensor.shape, strict=True) if tensor.layout is torch.strided else ()
+    return any(stride == 0 and size > 1 for stride, size in pairs)
+
+
+def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """NaN equals NaN, and -0.0 differs from 0.0."""
+    integer = _SAME_SIZE_INT.get(a.element_size())
+    if integer is None or not _is_plain(a):
+        return torch.equal(a, b)
+    return torch.equal(a.view(integer), b.view(integer))
+
+
+def _refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, except_for: str) -> None:
+    for key in [key for key in now if key not in before and key != except_for]:
+        del now[key]
+    for key, value in before.items():
+        if key != except_for and (key not in now or now[key] is not value):
+            now[key] = value
+
+
+def _same_items(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """The very same objects, in the same order."""
+    return len(a) == len(b) and all(map(is_, a, b)) and all(map(is_, a.values(), b.values()))
+
+
+def _restore_content(container: Any, content: Any) -> None:
+    """Put back what a container held; untouched ones are left alone, so that no guard on them is invalidated."""
+    if isinstance(container, dict):
+        if not _same_items(container, content):
+            container.clear()
+            container.update(content)
+    elif isinstance(container, np.ndarray):
+        if container.tobytes() != content.tobytes():
+            np.copyto(container, content)
+    elif isinstance(container, set):
+        if container != content:
+            container.clear()
+            container.update(content)
+    elif [*map(id, container)] != [*map(id, content)]:
+        container.clear()
+        container.extend(content)

@@ -1,0 +1,515 @@
+"""The fixed input that a network is watched on: loaded, checked, and named by a fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from cnnlog.capture.rng import held_generators, kept_rng
+
+Picture = npt.NDArray[np.uint8]
+ImageLike = str | os.PathLike[str] | Image.Image
+
+_IMAGE_KEYS = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data")
+_SUPERSAMPLING = 4
+CHART_LIMIT = 2048  # 1.6 GB are drawn for it
+SIDE_LIMIT = 1 << 14
+NUMBER_LIMIT = 1e18  # its square is a float32, too
+
+
+class Probe:
+    """One or several images that never change, as the network takes them.
+
+    Build one with `from_images`, `from_tensor`, `from_dataset` or `chart`; treat it as frozen.
+
+    Attributes:
+        tensor: `[N, C, H, W]`, or clips `[N, C, T, H, W]`, float32, on the CPU.
+        pictures: one uint8 `[H, W, 3]` an image, of a clip its middle frame: what the network sees, with the
+            normalisation undone where its mean and standard deviation are known, else stretched from the smallest to
+            the largest value.
+        names: one an image.
+        fingerprint: SHA-256 of shape and values, in hex; runs with equal ones looked at the same input.
+
+    Raises:
+        ValueError: not `[C, H, W]`, `[N, C, H, W]` or `[N, C, T, H, W]`, not floating point, empty, or with NaN or
+            infinity.
+    """
+
+    # A plain class: jsonargparse takes a dataclass for a group of options, and no class_path for it.
+    __slots__ = ("fingerprint", "names", "pictures", "tensor")
+
+    def __init__(
+        self,
+        tensor: torch.Tensor,
+        *,
+        names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> None:
+        self.tensor = _checked(tensor)
+        self.names = _names(names) if names is not None else tuple(f"image {i}" for i in range(len(self.tensor)))
+        if len(self.names) != len(self.tensor):
+            raise ValueError(f"A probe has one name an image: {len(self.tensor)} images, {len(self.names)} names.")
+        self.pictures = tuple(_picture(image, mean, std) for image in self.tensor.numpy())
+        digest = hashlib.sha256(repr(tuple(self.tensor.shape)).encode())
+        digest.update(self.tensor.numpy().astype("<f4").tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def __repr__(self) -> str:
+        return f"Probe({', '.join(self.names)}; {list(self.tensor.shape)}, {self.fingerprint[:8]})"
+
+    @classmethod
+    def from_images(
+        cls,
+        # Sequence[str] stands for YAML: jsonargparse knows no PathLike, and would make one string of a list of paths.
+        images: Sequence[str] | ImageLike | Sequence[ImageLike],
+        *,
+        transform: Callable[[Any], Any] | None = None,
+        size: int | tuple[int, int] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Probe:
+        """Load image files, or take PIL images, of any mode; they are converted to RGB and turned upright.
+
+        Args:
+            images: a path or a PIL image, or several.
+            transform: PIL image -> `[C, H, W]`, e.g. `weights.transforms()`. Instead of `size`, `mean` and `std`.
+            size: `(height, width)` or one number for both: the image is scaled to cover it and cut to its centre.
+            mean: per channel, of values from 0 to 1; with a transform that normalises, it is found there.
+            std: per channel, likewise.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not an image, empty, truncated, or images of different sizes.
+        """
+        several = _several(images)
+        if transform is not None and not callable(transform):
+            raise TypeError(f"A transform is called with an image, but {transform!r} cannot be called.")
+        if transform is not None and (size is not None or mean is not None or std is not None):
+            raise ValueError("Give either a transform or size, mean and std, not both: the transform does it all.")
+        opened = [_opened(image, i) for i, image in enumerate(several)]
+        names = [name for name, _ in opened]
+        if transform is None:
+            tensors = [_normalised(_unit(_fitted(image, size)), mean, std) for _, image in opened]
+        else:
+            mean, std = _normalisation(transform)
+            with kept_rng(held_generators([transform], depth=4)):
+                tensors = [_transformed(transform, image, name) for name, image in opened]
+        return cls(_stacked(tensors, names), names=names, mean=mean, std=std)
+
+    @classmethod
+    def from_tensor(
+        cls,
+        tensor: torch.Tensor,
+        *,
+        names: Sequence[str] | None = None,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+    ) -> Probe:
+        """Take `[C, H, W]` or `[N, C, H, W]`, or clips `[N, C, T, H, W]`, as the network takes it; it is copied.
+
+        `mean` and `std` say how it was normalised, and serve the pictures only.
+        """
+        return cls(tensor, names=names, mean=mean, std=std)
+
+    @classmethod
+    def from_dataset(cls, dataset: Any, indices: Sequence[int] = (0,)) -> Probe:
+        """Take images of a map-style dataset, and leave every random number generator where it was.
+
+        A sample may be the image, a clip `[C, T, H, W]`, or a tuple or dict with it. `mean` and `std` are found on the
+        dataset's transform.
+
+        Raises:
+            TypeError: the dataset cannot be indexed.
+            ValueError: empty dataset, index out of range, no image in a sample.
+        """
+        kind = type(dataset).__name__
+        if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__getitem__"):
+            raise TypeError(
+                f"A probe can be taken only from a dataset with an index, and {kind} has none: taking its first image "
+                "would use it up; pass a Probe, e.g. Probe.from_images(...)."
+            )
+        if not isinstance(indices, Sequence) or not all(_is_whole(index) for index in indices):
+            raise TypeError(f"Images of a dataset are named by whole numbers, e.g. indices=[0, 5], not by {indices!r}.")
+        try:
+            length = len(dataset)
+        except (TypeError, NotImplementedError):
+            length = None
+        for index in indices:
+            if length is not None and not -length <= index < length:
+                raise ValueError(f"Image {index} was asked for, but the {kind} has {length}: choose another index.")
+        with kept_rng(held_generators([dataset], depth=5)):
+            samples = [_taken(dataset, index) for index in indices]
+        names = [f"{kind}[{index}]" for index in indices]
+        tensors = [_sample_image(sample, name) for sample, name in zip(samples, names, strict=True)]
+        mean, std = _normalisation(dataset)
+        return cls(_stacked(tensors, names), names=names, mean=mean, std=std)
+
+    @classmethod
+    def chart(
+        cls, size: int = 224, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> Probe:
+        """Draw a test chart: a zone plate, gratings at many angles and frequencies, edges, colour patches.
+
+        Args:
+            size: height and width in pixels, at least 32.
+            mean: per channel, if the network's input is normalised, e.g. `(0.485, 0.456, 0.406)`.
+            std: per channel, likewise.
+
+        Example:
+            >>> Probe.chart(64).tensor.shape
+            torch.Size([1, 3, 64, 64])
+        """
+        if not _is_whole(size) or not 32 <= size <= CHART_LIMIT:
+            raise ValueError(
+                f"A test chart needs at least 32 pixels a side to show anything, and {CHART_LIMIT} at most, "
+                f"but size={size!r}."
+            )
+        unit = torch.from_numpy(_chart(size)).permute(2, 0, 1)
+        return cls(_normalised(unit, mean, std), names=["chart"], mean=mean, std=std)
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    if not isinstance(names, Sequence) or isinstance(names, (str, bytes)):
+        raise TypeError(f"The names of a probe's images are a sequence of texts, not {names!r}.")
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"The names of a probe's images are texts, but they are {list(names)!r}.")
+    return tuple(names)
+
+
+def _taken(dataset: Any, index: int) -> Any:
+    """A sample; what goes wrong in somebody's data set is said with its name."""
+    try:
+        return dataset[index]
+    except Exception as error:
+        kind = type(dataset).__name__
+        raise ValueError(
+            f"Image {index} could not be taken from the {kind} ({type(error).__name__}: {error}): pass a Probe."
+        ) from error
+
+
+def _transformed(transform: Callable[[Any], Any], image: Image.Image, name: str) -> torch.Tensor:
+    try:
+        made = transform(image)
+    except Exception as error:
+        raise ValueError(
+            f"The transform could not take {name!r}, a PIL image in RGB ({type(error).__name__}: {error})."
+        ) from error
+    return _as_image(made, f"The transform of {name!r}")
+
+
+def _is_whole(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
+def default_probe(dataset: Any) -> Probe:
+    """The first image of a dataset, taken without touching any generator."""
+    return Probe.from_dataset(dataset, (0,))
+
+
+# --- tensors ---------------------------------------------------------------------------------------------------------
+
+
+def _checked(tensor: torch.Tensor) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"A probe is a tensor [N, C, H, W] or [C, H, W], not {type(tensor).__name__}.")
+    shape = list(tensor.shape)
+    if tensor.dim() not in (3, 4, 5) or 0 in shape:
+        raise ValueError(
+            "A probe is a tensor [N, C, H, W], [C, H, W], or [N, C, T, H, W] of clips, with at least one pixel, "
+            f"but this is {shape}."
+        )
+    if not tensor.is_floating_point():
+        raise ValueError(
+            f"A probe holds what the network takes, in floating point, but this is {tensor.dtype}: "
+            "scale and normalise it as in training, e.g. tensor.float() / 255."
+        )
+    whole = tensor if tensor.dim() > 3 else tensor[None]
+    copied = whole.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    # as_subclass: torchvision's tv_tensors would otherwise follow the probe into the network
+    copied = copied.as_subclass(torch.Tensor)
+    bad = int((~torch.isfinite(copied)).sum())
+    if bad:
+        raise ValueError(f"A probe is finite, but {bad} of this one's {copied.numel()} values are NaN or infinite.")
+    return copied
+
+
+def _as_image(value: Any, source: str) -> torch.Tensor:
+    """One image `[C, H, W]` in floating point out of what a transform or dataset gave."""
+    if isinstance(value, Image.Image):
+        return _unit(_rgb(value))
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, torch.Tensor):
+        if value.dim() == 4 and len(value) == 1:
+            value = value[0]
+        if value.dim() == 3 and value.dtype == torch.uint8:
+            value = value.float() / 255
+        if value.dim() == 3 and value.is_floating_point():
+            image: torch.Tensor = value.detach().cpu().float()
+            return image
+        what = f"{value.dtype} {list(value.shape)}"
+    else:
+        what = type(value).__name__
+    raise ValueError(f"{source} should be an image [C, H, W] in floating point, but it is {what}; pass a Probe.")
+
+
+def _sample_image(sample: Any, name: str) -> torch.Tensor:
+    """The image `[C, H, W]` in a sample, or else its clip `[C, T, H, W]`."""
+    if isinstance(sample, Mapping):
+        keys = [key for key in _IMAGE_KEYS if key in sample] or list(sample)
+        candidates = [sample[key] for key in keys]
+    else:
+        candidates = [sample]
+        while candidates and isinstance(candidates[0], (tuple, list)):
+            candidates = list(candidates[0])
+    for value in candidates:
+        if isinstance(value, Image.Image) or getattr(value, "ndim", 0) == 3:
+            return _as_image(value, f"The image of {name}")
+    for value in candidates:
+        if isinstance(value, torch.Tensor) and value.dim() == 4 and value.is_floating_point():
+            return value.detach().cpu().float()
+    found = ", ".join(type(value).__name__ for value in candidates) or type(sample).__name__
+    raise ValueError(f"No image [C, H, W] was found in {name}, which holds {found}; pass a Probe.")
+
+
+def _stacked(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> torch.Tensor:
+    shapes = {tuple(tensor.shape) for tensor in tensors}
+    if len(shapes) > 1:
+        each = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in zip(names, tensors, strict=True))
+        raise ValueError(f"The images of a probe have one size, but these have several: {each}; give size=.")
+    if not tensors:
+        raise ValueError("A probe needs at least one image: the sequence of indices is empty.")
+    return torch.stack(list(tensors))
+
+
+def _normalised(unit: torch.Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> torch.Tensor:
+    if mean is None and std is None:
+        return unit
+    shift, scale = _per_channel(mean, std, len(unit))
+    return (unit - torch.from_numpy(shift)) / torch.from_numpy(scale)
+
+
+def _per_channel(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    shift, scale = (
+        _finite(what, given)
+        for what, given in (("mean", 0.0 if mean is None else mean), ("std", 1.0 if std is None else std))
+    )
+    for what, values in (("mean", shift), ("std", scale)):
+        if len(values) not in (1, channels):
+            raise ValueError(f"{what} has one value a channel, but {len(values)} came for {channels} channels.")
+    if not (scale > 0).all():
+        raise ValueError(f"std is above 0 in every channel, but it is {scale.ravel().tolist()}.")
+    return shift, scale
+
+
+def _finite(what: str, given: Any) -> npt.NDArray[np.float32]:
+    """The numbers given, `[C, 1, 1]` or `[1, 1, 1]`."""
+    try:
+        values = np.asarray(given, dtype=np.float64).reshape(-1, 1, 1)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{what} has one number a channel, e.g. (0.485, 0.456, 0.406), not {given!r}.") from error
+    if isinstance(given, (str, bytes)) or not (abs(values) < NUMBER_LIMIT).all():
+        raise ValueError(f"{what} has one finite number a channel, but it is {given!r}.")
+    return values.astype(np.float32)
+
+
+def _normalisation(thing: Any, depth: int = 4) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Mean and standard deviation of the `Normalize` in a transform, or in the transform of a dataset."""
+    mean, std = getattr(thing, "mean", None), getattr(thing, "std", None)
+    if _numbers(mean) and _numbers(std):
+        return tuple(float(m) for m in mean), tuple(float(s) for s in std)  # type: ignore[union-attr]
+    if depth == 0 or thing is None or isinstance(thing, (str, torch.Tensor, np.ndarray)):
+        return None, None
+    parts: Iterable[Any] = [getattr(thing, key, None) for key in ("transform", "transforms", "dataset", "datasets")]
+    if isinstance(thing, (list, tuple)):
+        parts = thing[:64]
+    elif isinstance(thing, torch.nn.Module):
+        parts = [*parts, *thing.children()]
+    for part in parts:
+        found = _normalisation(part, depth - 1)
+        if found[0] is not None:
+            return found
+    return None, None
+
+
+def _numbers(values: Any) -> bool:
+    if isinstance(values, (torch.Tensor, np.ndarray)):
+        return values.ndim == 1
+    return isinstance(values, (list, tuple)) and all(isinstance(v, (int, float)) for v in values) and len(values) > 0
+
+
+def _picture(image: npt.NDArray[np.float32], mean: Sequence[float] | None, std: Sequence[float] | None) -> Picture:
+    """`[C, H, W]`, or `[C, T, H, W]`, as the network takes it -> uint8 `[H, W, 3]` for people."""
+    if image.ndim == 4:
+        image = image[:, image.shape[1] // 2]
+    if mean is not None or std is not None:
+        shift, scale = _per_channel(mean, std, len(image))
+        image = image * scale + shift
+    elif image.min() < 0 or image.max() > 1:
+        low, high = image.min(), image.max()
+        image = (image - low) / (high - low) if high > low else np.zeros_like(image)
+    colour = image if len(image) == 3 else np.broadcast_to(image.mean(axis=0), (3, *image.shape[1:]))
+    picture: Picture = np.ascontiguousarray(np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
+    return picture
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+
+def _several(images: Any) -> list[ImageLike]:
+    if isinstance(images, (str, os.PathLike, Image.Image)):
+        return [images]
+    if not isinstance(images, Iterable) or isinstance(images, (bytes, torch.Tensor, np.ndarray, Mapping)):
+        raise TypeError(
+            f"A probe's images are paths or PIL images, not {type(images).__name__}; see Probe.from_tensor."
+        )
+    several = list(images)
+    if not several:
+        raise ValueError("A probe needs at least one image, but the sequence given is empty.")
+    for image in several:
+        if not isinstance(image, (str, os.PathLike, Image.Image)):
+            raise TypeError(f"A probe's image is a path or a PIL image, not {type(image).__name__}.")
+    return several
+
+
+def _opened(source: ImageLike, index: int) -> tuple[str, Image.Image]:
+    """Name and RGB image, upright."""
+    if isinstance(source, Image.Image):
+        return f"image {index}", _rgb(ImageOps.exif_transpose(source))
+    path = Path(source)
+    if not path.exists():
+        raise FileNotFoundError(f"There is no probe image at {str(path)!r}: give the path of an image file.")
+    if not path.is_file():
+        raise ValueError(f"A probe image is a file, but {str(path)!r} is a folder: name one image in it.")
+    if path.stat().st_size == 0:
+        raise ValueError(f"The probe image {str(path)!r} is empty (0 bytes): give a whole image file.")
+    try:
+        with Image.open(path) as image:
+            return path.name, _rgb(ImageOps.exif_transpose(image))
+    except UnidentifiedImageError as error:
+        raise ValueError(f"The probe {str(path)!r} is not an image: give a PNG or JPEG file.") from error
+    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f"The probe image {str(path)!r} is damaged ({error}): give a whole one.") from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB: 16-bit and float gray keep their gradation, transparency is laid over white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image, dtype=np.float64)
+        if not np.isfinite(values).all():
+            raise ValueError("it has values that are NaN or infinite")
+        # 16 bits unless it says otherwise; a float image is in [0, 1], as such files are, or in 8 or 16 bits
+        top = 65535.0 if image.mode != "F" or values.max() > 255 else 255.0 if values.max() > 1 else 1.0
+        return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, "white")
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _fitted(image: Image.Image, size: int | tuple[int, int] | None) -> Image.Image:
+    if size is None:
+        return image
+    sides = (size, size) if isinstance(size, int) else size
+    listed = isinstance(sides, Sequence) and not isinstance(sides, (str, bytes))  # a list of Hydra's, too
+    if not listed or len(sides) != 2 or not all(_is_whole(side) for side in sides):
+        raise TypeError(f"size is one whole number or (height, width), but it is {size!r}.")
+    height, width = sides
+    if min(height, width) < 1 or max(height, width) > SIDE_LIMIT:
+        raise ValueError(f"size is at least one pixel each way and {SIDE_LIMIT} at most, but it is {size}.")
+    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
+
+
+def _unit(image: Image.Image) -> torch.Tensor:
+    """RGB image -> `[3, H, W]` from 0 to 1."""
+    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
+
+
+# --- the test chart --------------------------------------------------------------------------------------------------
+
+
+def _chart(size: int) -> npt.NDArray[np.float32]:
+    """`[size, size, 3]` in [0, 1]: four quarters, drawn larger and averaged down so that no edge is jagged."""
+    half = (size + 1) // 2
+    fine = half * _SUPERSAMPLING
+    top = np.concatenate([_zone_plate(fine), _edges(fine)], axis=1)
+    bottom = np.concatenate([_gratings(fine, half), _colours(fine)], axis=1)
+    whole = np.concatenate([top, bottom], axis=0)
+    blocks = whole.reshape(2 * half, _SUPERSAMPLING, 2 * half, _SUPERSAMPLING, 3)
+    return np.ascontiguousarray(blocks.mean(axis=(1, 3))[:size, :size], dtype=np.float32)
+
+
+def _axes(n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """x to the right and y down, both from -1 to 1."""
+    line = (np.arange(n) + 0.5) / n * 2 - 1
+    return np.meshgrid(line, line)
+
+
+def _gray(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    return np.repeat(values[..., None], 3, axis=2)
+
+
+def _zone_plate(n: int) -> npt.NDArray[np.float64]:
+    """Rings whose frequency grows outward, to half a cycle a pixel of the chart at the edge of the quarter."""
+    x, y = _axes(n)
+    pixels = n / _SUPERSAMPLING
+    return _gray(0.5 + 0.5 * np.cos(np.pi * (x**2 + y**2) * pixels / 4 * 0.9))
+
+
+def _gratings(n: int, pixels: int) -> npt.NDArray[np.float64]:
+    """Six angles across, four frequencies down: periods of 3 to 14 pixels of the chart."""
+    rows, columns = 4, 6
+    y, x = np.mgrid[0:n, 0:n]
+    row, column = y * rows // n, x * columns // n
+    period = np.array([3.0, 5.0, 8.0, 14.0])[row] * min(1.0, pixels / 56)
+    angle = column * np.pi / columns
+    phase = (x * np.cos(angle) + y * np.sin(angle)) / _SUPERSAMPLING
+    return _gray(0.5 + 0.5 * np.sin(2 * np.pi * phase / period))
+
+
+def _edges(n: int) -> npt.NDArray[np.float64]:
+    """A star of straight edges at all angles around a disc, on gray; one blurred edge, thin lines, corners."""
+    x, y = _axes(n)
+    radius, angle = np.hypot(x, y), np.arctan2(y, x)
+    field = np.full((n, n), 0.5)
+    star = radius < 0.62
+    field[star] = (np.floor(angle[star] / (2 * np.pi) * 24) % 2) * 1.0
+    field[radius < 0.2] = 0.0
+    field[radius < 0.1] = 1.0
+    field[(abs(x + 0.78) < 0.16) & (abs(y + 0.78) < 0.16)] = 0.0
+    field[(abs(x + 0.78) < 0.07) & (abs(y + 0.78) < 0.07)] = 1.0
+    field[(abs(x - 0.78) < 0.16) & (abs(y + 0.78) < 0.16)] = 1.0
+    triangle = (abs(x + 0.78) < (y - 0.6) / 2) & (y < 0.94)
+    field[triangle] = 1.0
+    ramp = (abs(x - 0.78) < 0.16) & (abs(y - 0.78) < 0.16)
+    field[ramp] = ((x - 0.62) / 0.32)[ramp]
+    for k, width in enumerate((0.008, 0.016, 0.032)):
+        field[abs(y - (-0.9 + 0.1 * k)) < np.where(abs(x) < 0.45, width, 0)] = k % 2 * 1.0
+    return _gray(field)
+
+
+def _colours(n: int) -> npt.NDArray[np.float64]:
+    """Patches of twelve hues at two strengths, opponent-colour edges and gratings, a ramp of grays."""
+    rows, columns = 6, 6
+    y, x = np.mgrid[0:n, 0:n]
+    row, column = y * rows // n, x * columns // n
+    hue = (column + columns * (row % 2)) / (2 * columns)
+    wheel = np.clip(abs((hue[..., None] * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
+    field: npt.NDArray[np.float64] = np.where((row < 2)[..., None], wheel, 0.35 + 0.45 * wheel)
+    wave = (0.5 + 0.5 * np.sin(2 * np.pi * x / _SUPERSAMPLING / 8))[..., None]
+    red_green, blue_yellow = (1 - wave) * [1, 0, 0] + wave * [0, 0.7, 0], (1 - wave) * [0, 0, 1] + wave * [1, 1, 0]
+    field = np.where((row == 4)[..., None], np.where((column < 3)[..., None], red_green, blue_yellow), field)
+    ramp = np.floor(x / n * 12) / 11
+    return np.where((row == 5)[..., None], _gray(ramp), field)

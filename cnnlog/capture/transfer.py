@@ -1,0 +1,66 @@
+"""Tensors from the device that a model is on to the host, without waiting where that can be, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+
+from cnnlog.capture.sharding import whole
+from cnnlog.snapshot import FloatArray
+
+# The CUDA streams on which copies are on their way to the host, while a capture is under way.
+_leaving: ContextVar[set[torch.cuda.Stream] | None] = ContextVar("_leaving", default=None)
+
+
+def to_host(tensor: torch.Tensor) -> FloatArray:
+    """An owned, C-contiguous float32 copy; bf16 and quantised tensors are converted.
+
+    In a capture, what comes from CUDA has only been sent for: the copy is in order with whatever is done to the tensor
+    later on the same stream, but has not arrived yet.
+    """
+    tensor = whole(tensor)
+    if tensor.is_quantized:
+        tensor = tensor.dequantize()
+    streams = _leaving.get()
+    if tensor.is_cuda and streams is not None:
+        converted = tensor.detach().float().contiguous()
+        host = torch.empty(converted.shape, dtype=torch.float32, pin_memory=True)
+        host.copy_(converted, non_blocking=True)
+        streams.add(torch.cuda.current_stream(tensor.device))
+        arriving: FloatArray = host.numpy()
+        return arriving
+    # contiguous before NumPy sees it: channels_last strides would survive a plain copy
+    copied = tensor.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    array: FloatArray = copied.numpy()
+    return array
+
+
+@contextmanager
+def departures() -> Iterator[Callable[[], Callable[[], None] | None]]:
+    """Let `to_host` send for copies without waiting; yields what tells how to wait for those sent for so far."""
+    streams: set[torch.cuda.Stream] = set()
+
+    def ready() -> Callable[[], None] | None:
+        events = [stream.record_event() for stream in streams]
+
+        def wait() -> None:
+            for event in events:
+                event.synchronize()
+
+        return wait if events else None
+
+    token = _leaving.set(streams)
+    try:
+        yield ready
+    finally:
+        _leaving.reset(token)
+
+
+def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on that device; what is sent to CUDA waits for nothing that is still to be done there."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)

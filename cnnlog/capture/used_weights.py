@@ -1,0 +1,224 @@
+"""The weights that a layer's forward pass computes with: of any wrapper, parametrisation, adapter or quantisation."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
+
+from cnnlog.capture.sharding import is_spread, plain_type, whole, whole_parameters
+from cnnlog.capture.transfer import to_host
+from cnnlog.snapshot import FloatArray
+
+_CONVOLUTIONS = {torch.conv2d, torch.conv3d, torch.conv_transpose2d, torch.conv_transpose3d}
+_TRANSPOSED = {torch.conv_transpose2d, torch.conv_transpose3d}
+
+
+def filters_of(name: str, module: nn.Module) -> FloatArray:
+    """The filters `[O, I, kH, kW]` that a layer holds, of a 3-D convolution `[O, I, kH, kT * kW]`.
+
+    Raises:
+        ValueError: it has none.
+    """
+    weight = _weight(module)
+    if weight is None or weight.dim() != 4:
+        arrived = "has none" if weight is None else f"is {list(weight.shape)}"
+        raise ValueError(f"Layer {name!r} has no filters: expected a weight [O, I, kH, kW], but it {arrived}.")
+    return to_host(weight)
+
+
+def weight_shape(module: Any) -> tuple[int, ...] | None:
+    """Shape of the weight that a layer holds, filters first; None without one. Nothing is gathered for it."""
+    while _is_adapted(module):
+        module = module.get_base_layer()
+    weight = _weight(module, data=False)
+    return None if weight is None else tuple(weight.shape)
+
+
+def has_one_weight(module: Any) -> bool:
+    """Whether all that a layer computes is one weight; else its parts have theirs. Collective for a sharded model.
+
+    PEFT cannot merge every adapter that it can train: the LoRA of a grouped convolution mixes all input channels, which
+    no weight `[O, I/groups, kH, kW]` does.
+    """
+    if not _is_adapted(module):
+        return True
+    try:
+        with whole_parameters(module.modules()):
+            _adapted_weight(module)
+    except Exception:  # PEFT's methods raise what they like
+        return False
+    return True
+
+
+def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
+    """The weight that the layer holds, filters first, frames side by side; None where the module has none.
+
+    What its forward makes of the weight before it convolves (weight standardisation, fake quantisation) is not in it:
+    that is what `UsedWeights` sees. Read in eval mode, where spectral norm does not advance.
+
+    Args:
+        module: a layer.
+        data: whether the values are wanted, which of a sharded model are gathered, and not the shape alone.
+    """
+    if _is_adapted(module):
+        with whole_parameters(module.modules()):
+            return _adapted_weight(module)
+    # Old-style weight norm, spectral norm and pruning set the weight in a pre-hook; after an optimiser step without a
+    # forward it is stale.
+    computes = (BasePruningMethod, SpectralNorm, WeightNorm)
+    hooks = [hook for hook in module._forward_pre_hooks.values() if isinstance(hook, computes)]
+    parts = [module] if hooks else []
+    if is_parametrized(module, "weight"):
+        parts += [module, *module.parametrizations.modules()]
+    with whole_parameters(parts):
+        for hook in hooks:
+            hook(module, ())
+        weight = getattr(module, "weight", None)
+        if callable(weight) and not isinstance(weight, (torch.Tensor, nn.Module)):
+            weight = weight()  # converted quantised convolutions
+    if not isinstance(weight, torch.Tensor):
+        return None
+    if weight.is_quantized:
+        weight = weight.dequantize()
+    if is_spread(weight):
+        weight = whole(weight) if data else torch.empty(weight.shape, device="meta")
+    transposed = getattr(module, "transposed", False)
+    return _filters_first(weight, getattr(module, "groups", 1) if transposed else None)
+
+
+def _filters_first(weight: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
+    """`[O, I/groups, kH, kW]` of a convolution's weight; frames stand side by side, `[O, I/groups, kH, kT * kW]`.
+
+    Args:
+        weight: 4-D or 5-D; any other is returned as it is.
+        transposed_groups: the groups of a transposed convolution, whose weight is `[I, O/groups, ...]`; else None.
+    """
+    if weight.dim() not in (4, 5):
+        return weight
+    if transposed_groups is not None:
+        inputs, outputs, *kernel = weight.shape
+        grouped = weight.reshape(transposed_groups, inputs // transposed_groups, outputs, *kernel).transpose(1, 2)
+        weight = grouped.reshape(transposed_groups * outputs, inputs // transposed_groups, *kernel)
+    return weight if weight.dim() == 4 else weight.transpose(2, 3).flatten(3)
+
+
+def _is_adapted(module: Any) -> bool:
+    """Whether PEFT has laid an adapter around this layer."""
+    return hasattr(module, "get_base_layer") and hasattr(module, "merge") and hasattr(module, "active_adapters")
+
+
+def unmerges(module: Any) -> bool:
+    """Whether forward will take an adapter out of the base weight; it does so through `.data`, which counts nothing."""
+    return _is_adapted(module) and bool(module.disable_adapters and module.merged)
+
+
+def _adapted_weight(module: Any) -> torch.Tensor | None:
+    """The base weight and what the active adapters make of it, of any of PEFT's methods: a copy is merged by PEFT."""
+    if module.disable_adapters != module.merged:  # forward takes the base weight as it is
+        return _weight(module.get_base_layer())
+    copied = _copied(module)
+    copied.unmerge() if module.merged else copied.merge()
+    return _weight(copied.get_base_layer())
+
+
+def _copied(module: nn.Module) -> Any:
+    """A layer's copy, without hooks and what FSDP2 notes there: either takes along whatever it is bound to."""
+    copies: dict[int, Any] = {
+        id(value): type(value)()
+        for part in module.modules()
+        for key, value in part.__dict__.items()
+        if "_hooks" in key or key.startswith("__composable_api")
+    }
+    # What fully_shard made of a class refuses to be copied.
+    sharded = [part for part in module.modules() if plain_type(part) is not type(part)]
+    copies |= {id(part): (cls := plain_type(part)).__new__(cls) for part in sharded}
+    for part in sharded:
+        copies[id(part)].__dict__.update(copy.deepcopy(part.__dict__, copies))
+    return copy.deepcopy(module, copies)
+
+
+class _Seeing(TorchFunctionMode):
+    """Shows each convolution to somebody before it is computed. Torch's functions are slower meanwhile."""
+
+    def __init__(self, show: Callable[[Any, Any, Any], None]) -> None:
+        super().__init__()
+        self._show = show
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _CONVOLUTIONS:
+            self._show(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+class UsedWeights:
+    """Sees which weights the convolutions of some layers are computed with, while a probe runs.
+
+    A layer may compute its weight anew in each forward (weight standardisation, fake quantisation with a batch norm
+    folded in, a parametrisation that draws), so that what it holds is not what it convolves with. A weight of another
+    shape than the layer's own is not its filters (it is mixed for each image, say), and an adapted layer convolves
+    in parts; what these hold counts.
+
+    Attributes:
+        filters: layer -> the weight of the first convolution in its own forward, `[O, I, kH, kW]`.
+    """
+
+    def __init__(self, layers: Sequence[nn.Module]) -> None:
+        self.filters: dict[nn.Module, FloatArray] = {}
+        self._seeing = _Seeing(self._see)
+        self._shapes = {layer: weight_shape(layer) for layer in layers if not _is_adapted(layer)}
+        self._sharded = {
+            layer: parameter.dtype for layer in layers for parameter in layer.parameters() if is_spread(parameter)
+        }
+        self._running: list[nn.Module] = []
+        self._handles: list[RemovableHandle] = []
+
+    def __enter__(self) -> UsedWeights:
+        # A layer's parts, too: what they convolve with is theirs.
+        for module in {part: None for layer in self._shapes for part in layer.modules()}:
+            self._handles.append(module.register_forward_pre_hook(lambda module, _: self._started(module)))
+            ended = module.register_forward_hook(lambda module, *_: self._ended(module), always_call=True)
+            self._handles.append(ended)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._back_to(0)  # an interrupt calls no hook
+
+    def _started(self, module: nn.Module) -> None:
+        if not self._running:
+            self._seeing.__enter__()  # type: ignore[no-untyped-call]  # torch's
+        self._running.append(module)
+
+    def _ended(self, module: nn.Module) -> None:
+        if module in self._running:  # else a hook before ours has raised
+            self._back_to(self._running.index(module))
+
+    def _back_to(self, depth: int) -> None:
+        was_running = bool(self._running)
+        del self._running[depth:]
+        if was_running and not self._running:
+            self._seeing.__exit__(None, None, None)  # type: ignore[no-untyped-call]  # torch's
+
+    def _see(self, func: Any, args: Any, kwargs: Any) -> None:
+        layer = self._running[-1]
+        weight = kwargs["weight"] if "weight" in kwargs else args[1]
+        if layer not in self._shapes or layer in self.filters or not isinstance(weight, torch.Tensor):
+            return
+        if weight.dtype != self._sharded.get(layer, weight.dtype):
+            return  # FSDP2 computes in a lower precision than it trains in, which small changes do not show in
+        groups = getattr(layer, "groups", 1) if func in _TRANSPOSED else None
+        filters = _filters_first(whole(weight), groups)
+        if tuple(filters.shape) == self._shapes[layer]:
+            self.filters[layer] = to_host(filters)

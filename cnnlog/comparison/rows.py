@@ -1,0 +1,156 @@
+"""A comparison's numbers in words, as a table, and for programs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cnnlog.runs.run import Spread
+from cnnlog.runs.table import Table
+
+
+@dataclass(frozen=True)
+class Row:
+    """The numbers of one layer at one step. One entry a side, or, for what lies between, one a further side.
+
+    Attributes:
+        layer: the layer's name in the comparison.
+        filters: how many it has; channels where only its feature maps are known.
+        drift_cosine: cosine distance of each side's filters from its own baseline.
+        drift_l2: the same, relative L2.
+        update_l2: relative L2 from the side's step before.
+        dead_share: share of channels without a value above 0 on the probe.
+        cka: linear CKA with the side's own baseline.
+        distance_cosine: cosine distance between the filters of the first side and of each further one.
+        distance_l2: `|further - first| / |first|`.
+        cka_between: linear CKA of the shown feature maps of the first side and of each further one.
+        shown_only: the distances are of the shown part, not of all filters.
+    """
+
+    layer: str
+    filters: int | None
+    drift_cosine: tuple[Spread | None, ...]
+    drift_l2: tuple[Spread | None, ...]
+    update_l2: tuple[Spread | None, ...]
+    dead_share: tuple[float | None, ...]
+    cka: tuple[float | None, ...]
+    distance_cosine: tuple[Spread | None, ...]
+    distance_l2: tuple[Spread | None, ...]
+    cka_between: tuple[float | None, ...]
+    shown_only: bool
+
+
+def letter(side: int) -> str:
+    """A, B, C, ...: what a side is called in the columns."""
+    return chr(ord("A") + side) if side < 26 else f"S{side + 1}"
+
+
+def rows_table(rows: Sequence[Row], sides: int) -> Table:
+    """One row a layer, one column for each number and side: means over a layer's channels."""
+    names = [letter(side) for side in range(sides)]
+    columns = [
+        "layer",
+        "filters",
+        *(f"drift {name}" for name in names),
+        *(f"{names[0]} to {name}" for name in names[1:]),
+        *(f"dead {name}" for name in names),
+        *(f"CKA {name}" for name in names),
+        *(f"CKA {names[0]}-{name}" for name in names[1:]),
+    ]
+    cells = [
+        (
+            row.layer,
+            row.filters,
+            *(mean(spread) for spread in row.drift_cosine),
+            *(mean(spread) for spread in row.distance_cosine),
+            *row.dead_share,
+            *row.cka,
+            *row.cka_between,
+        )
+        for row in rows
+    ]
+    return Table(tuple(columns), tuple(cells))
+
+
+def rows_csv(rows: Sequence[Row], sides: int) -> str:
+    """One line a layer, one column for each number and side (`drift_cosine_A_mean`, `cka_B`, ...)."""
+    lines: list[dict[str, Any]] = []
+    for row in rows:
+        line: dict[str, Any] = {"layer": row.layer, "filters": row.filters}
+        for name, values in vars(row).items():
+            if isinstance(values, tuple):
+                first = sides - len(values)  # what lies between the sides has no entry for the first
+                for side, value in enumerate(values, start=first):
+                    line.update(_columns(f"{name}_{letter(side)}", value))
+        lines.append({**line, "shown_only": row.shown_only})
+    columns = tuple(dict.fromkeys(column for line in lines for column in line))
+    return Table(columns, tuple(tuple(line.get(column) for column in columns) for line in lines)).to_csv()
+
+
+def plain(value: Any) -> Any:
+    """Mappings, lists and numbers for JSON: what is not finite becomes None."""
+    if isinstance(value, (Spread, Row)):
+        return plain(vars(value))
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def verdict_sentence(rows: Sequence[Row], labels: Sequence[str], *, own: Sequence[bool], verbs: Sequence[str]) -> str:
+    """One sentence that names the layers that moved most and least.
+
+    Args:
+        rows: of the step to speak of.
+        labels: of the sides.
+        own: of each side, whether it has left a baseline of its own, and that is worth saying.
+        verbs: of each further side, what its layers do in respect of the first side's: `moved` or `differs`.
+    """
+    parts = [
+        part
+        for side, label in enumerate(labels)
+        if own[side]
+        and (part := _extremes({row.layer: mean(row.drift_cosine[side]) for row in rows}, f"in {label}", "moved"))
+    ]
+    for side, label in enumerate(labels[1:], start=1):
+        pair = f"between {labels[0]} and {label}"
+        verb = verbs[side - 1]
+        part = _extremes({row.layer: mean(row.distance_cosine[side - 1]) for row in rows}, pair, verb)
+        if not part:
+            unlike = {row.layer: _unlike(row.cka_between[side - 1]) for row in rows}
+            part = _extremes(unlike, pair, verb, what="1 - CKA of the feature maps")
+        parts.append(part or f"{pair}, no number says how far the layers are apart")
+    sentence = "; ".join(parts)
+    return sentence[0].upper() + sentence[1:] + "."
+
+
+def mean(spread: Spread | None) -> float | None:
+    """A spread's mean; None where there is none."""
+    return None if spread is None or math.isnan(spread.mean) else spread.mean
+
+
+def _extremes(values: Mapping[str, float | None], where: str, verb: str, *, what: str = "cosine distance") -> str:
+    known = {layer: value for layer, value in values.items() if value is not None}
+    if not known:
+        return ""
+    most, least = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
+    if known[most] == 0:
+        return f"{where}, no layer {verb}"
+    if len(known) == 1:
+        return f"{where}, {most} {verb} by {known[most]:.3g} ({what})"
+    return f"{where}, {most} {verb} most ({what} {known[most]:.3g}) and {least} least ({known[least]:.3g})"
+
+
+def _unlike(cka: float | None) -> float | None:
+    return None if cka is None or math.isnan(cka) else 1 - cka
+
+
+def _columns(name: str, value: Spread | float | None) -> dict[str, float]:
+    """A number as one column, a spread as four, nothing as none."""
+    if isinstance(value, Spread):
+        quartiles = {"lower_quartile": value.lower, "median": value.median, "upper_quartile": value.upper}
+        return {f"{name}_{part}": number for part, number in {"mean": value.mean, **quartiles}.items()}
+    return {} if value is None else {name: value}

@@ -1,0 +1,339 @@
+"""What is compared: opens runs and weights, and finds out which layers of theirs are the same. No torch for runs."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cnnlog.rendering.views import ResolvedView, resolve_view
+from cnnlog.runs.run import Progress, Run, Which, open_run
+from cnnlog.snapshot import FloatArray
+
+if TYPE_CHECKING:
+    from cnnlog.models.weights import Weights
+
+Given = str | os.PathLike[str] | Run
+WEIGHT_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".safetensors")
+_TORCHVISION = "torchvision:"
+_PIN = re.compile(r"(.+)@([^@/\\]+)", re.DOTALL)
+_WRAPPERS = ("_orig_mod", "module", "model", "net", "network", "backbone", "encoder")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One of the things that are compared.
+
+    Attributes:
+        label: short, and unlike those of the other sides.
+        run: the stored run; None for weights.
+        step: the step it is pinned to; None where it moves with the slider, and for weights.
+        filters: of weights: layer -> all filters `[O, I, kH, kW]`; empty for runs.
+        feature_maps: of weights: layer -> all feature maps `[N, C, H, W]`; empty for runs.
+        probe: fingerprint of what the feature maps are of.
+        source: where it came from.
+    """
+
+    label: str
+    run: Run | None
+    step: int | None
+    filters: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
+    feature_maps: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
+    probe: str | None = None
+    source: str = ""
+
+
+@dataclass(frozen=True)
+class LayerMatch:
+    """One layer of the comparison.
+
+    Attributes:
+        name: what it is called here.
+        tag: `00_name`, in the order of the comparison.
+        names: what each side calls it; None where a side lacks it.
+        has_filters: whether at least one side holds its filters; likewise `has_maps`, feature maps.
+        has_maps: see `has_filters`.
+        view: how its filters are shown.
+    """
+
+    name: str
+    tag: str
+    names: tuple[str | None, ...]
+    has_filters: bool
+    has_maps: bool
+    view: ResolvedView | None
+
+
+@dataclass(frozen=True)
+class Aligned:
+    """Sides that belong together, the layers they share, and what was said on the way."""
+
+    sides: tuple[Side, ...]
+    layers: tuple[LayerMatch, ...]
+    notes: tuple[str, ...]
+
+
+def open_sides(
+    given: Sequence[Given],
+    *,
+    image: str | os.PathLike[str] | None = None,
+    arch: str | None = None,
+    progress: Progress | None = None,
+) -> Aligned:
+    """Open the sides of a comparison and match their layers; see `comparison.compare`."""
+    if not given:
+        raise ValueError("expected a run, or two or more runs and files of weights, to compare; got none")
+    opened: dict[str, Run] = {}
+    found = [_opened(one, opened, arch, with_network=image is not None) for one in given]
+    if len(found) == 1:
+        thing, label, _ = found[0]
+        if not isinstance(thing, Run):
+            raise ValueError(f"{label} is weights, and one side alone must be a run; give something to compare it with")
+        found.insert(0, (thing, f"{thing.name}@baseline", thing.step("baseline")))
+    if (image or arch) and all(isinstance(thing, Run) for thing, _, _ in found):
+        raise ValueError(
+            "an image and an architecture are for weights, and no side is a file of weights; leave them out"
+        )
+    for thing, _, step in found:
+        if isinstance(thing, Run):
+            if step is None:
+                thing.read_all(progress)
+                thing.step("last")
+            else:
+                thing.record(step)
+    return _aligned(found, image)
+
+
+_Found = tuple["Run | Weights", str, "int | None"]
+
+
+def _opened(given: Given, opened: dict[str, Run], arch: str | None, *, with_network: bool) -> _Found:
+    """A side's run or weights, its label, and the step it is pinned to."""
+    if isinstance(given, Run):
+        return given, given.name, None
+    text = os.fspath(given)
+    if text.startswith(_TORCHVISION) or (text.endswith(WEIGHT_SUFFIXES) and not Path(text).is_dir()):
+        return _weights(text, arch, with_network=with_network), _weights_label(text), None
+    path, which = _pinned(text)
+    if path not in opened:
+        opened[path] = open_run(path)
+    run = opened[path]
+    if which is None:
+        return run, run.name, None
+    return run, f"{run.name}@{which}", run.step(which)
+
+
+def _pinned(text: str) -> tuple[str, Which | None]:
+    match = _PIN.fullmatch(text)
+    if match is None or os.path.exists(text):
+        return text, None
+    path, which = match.groups()
+    if which == "baseline":
+        return path, "baseline"
+    if which == "last":
+        return path, "last"
+    if which.isdecimal():
+        return path, int(which)
+    raise ValueError(f"expected a step's number, baseline or last behind the @ of {text!r}; got {which!r}")
+
+
+def _weights(text: str, arch: str | None, *, with_network: bool) -> Weights:
+    try:
+        from cnnlog.models.weights import open_weights
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{text} is weights, and reading them needs torch and torchvision ({error})") from error
+    return open_weights(text, arch=arch, with_network=with_network)
+
+
+def _weights_label(text: str) -> str:
+    return text.removeprefix(_TORCHVISION) if text.startswith(_TORCHVISION) else Path(text).name
+
+
+def _aligned(found: Sequence[_Found], image: str | os.PathLike[str] | None) -> Aligned:
+    notes: list[str] = []
+    labels = _unlike([label for _, label, _ in found], [thing for thing, _, _ in found])
+    reference = next((i for i, (thing, _, _) in enumerate(found) if isinstance(thing, Run)), 0)
+    thing = found[reference][0]
+    base = thing.layers if isinstance(thing, Run) else thing.auto()
+    names: dict[str, list[str | None]] = {name: [None] * len(found) for name in base}
+    for index, (thing, _, _) in enumerate(found):
+        own = base if index == reference else thing.layers
+        if not isinstance(thing, Run) and thing.note:
+            notes.append(f"{labels[index]}: {thing.note}")
+        pairs, said = align(base, own)
+        if said:
+            notes.append(f"{labels[reference]} and {labels[index]} are matched {said}")
+        for name in own:
+            if name in pairs:
+                names[pairs[name]][index] = name
+            elif isinstance(thing, Run):
+                names.setdefault(name, [None] * len(found))[index] = name
+    if len(found) > 1 and not any(sum(name is not None for name in row) > 1 for row in names.values()):
+        listed = "; ".join(
+            f"{label} has {_some(thing.layers)}" for (thing, _, _), label in zip(found, labels, strict=True)
+        )
+        raise ValueError("; ".join([f"the sides have no layer in common: {listed}", *notes]))
+    sides = _sides(found, labels, names, image, notes)
+    layers = _matches(sides, names)
+    for index, side in enumerate(sides):
+        lacking = [layer.name for layer in layers if layer.names[index] is None]
+        if lacking:
+            notes.append(f"{side.label} lacks {', '.join(lacking)}")
+    notes += _unlike_shapes(sides, layers)
+    units = {side.run.manifest.unit for side in sides if side.run is not None and side.step is None}
+    if len(units) > 1:
+        notes.append("the runs count steps differently (epochs, training steps); they are aligned by number")
+    return Aligned(tuple(sides), tuple(layers), tuple(notes))
+
+
+def align(reference: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], str]:
+    """Match layers' names with those of a reference, if need be without a prefix that they share.
+
+    Args:
+        reference: names as one side has them.
+        names: as another has them.
+
+    Returns:
+        Name -> the reference's name, for those that match; and how they were matched, in words (empty if as they are).
+
+    >>> align(["model.features.0", "model.features.3"], ["features.0", "features.3", "head"])
+    ({'features.0': 'model.features.0', 'features.3': 'model.features.3'}, "without the prefix 'model.'")
+    """
+    plain = {_plain_name(name): name for name in reference}
+    own = {_plain_name(name): name for name in names}
+    choices = {("", "")}
+    if not plain.keys() & own.keys():
+        choices |= {(r[: -len(n)], "") for r in plain for n in own if r.endswith(f".{n}")}
+        choices |= {("", n[: -len(r)]) for r in plain for n in own if n.endswith(f".{r}")}
+        choices.add((_wrapped(plain), _wrapped(own)))
+
+    def matched(choice: tuple[str, str]) -> dict[str, str]:
+        ours, theirs = choice
+        found = {n: ours + n[len(theirs) :] for n in own if n.startswith(theirs)}
+        return {n: r for n, r in found.items() if r in plain}
+
+    def rank(choice: tuple[str, str]) -> tuple[int, bool, int, tuple[str, str]]:
+        usual = all(part in _WRAPPERS for prefix in choice for part in prefix.split(".")[:-1])
+        return (-len(matched(choice)), not usual, len(choice[0]) + len(choice[1]), choice)
+
+    best = min(choices, key=rank)
+    pairs = {own[n]: plain[r] for n, r in matched(best).items()}
+    prefixes = [repr(prefix) for prefix in best if prefix]
+    if any("_orig_mod." in name for pair in pairs.items() for name in pair if pair[0] != pair[1]):
+        prefixes.append("'_orig_mod.'")
+    if not pairs or not prefixes:
+        return pairs, ""
+    return pairs, f"without the prefix{'es' if len(prefixes) > 1 else ''} {' and '.join(prefixes)}"
+
+
+def _plain_name(name: str) -> str:
+    return name.replace("_orig_mod.", "")
+
+
+def _wrapped(names: Mapping[str, str]) -> str:
+    """The usual names of wrappers that all names begin with."""
+    prefix = ""
+    while True:
+        heads = {name[len(prefix) :].split(".")[0] if "." in name[len(prefix) :] else "" for name in names}
+        head = heads.pop() if len(heads) == 1 else ""
+        if head not in _WRAPPERS:
+            return prefix
+        prefix += f"{head}."
+
+
+def _sides(
+    found: Sequence[_Found],
+    labels: Sequence[str],
+    names: Mapping[str, Sequence[str | None]],
+    image: str | os.PathLike[str] | None,
+    notes: list[str],
+) -> list[Side]:
+    runs = [thing for thing, _, _ in found if isinstance(thing, Run)]
+    with_maps = {
+        name
+        for name, row in names.items()
+        for (thing, _, _), own in zip(found, row, strict=True)
+        if isinstance(thing, Run) and own is not None and thing.layer(own).output_shape is not None
+    }
+    sides = []
+    for index, (thing, _, step) in enumerate(found):
+        if isinstance(thing, Run):
+            probe = thing.manifest.probe.get("fingerprint") if with_maps else None
+            sides.append(Side(labels[index], thing, step, probe=probe, source=thing.path))
+            continue
+        own = [row[index] for row in names.values()]
+        filters = {name: thing.filters[name] for name in own if name is not None and name in thing.filters}
+        wanted = [row[index] for name, row in names.items() if name in with_maps or not runs]
+        there = [name for name in wanted if name is not None]
+        maps, fingerprint, said = thing.feature_maps(there, image=image, run=runs[0] if runs else None)
+        if said:
+            notes.append(f"{labels[index]}: {said}")
+        sides.append(Side(labels[index], None, None, filters, maps, fingerprint, thing.source))
+    return sides
+
+
+def _matches(sides: Sequence[Side], names: Mapping[str, Sequence[str | None]]) -> list[LayerMatch]:
+    layers = []
+    for position, (name, row) in enumerate(names.items()):
+        there = [(side, own) for side, own in zip(sides, row, strict=True) if own is not None]
+        shapes = [shape for side, own in there if (shape := filters_shape(side, own)) is not None]
+        maps = any(
+            own in side.feature_maps if side.run is None else side.run.layer(own).output_shape is not None
+            for side, own in there
+        )
+        views = (side.run.layer(own).view for side, own in there if side.run is not None)
+        view = next((view for view in views if view is not None), None)
+        if view is None and shapes:
+            view = resolve_view(shapes[0], "auto")
+        layers.append(LayerMatch(name, f"{position:02d}_{name}", tuple(row), bool(shapes), maps, view))
+    return layers
+
+
+def filters_shape(side: Side, name: str) -> tuple[int, ...] | None:
+    """`(O, I, kH, kW)` of a side's layer; None where its filters are not known."""
+    if side.run is not None:
+        return side.run.layer(name).weight_shape
+    return tuple(side.filters[name].shape) if name in side.filters else None
+
+
+def _unlike_shapes(sides: Sequence[Side], layers: Sequence[LayerMatch]) -> list[str]:
+    """Sentences on layers whose filters cannot be compared."""
+    notes = []
+    for layer in layers:
+        shapes = [
+            None if name is None else filters_shape(side, name) for side, name in zip(sides, layer.names, strict=True)
+        ]
+        for side, shape in zip(sides[1:], shapes[1:], strict=True):
+            if shape is not None and shapes[0] is not None and shape != shapes[0]:
+                notes.append(
+                    f"{layer.name} has {_by(shapes[0])} filters in {sides[0].label} and {_by(shape)} in {side.label}, "
+                    "so there is no distance"
+                )
+    return notes
+
+
+def _unlike(labels: Sequence[str], things: Sequence[Any]) -> list[str]:
+    """Labels that differ: with the parent folders where names are alike, with a number where these are, too."""
+    result = list(labels)
+    for index, label in enumerate(labels):
+        if labels.count(label) > 1:
+            thing = things[index]
+            pin = label[len(thing.name) :] if isinstance(thing, Run) else ""
+            source = Path(thing.path if isinstance(thing, Run) else thing.source)
+            parts = [part for part in source.parts if part not in ("/", "cnnlog")]
+            result[index] = "/".join(parts[-(2 + len(Path(label).parts) - 1) :]) + pin
+    return [
+        f"{label} ({result[:index].count(label) + 1})" if result[:index].count(label) else label
+        for index, label in enumerate(result)
+    ]
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(str(size) for size in shape)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

@@ -1,0 +1,1 @@
+"""Arrays to numbers, each a documented formula. NumPy alone comes in and goes out."""

@@ -1,0 +1,1 @@
+"""Networks from outside: torchvision's classifiers, checkpoints, files of weights. Imports torch."""

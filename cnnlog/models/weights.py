@@ -1,0 +1,172 @@
+"""Weights as one side of a comparison: a checkpoint's filters, and the feature maps that its network makes."""
+
+from __future__ import annotations
+
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from cnnlog.capture.capture import capture, survey
+from cnnlog.capture.layers import LayerInfo, select
+from cnnlog.capture.probe import Probe
+from cnnlog.models.torchvision import Loaded, architectures, load_classifier, read_state_dict
+from cnnlog.snapshot import FloatArray
+
+if TYPE_CHECKING:
+    from cnnlog.runs.run import Run
+
+_TORCHVISION = "torchvision:"
+_WRAPPED_BY_PEFT = re.compile(r"(.+)\.(base_layer|modules_to_save\.[^.]+)")
+
+
+class Weights:
+    """A file of weights, or torchvision's.
+
+    Attributes:
+        source: as it was given.
+        filters: layer -> all filters `[O, I, kH, kW]`, of every convolution.
+        layers: the names that may be matched: all modules where the network is known, else the convolutions.
+        note: what there is to say of the filters; empty if nothing.
+    """
+
+    def __init__(
+        self, source: str, filters: Mapping[str, FloatArray], network: Loaded | None, *, note: str = ""
+    ) -> None:
+        self.source = source
+        self.note = note
+        self.filters = dict(filters)
+        self._network = network
+        modules = [] if network is None else [name for name, _ in network.model.named_modules() if name]
+        self.layers = tuple(modules) or tuple(self.filters)
+        if not self.filters:
+            raise ValueError(
+                f"{source} holds no filters: expected at least one weight [O, I, kH, kW], of a 2-D convolution, in it"
+            )
+
+    def auto(self) -> tuple[str, ...]:
+        """The layers that the monitors would watch."""
+        infos = [
+            LayerInfo(name, "Conv2d", nn.Conv2d, True, tuple(weight.shape), None)
+            for name, weight in self.filters.items()
+        ]
+        return select(infos, "auto", what="filters")
+
+    def feature_maps(
+        self, names: Sequence[str], *, image: str | os.PathLike[str] | None, run: Run | None
+    ) -> tuple[dict[str, FloatArray], str | None, str]:
+        """What the network makes of an image, or else of a run's probe.
+
+        Args:
+            names: the layers that are wanted; those without feature maps are left out.
+            image: the image, which is resized and normalised as the architecture's weights want it.
+            run: the run whose probe is taken where there is no image.
+
+        Returns:
+            Layer -> feature maps `[N, C, H, W]`, the probe's fingerprint, and what there is to say of it.
+
+        Raises:
+            ValueError: the image cannot be read, or cannot go through the network.
+        """
+        if self._network is None or not names:
+            return {}, None, ""
+        if image is not None:
+            probe = Probe.from_images(os.fspath(image), transform=self._network.transform)
+            return self._maps(names, probe), probe.fingerprint, ""
+        if run is None or not run.manifest.probe:
+            return {}, None, ""
+        try:
+            maps = self._maps(names, Probe.from_tensor(torch.from_numpy(run.probe())))
+        except (ValueError, OSError) as error:
+            return {}, None, f"no feature maps on the probe of {run.name} ({error})"
+        return maps, run.manifest.probe.get("fingerprint"), f"its feature maps are of the probe of {run.name}"
+
+    def _maps(self, names: Sequence[str], probe: Probe) -> dict[str, FloatArray]:
+        assert self._network is not None, "feature maps are asked of a known network"
+        usable = {info.name for info in survey(self._network.model, probe) if info.has_maps}
+        wanted = [name for name in names if name in usable]
+        snapshot = capture(
+            self._network.model, probe, filter_layers=(), map_layers=wanted, step=0, epoch=0, global_step=0
+        )
+        return dict(snapshot.feature_maps)
+
+
+def open_weights(source: str, *, arch: str | None = None, with_network: bool = False) -> Weights:
+    """Read weights.
+
+    Args:
+        source: a file (.ckpt, .pt, .pth, .bin, .safetensors), or `torchvision:NAME` with `:DEFAULT` or `:none` behind.
+        arch: torchvision's name of the architecture that a file's weights are of.
+        with_network: build the network, which feature maps need; without `arch` the checkpoint's hyperparameters, or
+            else its names and shapes, tell the architecture.
+
+    Raises:
+        ValueError: damaged, not weights, without convolutions, or not of a known architecture where one is needed.
+        FileNotFoundError: no such file.
+    """
+    if source.startswith(_TORCHVISION):
+        name, _, which = source.removeprefix(_TORCHVISION).partition(":")
+        network = load_classifier(name, which or "DEFAULT")
+    elif with_network or arch is not None:
+        network = load_classifier(source, arch=arch or _stored_architecture(source))
+    else:
+        state = read_state_dict(source)
+        filters, note = _without_peft(_filters(state), state)
+        return Weights(source, filters, None, note=note)
+    return Weights(source, _filters(network.model.state_dict()), network)
+
+
+def _filters(state: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
+    """Layer -> `[O, I, kH, kW]` float32 of every 4-D weight."""
+    return {
+        name.removesuffix(".weight").replace("_orig_mod.", ""): _array(value)
+        for name, value in state.items()
+        if name.endswith(".weight") and value.ndim == 4 and value.is_floating_point() and value.numel()
+    }
+
+
+def _without_peft(
+    filters: Mapping[str, FloatArray], state: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, FloatArray], str]:
+    """Filters under the names that their layers had before PEFT wrapped them, too; and what there is to say of them."""
+    if not any(".base_layer." in key or ".lora_A." in key for key in state):
+        return dict(filters), ""
+    named = {name.replace("base_model.model.", ""): array for name, array in filters.items()}
+    bases = []
+    for name, array in [*named.items()]:
+        if (match := _WRAPPED_BY_PEFT.fullmatch(name)) is not None:
+            named[match[1]] = array
+            bases += [match[1]] if match[2] == "base_layer" else []
+    if not bases:
+        return named, "it holds adapters of PEFT's, without the filters that they adapt"
+    listed = ", ".join(bases[:5]) + (f" and {len(bases) - 5} more" if len(bases) > 5 else "")
+    return named, (
+        f"the filters of {listed} are shown without the adapters of PEFT's that it holds beside them; "
+        "save what merge_and_unload() gives to see both together"
+    )
+
+
+def _array(value: torch.Tensor) -> FloatArray:
+    return np.ascontiguousarray(value.detach().to("cpu", torch.float32).numpy())
+
+
+def _stored_architecture(path: str) -> str | None:
+    """The torchvision classifier that a Lightning checkpoint names among its hyperparameters."""
+    if Path(path).suffix == ".safetensors" or not Path(path).is_file():
+        return None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception:  # `models.load` reads it again, and says what is wrong with it
+        return None
+    hyper = held.get("hyper_parameters") if isinstance(held, Mapping) else None
+    known = set(architectures())
+    values = hyper.values() if isinstance(hyper, Mapping) else ()
+    return next((value for value in values if isinstance(value, str) and value in known), None)

@@ -1,0 +1,378 @@
+"""Watching a training loop that is not Lightning's: plain PyTorch, Fabric, Ignite."""
+
+from __future__ import annotations
+
+import logging
+import os
+import weakref
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any, Literal, get_args
+
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+
+from cnnlog.capture.capture import Forward, capture, placed, survey
+from cnnlog.capture.layer_table import layer_table
+from cnnlog.capture.layers import LayerSpec
+from cnnlog.capture.probe import Probe
+from cnnlog.capture.sharding import is_sharded, plain_type
+from cnnlog.kinds import Unit
+from cnnlog.monitors.alarm import Alarm
+from cnnlog.monitors.plan import Plan, manifest_of, plan_of, probe_files, refuse_other
+from cnnlog.monitors.plan import watch as choose
+from cnnlog.monitors.ranks import Ranks
+from cnnlog.recording.drawer import Look
+from cnnlog.recording.recorder import Problem, Recorder
+from cnnlog.rendering.ranges import RangeRule
+from cnnlog.rendering.views import View
+from cnnlog.runs.store import FOLDER, Manifest, RunStore
+from cnnlog.trackers import Sink
+from cnnlog.trackers.event_file import EventFile
+from cnnlog.trackers.tensorboard import TensorBoardSink
+
+_WRAPPERS = {"DataParallel", "DistributedDataParallel", "_FabricModule"}  # by name: Fabric may not be installed
+_log = logging.getLogger(__name__)
+
+
+def watch(
+    model: nn.Module,
+    probe: Probe | str | Sequence[str] | None,
+    log_dir: str | os.PathLike[str],
+    *,
+    layers: LayerSpec = "auto",
+    map_layers: LayerSpec | None = None,
+    unit: Unit = "epoch",
+    max_filters: int = 64,
+    max_maps: int = 64,
+    view: View = "auto",
+    max_slices: int = 16,
+    value_range: RangeRule = "channel",
+    cmap: str = "auto",
+    width: int | None = 350,
+    change: bool = True,
+    histograms: bool = False,
+    on_error: Literal["warn", "raise"] = "warn",
+    through: str | None = None,
+    run: Forward | None = None,
+    tensorboard: bool | SummaryWriter = True,
+    resume: int = 0,
+) -> Watcher:
+    """Watch a model that a loop of your own trains; the same files and pictures as the monitors make.
+
+    Args:
+        model: any module; a wrapper of `DataParallel`, `DistributedDataParallel` or Fabric is taken off. With several
+            processes, call this in one of them; of a model that is sharded over them (`fully_shard`), in all of them,
+            and each of the watcher's methods too: rank 0 writes.
+        probe: the fixed input (see `Probe`), or the path of an image, or several; None watches filters only.
+        log_dir: takes TensorBoard's events; the store is in `cnnlog/` under it.
+        layers: as for the monitors.
+        map_layers: those whose feature maps are watched, if they are others than `layers`.
+        unit: what your steps count.
+        max_filters: as for `FilterMonitor`; likewise `view` and `max_slices`.
+        max_maps: as for `FeatureMapMonitor`.
+        view: see `max_filters`.
+        max_slices: see `max_filters`.
+        value_range: as for the monitors; likewise the following ones.
+        cmap: see `value_range`.
+        width: see `value_range`.
+        change: see `value_range`.
+        histograms: see `value_range`.
+        on_error: see `value_range`; what is asked for here and cannot be is always refused at once.
+        through: see `value_range`.
+        run: executes the forward, `run(module, tensor)`, e.g. under autocast; by default `module(tensor)` on the
+            model's device and in its precision.
+        tensorboard: write an event file into `log_dir`; or your own `SummaryWriter`, to write into its file instead.
+        resume: the step at which a training goes on that was watched in `log_dir` before; 0 begins a new run.
+
+    Raises:
+        ValueError: an argument that cannot be, or does not fit the model; `log_dir` holds a run already.
+        TypeError: `layers` or `probe` is of another kind.
+        FileNotFoundError: no such probe image, or no run to go on with.
+
+    Example:
+        >>> import tempfile, torch
+        >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
+        >>> with watch(model, Probe.chart(32), tempfile.mkdtemp()) as watcher:
+        ...     for epoch in range(3):
+        ...         watcher.snapshot(epoch)  # 0, before the first step of the optimiser, is the baseline
+        >>> watcher.layers
+        ('0',)
+    """
+    who = "watch"
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{who} expected model as a torch.nn.Module, got {model!r}.")
+    if not isinstance(log_dir, (str, os.PathLike)) or not os.fspath(log_dir):
+        raise TypeError(f"{who} expected log_dir as the path of a folder, got {log_dir!r}.")
+    if run is not None and not callable(run):
+        raise TypeError(f"{who} expected run as a function of a module and a tensor, or None, got {run!r}.")
+    if not isinstance(unit, str) or unit not in get_args(Unit):
+        raise ValueError(f"{who} expected unit as one of {', '.join(get_args(Unit))}, got {unit!r}.")
+    if not isinstance(tensorboard, (bool, SummaryWriter)):
+        raise ValueError(
+            f"{who} expected tensorboard as one of True, False, got {tensorboard!r}; or give a SummaryWriter."
+        )
+    if not _is_step(resume):
+        raise ValueError(f"{who} expected resume to be a whole number from 0 on, got {resume!r}.")
+    common: dict[str, Any] = {"unit": unit, "every": 1, "on_error": on_error, "through": through}
+    look = (value_range, cmap, width, change, histograms)
+    filters = plan_of(
+        who,
+        layers=layers,
+        probe=probe,
+        look=Look(max_filters, *look, view, max_slices),
+        shown="max_filters",
+        **common,
+    )
+    maps = plan_of(
+        who,
+        layers=layers if map_layers is None else map_layers,
+        probe=filters.probe,
+        look=Look(max_maps, *look),
+        shown="max_maps",
+        **common,
+    )
+    return Watcher(
+        model,
+        filters=filters,
+        maps=None if maps.probe is None else maps,
+        log_dir=os.fspath(log_dir),
+        run=run,
+        tensorboard=tensorboard,
+        resume=resume,
+    )
+
+
+class Watcher:
+    """A training, watched; `watch` makes one.
+
+    Attributes:
+        layers: names of the watched layers.
+        folder: of the store.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        filters: Plan,
+        maps: Plan | None,
+        log_dir: str,
+        run: Forward | None,
+        tensorboard: bool | SummaryWriter,
+        resume: int,
+    ) -> None:
+        self._model = _bare(model)
+        self._filters, self._maps, self._run = filters, maps, run
+        self._ranks = Ranks(several=is_sharded(self._model))
+        self._alarm = Alarm(raises=filters.on_error == "raise", warned=set(), say=_log.warning, ranks=self._ranks)
+        self.folder = f"{log_dir.rstrip('/')}/{FOLDER}"
+        with self._ranks.together():
+            infos = survey(self._model, filters.probe, run=run, through=filters.through)
+            self._watched = choose(infos, filters=filters, maps=maps)
+        self.layers = tuple(layer.name for layer in self._watched.layers)
+        texts = self._table() if tensorboard else {}
+        self._recorder: Recorder | None = None
+        with self._ranks.together(), ExitStack() as stack:
+            if self._ranks.first:
+                self._recorder = self._open(stack, log_dir, tensorboard, texts, resume)
+            self._end = weakref.finalize(self, stack.pop_all().close)  # also for a loop that ends without `close`
+        self._last_step = self._resumed_at = self._ranks.share(self._recorder.last_step if self._recorder else -1)
+
+    def _open(
+        self, stack: ExitStack, log_dir: str, tensorboard: bool | SummaryWriter, texts: dict[str, str], resume: int
+    ) -> Recorder:
+        manifest = manifest_of(
+            self._watched,
+            filters=self._filters,
+            maps=self._maps,
+            probe=self._filters.probe,
+            baseline_step=0,
+            architecture=plain_type(self._model).__name__,
+        )
+        old = self._earlier_run(manifest, resume)
+        store = old or self._claim(manifest)
+        stack.callback(store.release)
+        recorder = Recorder(
+            self._watched.layers,
+            filters=self._filters.look,
+            maps=self._maps.look if self._maps else None,
+            store=store,
+            sinks=stack.enter_context(_sinks(log_dir, tensorboard)),
+            probe=probe_files(self._filters.probe),
+            texts=texts,
+        )
+        stack.callback(recorder.close)
+        if old is not None:
+            try:
+                recorder.resume(old, now=resume, carried=False)
+            except (OSError, ValueError, LookupError) as error:
+                raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
+        return recorder
+
+    def snapshot(self, step: int, *, global_step: int = 0) -> None:
+        """Capture the model as it is now; the first snapshot is the baseline.
+
+        What goes wrong is warned of once, and never raised, unless `on_error="raise"` asks for it. Steps that a resumed
+        run holds already are left out.
+
+        Args:
+            step: what TensorBoard and the store call it, above all earlier ones: completed epochs, or optimiser steps.
+            global_step: completed optimiser steps, noted beside the epochs.
+
+        Raises:
+            RuntimeError: something went wrong, and `on_error="raise"`.
+        """
+        if not self._may(step):
+            return
+        first = self._last_step < 0
+        error: Exception | None = None
+        epochs = self._filters.unit == "epoch"
+        try:
+            snapshot = capture(
+                self._model,
+                self._filters.probe,
+                filter_layers=self._watched.filter_layers,
+                map_layers=self._watched.map_layers,
+                step=int(step),
+                epoch=int(step) if epochs else 0,
+                global_step=global_step if epochs else int(step),
+                run=self._run,
+                through=self._filters.through,
+                wait=False,
+            )
+        except Exception as raised:
+            error = raised
+        error = self._ranks.agree(error)  # a step that one of them has no snapshot of is missing for all
+        if error is not None:
+            goes_on = "training goes on, and later ones are tried"
+            self._alarm.handle([Problem("probe", f"no snapshot of step {step}", error, goes_on)])
+            return
+        self._last_step = int(step)
+        if self._recorder is not None:
+            self._recorder.record(snapshot)
+            if first:
+                self._recorder.drain()
+        self._report()
+
+    def close(self, *, failed: bool = False) -> None:
+        """Draw the evolution strips, write what is waiting, end the threads; a second call does nothing.
+
+        Args:
+            failed: an exception of yours ended the training; none of ours will hide it.
+
+        Raises:
+            RuntimeError: something went wrong, and `on_error="raise"`.
+        """
+        if not self._end.alive:
+            return
+        self._alarm.failed = failed
+        try:
+            if self._recorder is not None:
+                self._recorder.finish()
+        finally:
+            self._end()
+        self._report()
+
+    def __enter__(self) -> Watcher:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
+        self.close(failed=error is not None)
+
+    def __repr__(self) -> str:
+        return f"Watcher({', '.join(self.layers)}; {self.folder}, step {self._last_step})"
+
+    def _may(self, step: int) -> bool:
+        last = self._last_step
+        if not self._end.alive:
+            problem = f"no snapshot of step {step!r}: the watcher is closed"
+        elif not _is_step(step):
+            problem = f"no snapshot of step {step!r}: expected a whole number from 0 on"
+        elif step <= self._resumed_at:
+            return False
+        elif step <= last:
+            problem = f"no snapshot of step {step}: steps must rise, and {last} is there; count over the whole training"
+        else:
+            return True
+        self._alarm.handle([Problem("step", problem)])
+        return False
+
+    def _report(self) -> None:
+        self._alarm.handle(self._recorder.take_problems() if self._recorder is not None else [])
+
+    def _earlier_run(self, manifest: Manifest, resume: int) -> RunStore | None:
+        if resume == 0:
+            if RunStore.exists(self.folder):
+                raise _taken(RunStore.open(self.folder))
+            return None
+        old = RunStore.open(self.folder)
+        if not old.steps:
+            raise ValueError(f"{self.folder} holds no snapshot to go on from: leave resume out and delete the folder.")
+        refuse_other(old.manifest, manifest)
+        return old
+
+    def _claim(self, manifest: Manifest) -> RunStore:
+        """Make the folder this run's, before anything of it is written there."""
+        store = RunStore(self.folder, manifest)
+        try:
+            store.create()
+        except Exception as error:
+            if isinstance(error, FileExistsError) and RunStore.exists(self.folder):  # begun at the same moment
+                raise _taken(RunStore.open(self.folder)) from None
+        return store  # where it cannot be written, the recorder tries again, and warns
+
+    def _table(self) -> dict[str, str]:
+        probe = self._filters.probe
+        if probe is None:
+            return {}
+        try:
+            example = placed(self._model, probe.tensor)
+            table = layer_table(self._model, example, watched=self.layers, through=self._filters.through)
+            return {"layers": table.to_markdown()}
+        except Exception as error:  # torchinfo knows fewer kinds of models than we watch
+            self._alarm.warn("table", f"no table of layers: {error}")
+            return {}
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The model without what wraps it to spread it over processes."""
+    while {cls.__name__ for cls in type(model).__mro__} & _WRAPPERS:
+        model = model.module  # type: ignore[assignment]  # every wrapper has one
+    return model
+
+
+def _taken(by: RunStore) -> ValueError:
+    return ValueError(
+        f"{by.folder} already holds a run of {len(by.steps)} snapshots, begun at {by.manifest.created}, and this one "
+        "would mix with it: expected a new folder. Choose another log_dir, delete the folder, or go on with that run "
+        "by resume=STEP."
+    )
+
+
+@contextmanager
+def _sinks(folder: str, tensorboard: bool | SummaryWriter) -> Iterator[list[Sink]]:
+    if isinstance(tensorboard, SummaryWriter):
+        yield [TensorBoardSink(_Given(tensorboard))]
+    elif tensorboard:
+        file = EventFile(folder)
+        try:
+            yield [TensorBoardSink(file)]
+        finally:
+            file.close()
+    else:
+        yield []
+
+
+class _Given:
+    """What `TensorBoardSink` needs of a Lightning logger, around a writer that is not ours to close."""
+
+    def __init__(self, writer: SummaryWriter) -> None:
+        self.experiment = writer
+
+
+def _is_step(step: object) -> bool:
+    return isinstance(step, int) and not isinstance(step, bool) and step >= 0

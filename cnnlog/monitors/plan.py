@@ -1,0 +1,257 @@
+"""What is watched, and how: from what was asked for to the layers, the manifest and the files of the probe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from cnnlog.capture.layers import LayerInfo, LayerSpec, select
+from cnnlog.capture.probe import Probe
+from cnnlog.kinds import Unit
+from cnnlog.recording.drawer import Look, Picture
+from cnnlog.rendering.colours import palette
+from cnnlog.rendering.png import Grid, encode_png
+from cnnlog.rendering.ranges import RangeRule
+from cnnlog.rendering.views import View, resolve_view
+from cnnlog.runs.store import Manifest, WatchedLayer
+from cnnlog.snapshot import FloatArray
+
+OnError = Literal["warn", "raise"]
+WIDTH_LIMIT = 10_000  # small cells are enlarged up to it
+Weights = Literal["train", "ema"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What one monitor was asked for."""
+
+    layers: LayerSpec
+    look: Look
+    unit: Unit
+    every: int
+    on_error: OnError
+    probe: Probe | None
+    through: str | None
+    weights: Weights = "train"
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments as plain values, for the manifest."""
+        named: list[Any] = [self.layers] if isinstance(self.layers, (str, type)) else list(self.layers)
+        names = [item if isinstance(item, str) else item.__qualname__ for item in named]
+        return {"layers": names, "every": self.every, "unit": self.unit, "weights": self.weights, **vars(self.look)}
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is watched of one model: the names, and all of it in the order of the tags."""
+
+    filter_layers: tuple[str, ...]
+    map_layers: tuple[str, ...]
+    layers: tuple[WatchedLayer, ...]
+
+
+def plan_of(
+    who: str,
+    *,
+    layers: LayerSpec,
+    probe: Probe | str | Sequence[str] | None,
+    look: Look,
+    shown: str,
+    unit: Unit,
+    every: int,
+    on_error: OnError,
+    through: str | None,
+    weights: Weights = "train",
+) -> Plan:
+    """Check what was asked for.
+
+    Args:
+        who: asked, by the name that the messages give; `shown` is what it calls `Look.shown`.
+        layers: see `Plan`; likewise the others.
+        probe: also the path of an image, or several.
+        look: see `Plan`.
+        shown: see `who`.
+        unit: see `Plan`.
+        every: see `Plan`.
+        on_error: see `Plan`.
+        through: see `Plan`.
+        weights: see `Plan`.
+
+    Raises:
+        ValueError: an argument has a value that cannot be.
+        TypeError: `layers` or `probe` is of another kind.
+        FileNotFoundError: no such probe image.
+    """
+    _refuse_layers(who, layers)
+    _refuse_look(who, look, shown)
+    for name, value, allowed in (("on_error", on_error, get_args(OnError)), ("weights", weights, get_args(Weights))):
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
+    if through is not None and not isinstance(through, str):
+        raise TypeError(f"{who} expected through as the name of a sub-module, or None, got {through!r}.")
+    if probe is not None and not isinstance(probe, Probe):
+        probe = Probe.from_images(_image_paths(who, probe))
+    return Plan(layers, look, unit, every, on_error, probe, through, weights)
+
+
+def watch(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None) -> Watched:
+    """Choose the layers.
+
+    Args:
+        infos: what `capture.survey` found.
+        filters: what is wanted of filters, None for nothing; likewise `maps`.
+        maps: of feature maps.
+
+    Raises:
+        ValueError: no such layer, or one whose filters cannot be shown as asked for.
+    """
+    filter_layers = select(infos, filters.layers, what="filters") if filters else ()
+    map_layers = select(infos, maps.layers, what="feature maps") if maps else ()
+    view = filters.look.view if filters else "auto"
+    return Watched(filter_layers, map_layers, _watched(infos, filter_layers, map_layers, view))
+
+
+def manifest_of(
+    watched: Watched,
+    *,
+    filters: Plan | None,
+    maps: Plan | None,
+    probe: Probe | None,
+    baseline_step: int,
+    architecture: str,
+) -> Manifest:
+    """The manifest of a run that begins now."""
+    plan = filters or maps
+    assert plan is not None, "something is watched"
+    return Manifest(
+        layers=watched.layers,
+        unit=plan.unit,
+        baseline_step=baseline_step,
+        settings={
+            **({"filters": filters.settings()} if filters else {}),
+            **({"feature_maps": maps.settings()} if maps else {}),
+        },
+        probe=_facts(probe),
+        versions={name: version(name) for name in ("cnnlog", "torch", "lightning")},
+        architecture=architecture,
+        created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def refuse_other(old: Manifest, new: Manifest) -> None:
+    """A run is gone on with only if pictures and numbers stay comparable.
+
+    Raises:
+        ValueError: they would not.
+    """
+    for what, before, now in (
+        ("unit of steps", old.unit, new.unit),
+        ("layers", [_shape_of(layer) for layer in old.layers], [_shape_of(layer) for layer in new.layers]),
+        ("probe", old.probe.get("fingerprint"), new.probe.get("fingerprint")),
+        ("settings", _shaping(old.settings), _shaping(new.settings)),
+    ):
+        if before != now:
+            raise ValueError(
+                f"the run that is resumed had other {what} ({before}) than this one ({now}); give the same, or begin a "
+                "new run in another folder"
+            )
+
+
+def probe_files(probe: Probe | None) -> tuple[FloatArray, Picture] | None:
+    """The probe as the recorder wants it: its tensor, and its pictures side by side."""
+    if probe is None:
+        return None
+    gap = np.full((probe.pictures[0].shape[0], 1, 3), 255, np.uint8)
+    row = [part for picture in probe.pictures for part in (gap, picture)][1:]
+    grid = Grid(np.concatenate(row, axis=1), None)
+    png = encode_png(grid, text={"cnnlog-probe": "1"}, level=6)
+    return probe.tensor.numpy(), Picture("probe", png, grid.size, f"The probe: {', '.join(probe.names)}.")
+
+
+def _watched(
+    infos: Sequence[LayerInfo], filters: Sequence[str], maps: Sequence[str], view: View
+) -> tuple[WatchedLayer, ...]:
+    layers = [info for info in infos if info.name in filters or info.name in maps]
+    watched = []
+    for position, info in enumerate(layers):
+        weight = info.weight_shape if info.name in filters else None
+        resolved = None
+        if weight is not None:
+            try:
+                resolved = resolve_view(weight, view)
+            except ValueError as error:
+                raise ValueError(f"Layer {info.name!r}: {error}") from error
+        watched.append(
+            WatchedLayer(
+                name=info.name,
+                tag=f"{position:02d}_{info.name}",
+                kind=info.kind,
+                weight_shape=weight,
+                output_shape=info.output_shape if info.name in maps else None,
+                view=resolved,
+            )
+        )
+    return tuple(watched)
+
+
+def _facts(probe: Probe | None) -> dict[str, Any]:
+    if probe is None:
+        return {}
+    return {"fingerprint": probe.fingerprint, "names": list(probe.names), "shape": list(probe.tensor.shape)}
+
+
+def _refuse_layers(who: str, layers: Any) -> None:
+    several = [layers] if isinstance(layers, (str, type)) else layers
+    if not isinstance(several, Sequence) or not all(isinstance(item, (str, type)) for item in several):
+        raise TypeError(f'{who} expected layers as "auto", names, globs or module types, got {layers!r}.')
+
+
+def _refuse_look(who: str, look: Look, shown: str) -> None:
+    for name, number, least in (("width", look.width, 16), (shown, look.shown, 1), ("max_slices", look.slices, 1)):
+        unlimited = name == "width" and number is None
+        if not unlimited and (not isinstance(number, int) or isinstance(number, bool) or number < least):
+            more = ", or None" if name == "width" else ""
+            raise ValueError(f"{who} expected {name} to be a whole number from {least} on{more}, got {number!r}.")
+    if look.width is not None and look.width > WIDTH_LIMIT:
+        raise ValueError(f"{who} expected width to be {WIDTH_LIMIT} pixels at most, or None, got {look.width}.")
+    for name, switch in (("change", look.change), ("histograms", look.histograms)):
+        if not isinstance(switch, bool):
+            raise TypeError(f"{who} expected {name} to be True or False, got {switch!r}.")
+    if not isinstance(look.cmap, str):
+        raise TypeError(f'{who} expected cmap as "auto" or the name of a colour map, got {look.cmap!r}.')
+    for name, value, allowed in (
+        ("value_range", look.value_range, get_args(RangeRule)),
+        ("view", look.view, get_args(View)),
+    ):
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
+    palette(look.cmap, True)  # refuses an unknown colour map
+
+
+def _image_paths(who: str, probe: Any) -> list[str | os.PathLike[str]]:
+    paths = [probe] if isinstance(probe, (str, os.PathLike)) else probe
+    if not isinstance(paths, Sequence) or not paths or not all(isinstance(p, (str, os.PathLike)) for p in paths):
+        raise TypeError(
+            f"{who} expected probe as a Probe or the paths of images, got {type(probe).__name__}: wrap a tensor with "
+            "Probe.from_tensor, opened images with Probe.from_images."
+        )
+    return list(paths)
+
+
+def _shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings that decide what is stored."""
+    parts = ("shown", "slices", "width", "value_range")
+    return {
+        kind: {**{part: look.get(part) for part in parts}, "weights": look.get("weights", "train")}
+        for kind, look in settings.items()
+    }
+
+
+def _shape_of(layer: WatchedLayer) -> tuple[Any, ...]:
+    return (layer.name, layer.weight_shape, layer.output_shape, layer.view)

@@ -1,0 +1,389 @@
+"""Checkpoints of a past training to the stored run that the monitors would have made.
+
+Nothing is trained. Each checkpoint is loaded into the network, captured and recorded just as a monitor does it.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cnnlog.capture.capture import capture, survey
+from cnnlog.capture.layer_table import layer_table
+from cnnlog.capture.layers import LayerInfo, LayerSpec
+from cnnlog.capture.probe import Probe
+from cnnlog.kinds import Unit
+from cnnlog.models.checkpoints import Checkpoint, find, order
+from cnnlog.models.torchvision import SUFFIXES, load_classifier, load_weights, read_checkpoint, read_state_dict
+from cnnlog.monitors.plan import Plan, Watched, manifest_of, probe_files, watch
+from cnnlog.recording.drawer import Look
+from cnnlog.recording.recorder import Recorder
+from cnnlog.runs.run import Run
+from cnnlog.runs.store import FOLDER, RunStore
+from cnnlog.trackers import Sink
+from cnnlog.trackers.event_file import EventFile
+from cnnlog.trackers.tensorboard import TensorBoardSink
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """The run that was made.
+
+    Attributes:
+        folder: with TensorBoard's events, and the store in `cnnlog/` under it.
+        steps: that are stored.
+        relative_to: what drift and changes are relative to, in words.
+        notes: sentences on what a reader should know.
+    """
+
+    folder: Path
+    steps: tuple[int, ...]
+    relative_to: str
+    notes: tuple[str, ...]
+
+
+# --- which network -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network for the checkpoints, and what torchvision's architecture says of its input.
+
+    Attributes:
+        model: the network.
+        name: its class or architecture.
+        transform: image -> input; None where only the user knows.
+    """
+
+    model: nn.Module
+    name: str
+    transform: Callable[[Any], torch.Tensor] | None = None
+
+
+def torchvision_network(first: Path, arch: str | None) -> Network:
+    """A torchvision classifier, `arch` or the one that the checkpoint's names and shapes fit.
+
+    Raises:
+        ValueError: none does.
+    """
+    loaded = load_classifier(str(first), arch=arch)
+    return Network(loaded.model, loaded.name, loaded.transform)
+
+
+def module_network(first: Path, where: str) -> Network:
+    """An instance of an importable module class, with the hyper-parameters that the checkpoint holds.
+
+    Args:
+        first: a checkpoint.
+        where: `package.module:Class`.
+
+    Raises:
+        ValueError: no such class, or it needs arguments that the checkpoint does not hold.
+    """
+    cls = _import(where)
+    held = read_checkpoint(first)
+    arguments = _hyper_parameters(cls, held)
+    missing = [
+        name
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.default is parameter.empty
+        and parameter.kind not in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        and name not in arguments
+    ]
+    if missing:
+        raise ValueError(
+            f"{where} needs {', '.join(missing)}, and {first} does not hold it, for it was saved without "
+            "self.save_hyperparameters(): give a class that can be made without arguments, e.g. one that inherits from "
+            "it and fills them in."
+        )
+    try:
+        model: nn.Module = cls(**arguments)
+    except Exception as error:
+        raise ValueError(f"{where} could not be made from the arguments {arguments} ({_said(error)}).") from error
+    getattr(model, "configure_model", lambda: None)()
+    return Network(model, cls.__name__)
+
+
+def _import(where: str) -> type[nn.Module]:
+    module, _, name = where.partition(":")
+    if not (module and name):
+        raise ValueError(f"A class is given as package.module:Class, but got {where!r}.")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{where} cannot be imported ({error}): give a class that Python finds from here.") from error
+    if not (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(f"{where} is no LightningModule or nn.Module class, but {type(found).__name__}.")
+    return found
+
+
+def _hyper_parameters(cls: type[nn.Module], held: Mapping[str, Any]) -> dict[str, Any]:
+    """Those stored hyper-parameters that the class takes."""
+    stored = held.get("hyper_parameters")
+    if not isinstance(stored, Mapping):
+        return {}
+    parameters = inspect.signature(cls).parameters
+    whole = held.get("hparams_name")
+    if isinstance(whole, str) and whole in parameters and whole not in stored:
+        return {whole: dict(stored)}
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return {str(name): value for name, value in stored.items() if not str(name).startswith("_")}
+    return {name: value for name, value in stored.items() if name in parameters}
+
+
+def baseline_network(weights: str, network: Network, where: str | None) -> Network:
+    """The network as it was before the training.
+
+    Args:
+        weights: a file, whose head may have another number of classes where the network is torchvision's; or for such a
+            one `DEFAULT` (downloaded).
+        network: the one of the checkpoints.
+        where: `package.module:Class` of it, if it was made from a class.
+
+    Raises:
+        ValueError: the weights do not fit.
+    """
+    file = Path(weights).suffix in SUFFIXES
+    if where is not None and not file:
+        raise ValueError(f"The baseline of {where} is a file of weights ({', '.join(SUFFIXES)}); got {weights!r}.")
+    if where is None:
+        loaded = load_classifier(weights, arch=network.name) if file else load_classifier(network.name, weights)
+        return Network(loaded.model, loaded.name, loaded.transform)
+    model = copy.deepcopy(network.model)
+    load_weights(model, read_state_dict(weights), source=weights)
+    return Network(model, network.name)
+
+
+@dataclass(frozen=True)
+class ProbeSource:
+    """Where the fixed input comes from: images, the test chart, or a stored run; at most one of them.
+
+    Attributes:
+        images: files.
+        chart: draw the test chart.
+        run: take its probe, as its network got it.
+        size: height and width of images and chart; likewise `mean` and `std`, per channel, of values from 0 to 1. What
+            is not given is as torchvision's weights of the architecture want it, where one is known.
+        mean: see `size`.
+        std: see `size`.
+    """
+
+    images: tuple[Path, ...] = ()
+    chart: bool = False
+    run: Run | None = None
+    size: int | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def probe(self, network: Network) -> Probe | None:
+        """The probe for a network; None where there is no source.
+
+        Raises:
+            ValueError: several sources, or an image that cannot be used.
+        """
+        sources = (("--image", self.images), ("--chart", self.chart), ("--probe-of", self.run))
+        given = [name for name, there in sources if there]
+        if len(given) > 1:
+            raise ValueError(f"A run has one probe, but {' and '.join(given)} are given: leave all but one out.")
+        if self.run is not None:
+            names = self.run.manifest.probe.get("names")
+            return Probe.from_tensor(torch.from_numpy(self.run.probe()), names=names)
+        transform = network.transform if (self.size, self.mean, self.std) == (None, None, None) else None
+        if self.images:
+            return Probe.from_images(
+                list(self.images), transform=transform, size=self.size, mean=self.mean, std=self.std
+            )
+        if self.chart:
+            size = self.size or next(iter(getattr(transform, "crop_size", ())), 224)
+            mean, std = (getattr(transform, name, getattr(self, name)) for name in ("mean", "std"))
+            return Probe.chart(size, mean=mean, std=std)
+        return None
+
+
+# --- the replay ----------------------------------------------------------------------------------------------------
+
+
+def replay(
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    arch: str | None = None,
+    module: str | None = None,
+    source: Probe | ProbeSource | None = None,
+    baseline: str | None = None,
+    unit: Unit = "epoch",
+    layers: LayerSpec = "auto",
+    look: Look | None = None,
+    through: str | None = None,
+    tensorboard: bool = True,
+    progress: Callable[[Sequence[Checkpoint]], Iterable[Checkpoint]] = iter,
+) -> Replayed:
+    """Record every checkpoint as the monitors would have recorded the training there.
+
+    Args:
+        paths: checkpoints, or folders of them; see `checkpoints.find` and `checkpoints.order`.
+        out: the run's folder, which is made; the store is in `cnnlog/` under it.
+        arch: torchvision's name of the network; None takes the one that the first checkpoint fits.
+        module: the network's class instead, `package.module:Class`.
+        source: of the probe; None records filters only.
+        baseline: the weights that the training started from, recorded as step 0: a file, or `DEFAULT` (torchvision's);
+            layers that it lacks, or has in another shape, are not watched. None: the checkpoint of step 0 if there is
+            one, else the first.
+        unit: what steps count; see `checkpoints.order`.
+        layers: as for the monitors.
+        look: how pictures are drawn; None is as the monitors do.
+        through: as for the monitors.
+        tensorboard: write TensorBoard's events, too.
+        progress: wraps the checkpoints while they are gone through.
+
+    Raises:
+        ValueError: a checkpoint does not fit the network, a layer is not there, the probe cannot go through.
+        FileExistsError: `out` holds something.
+        OSError: it cannot be written. Whatever is wrong, `out` is then as it was.
+    """
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"{str(out)!r} is there already: give another --output, or delete it.")
+    if arch is not None and module is not None:
+        raise ValueError(f"The network is given by arch or by module, but got both ({arch}, {module}): leave one out.")
+    ordered = order(find(paths), unit=unit)
+    first = ordered.checkpoints[0]
+    network = torchvision_network(first.path, arch) if module is None else module_network(first.path, module)
+    _load(network, first)
+    before = None if baseline is None else baseline_network(baseline, network, module)
+    if before is not None and first.step == 0:
+        raise ValueError(f"{first.path} is of step 0 already, which is the baseline: leave --baseline out.")
+    probe = source.probe(network) if isinstance(source, ProbeSource) else source
+    plan = Plan(layers, look or Look(), unit, 1, "raise", probe, through)
+    filters, maps = plan, None if probe is None else plan
+    infos = survey(network.model, probe, through=through)
+    notes = list(ordered.notes)
+    if before is not None:
+        infos, other = _shared(infos, survey(before.model, probe, through=through))
+        notes += [f"not watched, for the baseline has no such layer of that shape: {_some(other)}"] if other else []
+    if maps is None:
+        notes.append("no probe is given (--image, --chart or --probe-of), so only filters are recorded")
+    watched = watch(infos, filters=filters, maps=maps)
+    steps = ([] if before is None else [0]) + [checkpoint.step for checkpoint in ordered.checkpoints]
+    manifest = manifest_of(
+        watched, filters=filters, maps=maps, probe=probe, baseline_step=steps[0], architecture=network.name
+    )
+
+    def states() -> Iterator[tuple[nn.Module, Checkpoint]]:
+        if before is not None:
+            yield before.model, Checkpoint(Path(str(baseline)), 0, 0, 0)
+        for checkpoint in progress(ordered.checkpoints):
+            _load(network, checkpoint)
+            yield network.model, checkpoint
+
+    with _new_folder(out) as folder, _events(folder if tensorboard else None) as sinks:
+        recorder = Recorder(
+            watched.layers,
+            filters=filters.look,
+            maps=maps.look if maps else None,
+            store=RunStore(str(folder / FOLDER), manifest),
+            sinks=sinks,
+            probe=probe_files(probe),
+            texts=_table(network, probe, watched, through),
+        )
+        try:
+            for model, checkpoint in states():
+                snapshot = capture(
+                    model,
+                    probe,
+                    filter_layers=watched.filter_layers,
+                    map_layers=watched.map_layers,
+                    step=checkpoint.step,
+                    epoch=checkpoint.epoch,
+                    global_step=checkpoint.global_step,
+                    through=through,
+                )
+                recorder.record(snapshot)
+                recorder.drain(trackers=True)
+                notes += _take(recorder)
+            recorder.finish()
+        finally:
+            recorder.close()
+        notes += _take(recorder)
+    origin = f"step {steps[0]} ({baseline or first.path.name})"
+    return Replayed(out, tuple(steps), origin, tuple(dict.fromkeys(notes)))
+
+
+def _load(network: Network, checkpoint: Checkpoint) -> None:
+    load_weights(network.model, read_state_dict(checkpoint.path), source=str(checkpoint.path))
+
+
+def _shared(infos: Sequence[LayerInfo], baseline: Sequence[LayerInfo]) -> tuple[tuple[LayerInfo, ...], tuple[str, ...]]:
+    """The layers that both have alike, and the names of the others that could be watched."""
+    shapes = {info.name: (info.weight_shape, info.output_shape) for info in baseline}
+    alike = tuple(info for info in infos if shapes.get(info.name) == (info.weight_shape, info.output_shape))
+    names = {info.name for info in alike}
+    return alike, tuple(info.name for info in infos if info.has_filters and info.name not in names)
+
+
+def _take(recorder: Recorder) -> list[str]:
+    """What the recorder noticed; what failed is raised, for here nothing must be missing."""
+    problems = recorder.take_problems()
+    for problem in problems:
+        if problem.error is not None:
+            raise OSError(f"{problem.message} ({_said(problem.error)})") from problem.error
+    return [problem.message for problem in {problem.what: problem for problem in reversed(problems)}.values()]
+
+
+def _table(network: Network, probe: Probe | None, watched: Watched, through: str | None) -> dict[str, str]:
+    if probe is None:
+        return {}
+    names = {layer.name for layer in watched.layers}
+    try:
+        return {"layers": layer_table(network.model, probe.tensor, watched=names, through=through).to_markdown()}
+    except RuntimeError:  # torchinfo knows fewer kinds of models than we watch
+        return {}
+
+
+@contextmanager
+def _new_folder(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes `out` if all goes well, and vanishes if not."""
+    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        try:
+            temporary.mkdir(parents=True)
+        except OSError as error:
+            raise OSError(f"{str(out)!r} cannot be made ({error.strerror}): give another --output.") from error
+        yield temporary
+        if out.exists():
+            out.rmdir()  # empty: anything else was refused
+        temporary.rename(out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def _events(folder: Path | None) -> Iterator[list[Sink]]:
+    if folder is None:
+        yield []
+        return
+    file = EventFile(str(folder))
+    try:
+        yield [TensorBoardSink(file)]
+    finally:
+        file.close()
+
+
+def _said(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -1,0 +1,1 @@
+"""What people look at afterwards: strips, sheets, animations, the page, a TensorBoard run. No torch."""

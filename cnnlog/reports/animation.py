@@ -1,0 +1,106 @@
+"""Animated files, frame by frame: the 256 colours of a GIF, the chunks of an animated PNG."""
+
+from __future__ import annotations
+
+import functools
+import io
+import struct
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageChops
+
+from cnnlog.rendering.colours import Pixels
+
+
+class Colours:
+    """A GIF's at most 256 colours, for all frames of an animation.
+
+    They are the frames' own if those are no more. Else all grays are kept, and with them letters, gaps, 0 and the page,
+    and each other colour becomes the nearest of a few. (Pillow takes a near one, which tints the page.)
+    """
+
+    def __init__(self, frames: Iterable[Image.Image]) -> None:
+        self._found = functools.reduce(np.union1d, (np.unique(_packed(frame)) for frame in frames))
+        found = np.stack([self._found >> 16, self._found >> 8 & 255, self._found & 255], axis=1).astype(np.uint8)
+        self._colours = found if len(found) <= 256 else self._fewer(found)
+        nearest = [_nearest_colour(self._colours, found[i : i + 1024]) for i in range(0, len(found), 1024)]
+        self._index = np.concatenate(nearest).astype(np.uint8)
+
+    def indexed(self, frame: Image.Image) -> Image.Image:
+        """The frame in mode P."""
+        indexed = Image.fromarray(self._index[np.searchsorted(self._found, _packed(frame))])
+        indexed.putpalette(self._colours.tobytes())
+        return indexed
+
+    @staticmethod
+    def _fewer(found: Pixels) -> Pixels:
+        is_gray = (found == found[:, :1]).all(axis=1)
+        grays, others = found[is_gray], found[~is_gray]
+        row = Image.fromarray(np.ascontiguousarray(others[None]))
+        mixed = row.quantize(256 - len(grays), method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+        return np.concatenate([grays, np.asarray(mixed.getpalette(), np.uint8).reshape(-1, 3)])[:256]
+
+
+def _packed(frame: Image.Image) -> npt.NDArray[np.int64]:
+    """Each pixel's colour in one number `[H, W]`."""
+    packed: npt.NDArray[np.int64] = np.asarray(frame).astype(np.int64) @ np.array([65536, 256, 1])
+    return packed
+
+
+def _nearest_colour(colours: Pixels, found: Pixels) -> npt.NDArray[np.intp]:
+    distance = np.square(colours[None].astype(np.int64) - found[:, None].astype(np.int64)).sum(axis=2)
+    nearest: npt.NDArray[np.intp] = np.argmin(distance, axis=1)
+    return nearest
+
+
+def save_apng(frames: Iterable[Image.Image], durations: Sequence[int], path: Path) -> None:
+    """Write an animated PNG (PNG specification, third edition, section 11.3.6) that repeats for ever.
+
+    Each frame replaces the rectangle in which it differs from the one before. One frame is in memory at a time; Pillow
+    would hold them all, twice.
+
+    Args:
+        frames: RGB, all of one size.
+        durations: milliseconds, one a frame.
+        path: the file.
+    """
+    with path.open("wb") as file:
+        before: Image.Image | None = None
+        sequence = 0
+        for frame, duration in zip(frames, durations, strict=True):
+            box = (0, 0, *frame.size) if before is None else ImageChops.difference(frame, before).getbbox()
+            left, top, right, bottom = box or (0, 0, 1, 1)
+            chunks = list(_chunks(frame.crop((left, top, right, bottom))))
+            if before is None:
+                file.write(b"\x89PNG\r\n\x1a\n" + _chunk(*chunks[0]))
+                file.write(_chunk(b"acTL", struct.pack(">II", len(durations), 0)))
+            place = (right - left, bottom - top, left, top)
+            file.write(_chunk(b"fcTL", struct.pack(">5I2H2B", sequence, *place, duration, 1000, 0, 0)))
+            sequence += 1
+            for data in (data for name, data in chunks if name == b"IDAT"):
+                if before is None:
+                    file.write(_chunk(b"IDAT", data))
+                else:
+                    file.write(_chunk(b"fdAT", struct.pack(">I", sequence) + data))
+                    sequence += 1
+            before = frame
+        file.write(_chunk(b"IEND", b""))
+
+
+def _chunks(picture: Image.Image) -> Iterator[tuple[bytes, bytes]]:
+    """Name and content of each chunk of the picture as a PNG file."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    data, at = buffer.getvalue(), 8
+    while at < len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
+        at += length + 12
+
+
+def _chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

@@ -1,0 +1,68 @@
+"""What the page's script works on, and the packed bytes that it unpacks."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+from cnnlog.comparison.comparison import Comparison
+from cnnlog.rendering.colours import GAP, TOP, ZERO, palette
+from cnnlog.reports.page.about import unit
+from cnnlog.reports.page.film import Film
+from cnnlog.reports.page.layers import palette_name
+from cnnlog.reports.page.numbers import curve_points, moved_rows, short
+
+
+def data(comparison: Comparison, film: Film, sides: list[dict[str, Any]], blocks: dict[str, bytes]) -> dict[str, Any]:
+    """What the script works on; packed bytes go to `blocks`, under the names that stand here."""
+
+    def keep(packed: bytes) -> str:
+        name = f"b{len(blocks)}"
+        blocks[name] = packed
+        return name
+
+    palettes: dict[str, str] = {}
+    pictures: dict[str, dict[str, Any]] = {}
+    for key, reel in film.reels.items():
+        assert reel.last is not None, "every reel has a frame"
+        both = [palette_name(reel.last.cmap, symmetric) for symmetric in (False, True)]
+        for symmetric in set(reel.symmetric):
+            palettes[both[symmetric]] = text64(palette(reel.last.cmap, symmetric))
+        picture = pictures.setdefault(
+            key.name,
+            {"layer": key.layer, "kind": key.kind, "side": None if key.change else key.side, "reels": []},
+        )
+        picture["reels"].append(
+            {
+                "block": keep(reel.pack()),
+                "at": reel.at,
+                "steps": reel.steps,
+                "symmetric": [int(symmetric) for symmetric in reel.symmetric],
+                "high": [short(high) for high in reel.high],
+                "doubled": reel.doubled,
+                "grown": reel.grown,
+                "layout": reel.last.layout(),
+                "rgb": reel.last.view == "rgb",
+                "palettes": both,
+            }
+        )
+    return {
+        "unit": unit(comparison),
+        "steps": film.steps,
+        "images": film.images,
+        "gap": GAP,
+        "top": TOP,
+        "zero": ZERO,
+        "sides": [{key: side[key] for key in ("letter", "label", "last")} for side in sides],
+        "layers": [{"name": layer.name, "filters": layer.has_filters} for layer in comparison.layers],
+        "palettes": palettes,
+        "pictures": pictures,
+        "numbers": film.lives.packed(keep),
+        "curves": curve_points(comparison, sides),
+        "moved": moved_rows(comparison, film),
+    }
+
+
+def text64(packed: bytes) -> str:
+    """Bytes as text that can stand in a page."""
+    return base64.b64encode(packed).decode("ascii")

@@ -1,0 +1,145 @@
+"""The pictures of a page, layer by layer: the last step's, with captions, scales and alternative texts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cnnlog.comparison.comparison import Comparison, LayerMatch
+from cnnlog.kinds import Kind
+from cnnlog.rendering.colours import TOP, palette
+from cnnlog.rendering.png import encode_png
+from cnnlog.reports.page.about import unit
+from cnnlog.reports.page.film import Film, Key
+from cnnlog.reports.page.numbers import as_text
+from cnnlog.reports.page.reels import Reel, Scene
+
+_COLOURS = ("#3b7dd8", "#d9622b", "#2f9e6e", "#b54ac2", "#b8860b", "#0fa3b1", "#d6336c", "#7a6ff0")
+_KINDS: tuple[tuple[Kind, str], ...] = (("filters", "Filters"), ("feature_maps", "Feature maps on the probe"))
+
+
+def layer_section(comparison: Comparison, film: Film, sides: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    """A layer's heading, and its pictures: of each kind every side's, then the differences to the first."""
+    match = comparison.layers[number]
+    groups = []
+    for kind, heading in _KINDS:
+        shown = next((reel.last for key, reel in film.reels.items() if (key.layer, key.kind) == (number, kind)), None)
+        if shown is None:
+            continue
+        wanted = [Key(number, kind, side) for side in range(len(sides))]
+        wanted += [Key(number, kind, side, change=True) for side in range(1, len(sides))]
+        figures = [_figure(comparison, film, sides, key) for key in wanted]
+        groups.append({"kind": kind, "title": heading, "about": _about_group(shown), "figures": figures})
+    return {
+        "name": match.name,
+        "about": _about_layer(comparison, match),
+        "colour": _colour(number, len(comparison.layers)),
+        "groups": groups,
+        "has_filters": match.has_filters,
+    }
+
+
+def _figure(comparison: Comparison, film: Film, sides: list[dict[str, Any]], key: Key) -> dict[str, Any]:
+    side = sides[key.side]
+    title = f"{side['letter']} − {sides[0]['letter']}, white where alike" if key.change else side["label"]
+    name = comparison.layers[key.layer].name
+    what = "Filters" if key.kind == "filters" else "Feature maps"
+    figure = {
+        "key": key.name,
+        "role": "difference" if key.change else "side",
+        "side": side,
+        "title": title,
+        "when": "",
+        "png": b"",
+        "size": (0, 0),
+        "low": "",
+        "high": "",
+        "bar": "",
+    }
+    reel = film.reels.get(key)
+    if reel is None or reel.last is None:
+        why = _no_difference(comparison, film, key) if key.change else f"{side['label']} has none"
+        return {**figure, "alt": f"{what} of {name}: {why}."}
+    grid = reel.last.draw(width=350)
+    when = f"{unit(comparison)} {reel.steps[-1]}" if comparison.sides[key.side].run is not None else ""
+    if when and reel.steps[-1] != film.steps[-1]:
+        when += " (its last)"
+    layout = reel.last.layout()
+    low, high, bar = _scale(reel)
+    return {
+        **figure,
+        "when": when,
+        "png": encode_png(grid, level=6),
+        "size": grid.size,
+        "low": low,
+        "high": high,
+        "bar": bar,
+        "alt": f"{what} of {name}, {title}, {when}: {layout['n']} of {layout['h']} by {layout['w']} pixels",
+    }
+
+
+def _no_difference(comparison: Comparison, film: Film, key: Key) -> str:
+    sides = [Key(key.layer, key.kind, side) in film.reels for side in (0, key.side)]
+    if not all(sides):
+        return "no difference, for one side has none"
+    if key.kind == "feature_maps" and not comparison.same_probe(key.side):
+        return "no difference, for the probes are not the same"
+    return "no difference, for their shapes are not the same"
+
+
+def _scale(reel: Reel) -> tuple[str, str, str]:
+    """The ends of the last frame's range, and the class of its bar."""
+    assert reel.last is not None, "it has frames"
+    symmetric, high, doubled = reel.symmetric[-1], reel.high[-1], reel.doubled[-1]
+    bar = "rgb" if reel.last.view == "rgb" else palette_name(reel.last.cmap, symmetric)
+    if high is not None:
+        return (f"−{as_text(high)}" if symmetric else "0"), as_text(high), bar
+    grown = f" (up to ×{2**doubled})" if doubled else ""
+    return ("−own range" if symmetric else "0"), f"own range{grown}", bar
+
+
+def _about_group(scene: Scene) -> str:
+    layout = scene.layout()
+    if scene.view is None:
+        return f"{layout['n']} shown, {layout['h']} × {layout['w']}"
+    size = f"{layout['h']} × {layout['w']}"
+    if scene.view == "slices":
+        return f"{layout['n']} filters (rows) by {layout['k']} input channels (columns), {size}"
+    colours = {
+        "rgb": ", in colour: mid gray is 0; the difference is that of the colour that changed most",
+        "mean": ", averaged over input channels",
+        "gray": "",
+    }[scene.view]
+    return f"{layout['n']} shown, {size}{colours}"
+
+
+def _about_layer(comparison: Comparison, layer: LayerMatch) -> str:
+    for side, name in zip(comparison.sides, layer.names, strict=True):
+        if side.run is None or name is None:
+            continue
+        watched = next((one for one in side.run.manifest.layers if one.name == name), None)
+        if watched is not None:
+            shape = f", {' × '.join(map(str, watched.weight_shape))}" if watched.weight_shape else ""
+            return f"{watched.kind}{shape}"
+    return ""
+
+
+def _colour(number: int, of: int) -> str:
+    """Up to eight layers take colours that are told apart at a glance; more go round the hues in order of depth."""
+    return _COLOURS[number] if of <= len(_COLOURS) else f"hsl({265 - 265 * number / (of - 1):.0f} 62% 52%)"
+
+
+def palette_name(cmap: str, symmetric: bool) -> str:
+    """A name that can stand in a class attribute, whatever the colour map is called."""
+    return f"p-{cmap}-{'signed' if symmetric else 'from0'}"
+
+
+def bar(name: str) -> list[str]:
+    """The colours of a scale, for a CSS gradient."""
+    if name == "rgb":
+        return [f"rgb({v},{v},{v})" for v in (4, 128, 252)]
+    cmap, symmetric = name.removeprefix("p-").rsplit("-", 1)
+    table = np.frombuffer(palette(cmap, symmetric == "signed"), np.uint8).reshape(-1, 3)
+    chosen = table[np.linspace(0, TOP, 13).round().astype(int)]
+    return [f"rgb({r},{g},{b})" for r, g, b in chosen]

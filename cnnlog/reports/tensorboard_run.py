@@ -1,0 +1,173 @@
+"""A comparison as a TensorBoard run of its own: the grids of each side and their differences, at every step.
+
+Tags, for the layer `00_conv1` and the sides A, B, ...: `compare_filters/00_conv1/A`, `.../B`, `.../B-A`, likewise
+`compare_feature_maps/...` (with `/image0`, `/image1`, ... behind where the probe has several images), and the numbers
+`compare_distance/00_conv1/B-A` (mean cosine distance of the filters) and `compare_cka/00_conv1/B-A`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from cnnlog.comparison.comparison import Comparison
+from cnnlog.comparison.rows import letter
+from cnnlog.kinds import Kind
+from cnnlog.rendering.grids import filters_grid, maps_grid
+from cnnlog.rendering.png import Grid, encode_png
+from cnnlog.rendering.ranges import Limits
+from cnnlog.rendering.views import ResolvedView
+from cnnlog.runs.run import Progress
+from cnnlog.snapshot import FloatArray
+from cnnlog.trackers.tensorboard import TensorBoardSink
+
+SUFFIX = ".cnnlog-compare"
+_KINDS: tuple[Kind, ...] = ("filters", "feature_maps")
+
+
+def refuse_folder(folder: Path, *, force: bool) -> None:
+    """Say early that a folder cannot take the run.
+
+    Raises:
+        FileExistsError: there is something in it, and `force` is not given; or it is a file.
+        PermissionError: it, or the nearest folder above that exists, is read-only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise FileExistsError(f"{str(folder)!r} is a file; give a folder for the TensorBoard run")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise FileExistsError(f"{str(folder)!r} is not empty; give another folder, or --force to add to it")
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not os.access(nearest, os.W_OK):
+        raise PermissionError(f"{str(nearest)!r} is read-only; give another folder for the TensorBoard run")
+
+
+def write_board(
+    comparison: Comparison, folder: Path, *, force: bool = False, width: int = 350, progress: Progress | None = None
+) -> Path:
+    """Write the run's event file, whole or not at all.
+
+    Args:
+        comparison: what to draw.
+        folder: is made if need be.
+        force: write into a folder that holds other files; an earlier comparison's event file there is replaced.
+        width: of a grid in pixels, at most.
+        progress: is told how many steps are drawn.
+
+    Returns:
+        The event file.
+
+    Raises:
+        FileExistsError, PermissionError: see `refuse_folder`.
+    """
+    refuse_folder(folder, force=force)
+    made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".draft-{uuid.uuid4().hex[:8]}"
+    try:
+        events = _Events(draft)
+        try:
+            sink, numbers = TensorBoardSink(events), _numbers(comparison)
+            for done, step in enumerate(comparison.steps):
+                _add_step(sink, comparison, step, width)
+                for tag, value in numbers.get(step, ()):
+                    sink.add_scalar(tag, value, step)
+                sink.commit(step)
+                if progress is not None:
+                    progress("drawing for TensorBoard", done + 1, len(comparison.steps))
+        finally:
+            events.close()
+        for earlier in folder.glob(f"*{SUFFIX}"):
+            earlier.unlink()
+        (written,) = draft.iterdir()
+        made = []
+        return written.rename(folder / written.name)
+    finally:
+        for left in draft.iterdir() if draft.exists() else ():
+            left.unlink()
+        for empty in [draft, *made]:
+            if empty.exists():
+                empty.rmdir()
+
+
+class _Events:
+    """An event file, in the clothes of the logger and its writer that the sink expects."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = EventFileWriter(str(folder), filename_suffix=SUFFIX)
+
+    @property
+    def experiment(self) -> _Events:
+        return self
+
+    def _get_file_writer(self) -> _Events:
+        return self
+
+    def add_summary(self, summary: Any, step: int) -> None:
+        self._file.add_event(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Nothing: a draft need not be readable meanwhile, and so drawing and writing overlap."""
+
+    def close(self) -> None:
+        try:
+            self._file.flush()  # raises what the writing thread ran into
+        finally:
+            self._file.close()
+
+
+def _add_step(sink: TensorBoardSink, comparison: Comparison, step: int, width: int) -> None:
+    for layer in comparison.layers:
+        for kind in _KINDS:
+            for side in range(len(comparison.sides)):
+                limits = comparison.limits(side, layer, kind, step)
+                shown = comparison.shown(side, layer, kind, step)
+                if shown is None or limits is None:
+                    continue
+                own = comparison.step_of(side, step)
+                of = comparison.sides[side].label + ("" if own is None else f", its step {own} at step {step}")
+                for tail, grid in _grids(kind, comparison.view_of(side, layer), shown, limits, width=width):
+                    _add(sink, f"{kind}/{layer.tag}/{letter(side)}{tail}", grid, step, f"{layer.name} of {of}")
+            for side in range(1, len(comparison.sides)):
+                change = comparison.difference(layer, kind, step, side)
+                limits = comparison.difference_limits(layer, kind, step, side)
+                if change is None or limits is None:
+                    continue
+                what = f"{layer.name} of {comparison.sides[side].label} minus {comparison.sides[0].label}"
+                for tail, grid in _grids(kind, comparison.view_of(0, layer), change, limits, width=width):
+                    _add(sink, f"{kind}/{layer.tag}/{letter(side)}-{letter(0)}{tail}", grid, step, what)
+
+
+def _numbers(comparison: Comparison) -> dict[int, list[tuple[str, float]]]:
+    """Step -> tags and values of what lies between the sides."""
+    curves, by_label = comparison.curves(), {side.label: letter(i) for i, side in enumerate(comparison.sides)}
+    tags = {layer.name: layer.tag for layer in comparison.layers}
+    numbers: dict[int, list[tuple[str, float]]] = {}
+    for measure, prefix in (("distance_cosine", "compare_distance"), ("cka_between", "compare_cka")):
+        for layer, sides in curves.get(measure, {}).items():
+            for label, curve in sides.items():
+                for step, value in curve:
+                    tag = f"{prefix}/{tags[layer]}/{by_label[label]}-{letter(0)}"
+                    numbers.setdefault(step, []).append((tag, value))
+    return numbers
+
+
+def _grids(
+    kind: Kind, view: ResolvedView | None, shown: FloatArray, limits: Limits, *, width: int
+) -> Iterator[tuple[str, Grid]]:
+    """The end of the tag, and the picture: one for filters, one a probe image for feature maps."""
+    if kind == "filters":
+        yield "", filters_grid(shown, limits, view=view or "auto", width=width)
+    else:
+        for image, maps in enumerate(shown):
+            yield (f"/image{image}" if len(shown) > 1 else ""), maps_grid(maps, limits, width=width)
+
+
+def _add(sink: TensorBoardSink, tag: str, grid: Grid, step: int, description: str) -> None:
+    sink.add_image(f"compare_{tag}", encode_png(grid), grid.size, step, description=description)

@@ -1,0 +1,475 @@
+"""One stored run, read a step at a time. No torch."""
+
+from __future__ import annotations
+
+import difflib
+import html
+import math
+import os
+import re
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnlog.kinds import Kind
+from cnnlog.rendering.ranges import AnchoredRange, Limits
+from cnnlog.runs.places import locate
+from cnnlog.runs.store import FOLDER, MANIFEST, Manifest, RunStore, StoreError, WatchedLayer
+from cnnlog.runs.table import Table
+from cnnlog.snapshot import FloatArray, Record
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Which = int | Literal["baseline", "last"]
+Measure = Literal["cosine", "l2", "update", "norm", "dead_share", "cka", "active", "mean", "max"]
+Progress = Callable[[str, int, int], None]
+"""Is told how far the work is: `progress("reading run a", done, total)`."""
+
+NUMBER: Mapping[Measure, str] = {
+    "cosine": "filter_drift_cosine",
+    "l2": "filter_drift_l2",
+    "update": "filter_update_l2",
+    "norm": "filter_norm",
+    "dead_share": "dead_share",
+    "cka": "cka",
+    "active": "map_active",
+    "mean": "map_mean",
+    "max": "map_max",
+}
+_KEPT_RECORDS = 4
+_VERSION = re.compile(r"version_\d+")
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How one number is spread over a layer's channels.
+
+    Attributes:
+        mean: of the channels where it is finite; NaN where it is nowhere.
+        lower: the first quartile of these; likewise `median` and `upper`, the third.
+        median: see `lower`.
+        upper: see `lower`.
+        finite: how many channels these are.
+    """
+
+    mean: float
+    lower: float
+    median: float
+    upper: float
+    finite: int
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike) -> Spread:
+        """The spread of values of any shape; quartiles are interpolated, as NumPy's default does.
+
+        >>> Spread.of([4.0, 1.0, 2.0, 3.0, float("nan")])
+        Spread(mean=2.5, lower=1.75, median=2.5, upper=3.25, finite=4)
+        """
+        array = np.asarray(values, dtype=np.float64)
+        finite = np.sort(array[np.isfinite(array)])
+        if not finite.size:
+            return cls(math.nan, math.nan, math.nan, math.nan, 0)
+        at = np.array([0.25, 0.5, 0.75]) * (finite.size - 1)
+        lower, median, upper = (float(v) for v in np.interp(at, np.arange(finite.size), finite))
+        return cls(float(finite.mean()), lower, median, upper, int(finite.size))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is kept in memory of a step: what it holds, and each number's spread over a layer.
+
+    Attributes:
+        epoch: completed training epochs; likewise `global_step`, optimiser steps.
+        global_step: see `epoch`.
+        filters: layers whose filters the step holds; likewise `feature_maps`.
+        feature_maps: see `filters`.
+        numbers: name -> layer -> spread.
+    """
+
+    epoch: int
+    global_step: int
+    filters: frozenset[str]
+    feature_maps: frozenset[str]
+    numbers: Mapping[str, Mapping[str, Spread]]
+
+
+class Run:
+    """A stored run.
+
+    Arrays are those of the store, raw values: the shown part of every step, all filters at the baseline and the last.
+
+    Attributes:
+        path: the run's folder.
+        name: a short label.
+        manifest: what was watched and how.
+    """
+
+    def __init__(self, store: RunStore, name: str | None = None) -> None:
+        self._store = store
+        self.path = store.folder
+        self.manifest: Manifest = store.manifest
+        self.name = name or _label(store.folder)
+        layers = self.manifest.layers
+        self._watched: Mapping[Kind, frozenset[str]] = {
+            "filters": frozenset(layer.name for layer in layers if layer.weight_shape is not None),
+            "feature_maps": frozenset(layer.name for layer in layers if layer.output_shape is not None),
+        }
+        self._listed = tuple(store.steps)
+        self._steps = self._listed
+        self._damaged: dict[int, str] = {}
+        self._records: OrderedDict[int, Record] = OrderedDict()
+        self._summaries: dict[int, Summary] = {}
+        if not self._listed:
+            raise ValueError(f"{self.path} holds a run without a step: its training ended before the baseline was kept")
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The stored steps, rising, without those found to be damaged."""
+        return self._steps
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """One sentence for each step file that was found to be damaged."""
+        return tuple(self._damaged[step] for step in sorted(self._damaged))
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The watched layers' names, in the order of their tags."""
+        return tuple(layer.name for layer in self.manifest.layers)
+
+    def layer(self, name: str) -> WatchedLayer:
+        """What the manifest says of a layer.
+
+        Raises:
+            ValueError: the run has no such layer.
+        """
+        for layer in self.manifest.layers:
+            if layer.name == name:
+                return layer
+        near = difflib.get_close_matches(name, self.layers, n=3) or self.layers[:5]
+        raise ValueError(f"{self.name} watched no layer {name!r}; there is {', '.join(near)}")
+
+    def step(self, which: Which) -> int:
+        """The number of a step; `"baseline"`, or `"last"` that can be read.
+
+        Raises:
+            ValueError: the run has no such step; the nearest is named.
+        """
+        if which == "last":
+            for step in reversed(self._listed):
+                if self._readable(step):
+                    return step
+            raise ValueError(f"{self.path} holds no step that can be read: {self.skipped[0]}")
+        step = self.manifest.baseline_step if which == "baseline" else which
+        if step not in self._listed:
+            nearest = min(self._listed, key=lambda known: (abs(known - step), known))
+            raise ValueError(
+                f"{self.name} has no step {step}; the nearest is {nearest}, of {len(self._listed)} from "
+                f"{self._listed[0]} to {self._listed[-1]}"
+            )
+        return step
+
+    def record(self, step: int) -> Record:
+        """Everything that is stored of a step; the last few are kept in memory.
+
+        Raises:
+            ValueError: there is no such step, or its file is damaged.
+        """
+        if step in self._records:
+            self._records.move_to_end(step)
+            return self._records[step]
+        try:
+            record = self._store.read_record(self.step(step))
+        except StoreError as error:
+            self._skip(step, str(error))
+            raise
+        self._records[step] = record
+        while len(self._records) > _KEPT_RECORDS:
+            self._records.popitem(last=False)
+        if step not in self._summaries:
+            self._summaries[step] = _summary(record)
+        return record
+
+    def summary(self, step: int) -> Summary:
+        """What a step holds, and its numbers; read once."""
+        if step not in self._summaries:
+            self.record(step)
+        return self._summaries[step]
+
+    def read_all(self, progress: Progress | None = None) -> None:
+        """Read every step once, for `summary`, and find out which are damaged."""
+        for done, step in enumerate(self._listed):
+            self._readable(step)
+            if progress is not None:
+                progress(f"reading {self.name}", done + 1, len(self._listed))
+
+    def holding(self, layer: str, kind: Kind, step: int) -> int | None:
+        """The nearest step, not after `step`, that can be read and holds a layer's filters or feature maps."""
+        if layer not in self._watched[kind]:
+            return None  # without a look at every step up to this one
+        for at in range(bisect_right(self._listed, step) - 1, -1, -1):
+            known = self._listed[at]
+            if self._readable(known):
+                summary = self._summaries[known]
+                if layer in (summary.filters if kind == "filters" else summary.feature_maps):
+                    return known
+        return None
+
+    def filters(self, layer: str, step: Which = "last") -> FloatArray:
+        """The shown filters `[n, k, kH, kW]`; k: 3 for `rgb`, 1 for `gray` and `mean`, input channels for `slices`.
+
+        Raises:
+            ValueError: no such layer or step, or no filters of the layer at this step.
+        """
+        return self._array(layer, "filters", step)
+
+    def feature_maps(self, layer: str, step: Which = "last") -> FloatArray:
+        """The shown feature maps `[N, n, h, w]` of N probe images, averaged by area where drawn smaller.
+
+        Raises:
+            ValueError: no such layer or step, or no feature maps of the layer at this step.
+        """
+        return self._array(layer, "feature_maps", step)
+
+    def numbers(self, name: str, layer: str, step: Which = "last") -> npt.NDArray[np.float64]:
+        """One value for each of the layer's channels `[O]`; one in all for `dead_share` and `cka`.
+
+        Args:
+            name: `cosine`, `l2`, `update`, `norm`, `dead_share`, `cka`, `active`, `mean`, `max`; or as in the files.
+            layer: a watched layer's name.
+            step: a step's number, `"baseline"` or `"last"`.
+
+        Raises:
+            ValueError: this step has no such number of this layer.
+        """
+        number = NUMBER.get(name, name)  # type: ignore[call-overload]
+        stored = self.record(self.step(step)).numbers
+        if number not in stored or self.layer(layer).name not in stored[number]:
+            have = [known for known, stored_as in NUMBER.items() if layer in stored.get(stored_as, {})]
+            raise ValueError(f"{self.name} has no {name!r} of {layer} at step {self.step(step)}; it has {_some(have)}")
+        return np.asarray(stored[number][layer], dtype=np.float64)
+
+    def weights(self, which: Literal["baseline", "last"]) -> tuple[dict[str, FloatArray], int]:
+        """All filters `[O, I, kH, kW]` of the watched layers, and the step they are of.
+
+        Raises:
+            FileNotFoundError: no filters were watched.
+            ValueError: the file is damaged.
+        """
+        return self._store.read_weights("latest" if which == "last" else which)
+
+    def probe(self) -> FloatArray:
+        """The probe `[N, C, H, W]` as the network got it; FileNotFoundError if there was none."""
+        return self._store.read_probe()
+
+    def probe_picture(self) -> npt.NDArray[np.uint8]:
+        """The probe as a picture `[H, W, 3]`; FileNotFoundError if there was none."""
+        return self._store.read_probe_picture()
+
+    def limits(self, layer: str, kind: Kind, step: int) -> Limits:
+        """The range that the layer's picture was drawn with at a step that holds it."""
+        record = self.record(step)
+        state = record.ranges.get(kind, {}).get(layer)
+        shown = record.filters[layer] if kind == "filters" else record.feature_maps[layer].swapaxes(0, 1)
+        if state is None:
+            return AnchoredRange(signed=True if kind == "filters" else None).update(shown)
+        stored = AnchoredRange.from_state(state)  # as it was when it had taken what is shown
+        return stored.limits() or stored.update(shown)
+
+    def drift(self, measure: Measure = "cosine", layer: str | None = None) -> Any:
+        """How far the layers are from their baseline, over the steps.
+
+        Args:
+            measure: `cosine` (distance, 0 to 2) and `l2` (share of the filter's length) from the baseline; `update` (l2
+                from the step before); `norm`; `dead_share`, `cka`, `active`, `mean`, `max` of the feature maps.
+            layer: None for all, else one layer's channels.
+
+        Returns:
+            A pandas DataFrame if pandas is installed, else a `tabular.Table`. For all layers: step, layer, mean,
+            lower_quartile, median, upper_quartile. For one: step, channel, value. Damaged steps are left out, and
+            said in `skipped`.
+
+        Raises:
+            ValueError: no such measure or layer, or nothing is stored of it.
+        """
+        if measure not in get_args(Measure):
+            raise ValueError(f"measure must be one of {', '.join(get_args(Measure))}; got {measure!r}")
+        names = self.layers if layer is None else (self.layer(layer).name,)
+        number = NUMBER[measure]
+        rows: list[tuple[Any, ...]] = []
+        for step in self._listed:
+            if not self._readable(step):
+                continue
+            spreads = self._summaries[step].numbers.get(number, {})
+            for name in names:
+                if name not in spreads:
+                    continue
+                if layer is None:
+                    spread = spreads[name]
+                    rows.append((step, name, spread.mean, spread.lower, spread.median, spread.upper))
+                else:
+                    values = self.record(step).numbers[number][name]
+                    rows += [(step, channel, float(value)) for channel, value in enumerate(values)]
+        if not rows:
+            raise ValueError(f"{self.name} has no {measure!r} of {'any layer' if layer is None else layer}")
+        spread_columns = ("step", "layer", "mean", "lower_quartile", "median", "upper_quartile")
+        table = Table(spread_columns if layer is None else ("step", "channel", "value"), tuple(rows))
+        return _framed(table)
+
+    def figure(
+        self, layer: str, step: Which = "last", kind: Kind = "filters", *, image: int = 0, cmap: str = "auto"
+    ) -> Figure:
+        """A matplotlib figure of a layer's filters, or of its feature maps of one probe image.
+
+        Raises:
+            ValueError: no such layer, step, image, or nothing of this kind at this step.
+        """
+        from cnnlog.rendering import figures
+
+        number = self.step(step)
+        array = self._array(layer, kind, number)
+        limits = self.limits(layer, kind, number)
+        what = "Filters" if kind == "filters" else "Feature maps"
+        title = f"{what} of {layer}, {self.name}, step {number}"
+        if kind == "filters":
+            return figures.filters_figure(array, limits, view=self.layer(layer).view or "auto", cmap=cmap, title=title)
+        if not 0 <= image < len(array):
+            raise ValueError(f"image must be from 0 to {len(array) - 1}, the probe's images; got {image}")
+        return figures.maps_figure(array[image], limits, cmap=cmap, title=title)
+
+    def __repr__(self) -> str:
+        return f"Run({self.name!r}, {len(self.layers)} layers, {len(self.steps)} steps to {self._listed[-1]})"
+
+    def _repr_html_(self) -> str:
+        rows = tuple(
+            (layer.name, layer.kind, _by(layer.weight_shape), _by(layer.output_shape)) for layer in self.manifest.layers
+        )
+        table = Table(("layer", "kind", "filters", "feature maps"), rows)
+        unit = "epochs" if self.manifest.unit == "epoch" else "training steps"
+        head = f"{self.name}: {self.manifest.architecture}, {len(self.steps)} snapshots to {self._listed[-1]} {unit}"
+        return f"<p><b>{html.escape(head)}</b><br>{html.escape(self.path)}</p>{table._repr_html_()}"
+
+    def _array(self, layer: str, kind: Kind, step: Which) -> FloatArray:
+        number = self.step(step)
+        self.layer(layer)
+        arrays = getattr(self.record(number), kind)
+        if layer not in arrays:
+            what = kind.replace("_", " ")
+            held = self.holding(layer, kind, self._listed[-1])
+            hint = f"the last step that holds them is {held}" if held is not None else "they were not watched"
+            raise ValueError(f"{self.name} holds no {what} of {layer} at step {number}; {hint}")
+        array: FloatArray = arrays[layer]
+        return array
+
+    def _readable(self, step: int) -> bool:
+        if step not in self._damaged and step not in self._summaries:
+            try:
+                self._summaries[step] = _summary(self._store.read_record(step, numbers_only=True))
+            except StoreError as error:
+                self._skip(step, str(error))
+            except OSError as error:
+                self._skip(step, f"step {step} of {self.path} cannot be read ({error})")
+        return step not in self._damaged
+
+    def _skip(self, step: int, why: str) -> None:
+        self._damaged[step] = why
+        self._steps = tuple(known for known in self._listed if known not in self._damaged)
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Open a stored run.
+
+    Args:
+        path: the folder that the monitors wrote, or any parent of it that holds exactly one; also an fsspec URL.
+
+    Raises:
+        FileNotFoundError: there is no run.
+        ValueError: there are several (they are listed), or the run is damaged, empty or of a newer version.
+    """
+    given = os.fspath(path)
+    folder = _the_run(given)
+    return Run(RunStore.open(folder), _label(folder))
+
+
+def _the_run(path: str) -> str:
+    if RunStore.exists(path):
+        return path
+    found = list(_runs_below(path))
+    if not found:
+        fs, bare = locate(path)
+        if not fs.exists(bare):
+            raise FileNotFoundError(
+                f"{path} does not exist; give a run's folder, <log_dir>/{FOLDER}, or a parent of it"
+            )
+        raise FileNotFoundError(
+            f"{path} holds no cnnlog run: no {MANIFEST} of ours in it or below; give the folder that the monitors "
+            f"wrote, <log_dir>/{FOLDER}"
+        )
+    if len(found) > 1:
+        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
+        raise ValueError(f"{path} holds {len(found)} runs, and one is needed; give one of {', '.join(found[:8])}{more}")
+    return found[0]
+
+
+def _runs_below(path: str) -> Iterator[str]:
+    fs, bare = locate(path)
+    fs.invalidate_cache()  # the listings below it, too
+    found = []
+    for folder, subfolders, files in fs.walk(bare):
+        if MANIFEST in files and _is_run(folder_url := fs.unstrip_protocol(folder) if "://" in path else str(folder)):
+            found.append(folder_url)
+            del subfolders[:]
+        for name in [name for name in subfolders if name.startswith(".")]:
+            subfolders.remove(name)
+    yield from sorted(found)
+
+
+def _is_run(folder: str) -> bool:
+    """Other programs write a manifest.json, too; one in a folder of our name is ours even if it is damaged."""
+    if folder.rstrip("/").rsplit("/", 1)[-1] == FOLDER:
+        return True
+    try:
+        RunStore.open(folder)
+    except (ValueError, OSError):
+        return False
+    return True
+
+
+def _label(folder: str) -> str:
+    """A short name: the log folder's, and its parent's where that is just `version_0`."""
+    parts = [part for part in os.path.abspath(folder).split("/") if part] if "://" not in folder else folder.split("/")
+    if len(parts) > 1 and parts[-1] == FOLDER:
+        parts = parts[:-1]
+    if len(parts) > 1 and _VERSION.fullmatch(parts[-1]):
+        return "/".join(parts[-2:])
+    return parts[-1] if parts else folder
+
+
+def _summary(record: Record) -> Summary:
+    numbers = {
+        name: {layer: Spread.of(values) for layer, values in by_layer.items()}
+        for name, by_layer in record.numbers.items()
+    }
+    return Summary(record.epoch, record.global_step, frozenset(record.filters), frozenset(record.feature_maps), numbers)
+
+
+def _framed(table: Table) -> Any:
+    try:
+        import pandas  # type: ignore[import-not-found, import-untyped, unused-ignore]
+    except ImportError:
+        return table
+    return pandas.DataFrame(list(table.rows), columns=list(table.columns))
+
+
+def _by(shape: Sequence[int] | None) -> str:
+    return "" if shape is None else "x".join(str(size) for size in shape)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names) if names else "none"

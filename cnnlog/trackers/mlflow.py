@@ -1,0 +1,86 @@
+"""MLflow, through the logger's client."""
+
+from __future__ import annotations
+
+import io
+import re
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from mlflow.entities import Metric
+from PIL import Image
+
+from cnnlog.runs.places import shortened
+
+KEY_BYTES = 150  # MLflow takes 250 for a metric, but adds about 90 to an image's, which becomes the name of a file
+
+
+class MLflowSink:
+    """Writes to the run of a Lightning `MLFlowLogger`; pictures show in its image grid, with a slider over the steps.
+
+    MLflow takes no histograms; those are left out.
+    """
+
+    def __init__(self, logger: Any) -> None:
+        self.name = "MLflow"
+        self._client = logger.experiment
+        self._run_id = logger.run_id
+        self._metrics: list[Metric] = []
+        self._step = -1
+
+    def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
+        """Log a picture."""
+        self._client.log_image(self._run_id, Image.open(io.BytesIO(png)), key=self._key(tag), step=step)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Add a number."""
+        if step != self._step:  # what an earlier one left behind when it failed is let go
+            self._step, self._metrics = step, []
+        self._metrics.append(Metric(self._key(tag), value, int(1000 * time.time()), step))
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Log a text as an artifact, `cnnlog/<tag>.md`."""
+        self._client.log_text(self._run_id, markdown, f"cnnlog/{self._key(tag)}.md")
+
+    def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
+        """Leave it out."""
+
+    def commit(self, step: int) -> None:
+        """Send the numbers in one call."""
+        metrics, self._metrics = (self._metrics if step == self._step else []), []
+        if metrics:
+            self._client.log_batch(self._run_id, metrics=metrics)
+
+    def last_step(self) -> int | None:
+        """Unknown: MLflow lists images by their files only, which may be on a server."""
+        return None
+
+    def _key(self, tag: str) -> str:
+        legal = key(tag)
+        short = shortened(legal, KEY_BYTES)
+        if short != legal:
+            self._client.set_tag(self._run_id, f"cnnlog.{short[-12:]}", tag)  # so that the name can still be had
+        return short
+
+
+def key(tag: str) -> str:
+    """The tag in the characters that MLflow takes.
+
+    Anything but `A-Z a-z 0-9 _ - . /` becomes its code point in hexadecimal between spaces, and so do points and
+    slashes that would make a path of another name: `conv[0]` is `conv 5b 0 5d `.
+
+    >>> key("filters/00_conv[0]")
+    'filters/00_conv 5b 0 5d '
+    """
+    return re.sub(r"[^A-Za-z0-9_\-./]|(?<=[./])[./]|^[./]|[./]$", lambda found: f" {ord(found[0]):x} ", tag)
+
+
+def tag_of(key: str) -> str:
+    """What `key` was made of.
+
+    >>> tag_of("filters/00_conv 5b 0 5d ")
+    'filters/00_conv[0]'
+    """
+    return re.sub(" ([0-9a-f]+) ", lambda found: chr(int(found[1], 16)), key)

@@ -1,0 +1,63 @@
+"""Weights & Biases, through the logger's run."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import wandb
+from PIL import Image
+
+from cnnlog.runs.places import shortened
+
+
+class WandbSink:
+    """Writes to the run of a Lightning `WandbLogger`.
+
+    Everything of a step is one row of the run's history, with the step on an axis of its own, `cnnlog/epoch` or
+    `cnnlog/step`: W&B's own step counts the calls of `log`, and the logger's counts batches.
+    """
+
+    def __init__(self, logger: Any, *, unit: str) -> None:
+        self.name = "W&B"
+        self._run = logger.experiment
+        self._axis = f"cnnlog/{unit}"
+        self._row: dict[str, Any] = {}
+        self._step = -1
+        self._on_axis: set[str] = set()
+
+    def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
+        """Add a picture, with the description as its caption."""
+        self._add(tag, wandb.Image(Image.open(io.BytesIO(png)), caption=description), step)
+
+    def add_scalar(self, tag: str, value: float, step: int) -> None:
+        """Add a number."""
+        self._add(tag, value, step)
+
+    def add_text(self, tag: str, markdown: str, step: int) -> None:
+        """Add a text; W&B renders no Markdown in a history, but shows a page."""
+        text = markdown.replace("&", "&amp;").replace("<", "&lt;")
+        self._add(tag, wandb.Html(f"<pre>{text}</pre>", inject=False), step)
+
+    def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
+        """Add a histogram of 64 bins over the finite values."""
+        self._add(tag, wandb.Histogram(np_histogram=np.histogram(values[np.isfinite(values)], bins=64)), step)
+
+    def commit(self, step: int) -> None:
+        """Log the row."""
+        row, self._row = (self._row if step == self._step else {}), {}
+        for key in row.keys() - self._on_axis:  # by name: those with globs yield to the logger's own `*`
+            self._run.define_metric(key, step_metric=self._axis)
+            self._on_axis.add(key)
+        self._run.log({**row, self._axis: step})
+
+    def last_step(self) -> int | None:
+        """Unknown: reading a run back needs W&B's server."""
+        return None
+
+    def _add(self, tag: str, value: Any, step: int) -> None:
+        if step != self._step:  # what an earlier one left behind when it failed is let go
+            self._step, self._row = step, {}
+        self._row[shortened(tag, 150)] = value
