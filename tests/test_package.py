@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from stored_runs import write_run
+from support.stored_runs import write_run
 
 import cnnlog
 
@@ -72,7 +72,14 @@ def test_the_wheel_carries_the_package_whole_and_nothing_else(wheel: Path) -> No
 def test_the_sdist_carries_what_the_tests_need_and_nothing_of_this_machine(sdist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {name.removeprefix(f"{NAME}/") for name in archive.getnames()}
-    assert {"pyproject.toml", "README.md", "LICENSE", "scripts/test", "tests/test_package.py", "tests/goldens"} <= {
+    assert {
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "scripts/test",
+        "tests/test_package.py",
+        "tests/rendering/goldens",
+    } <= {
         *names,
         *(str(Path(name).parent) for name in names),
     }

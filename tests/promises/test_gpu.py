@@ -1,0 +1,128 @@
+"""On a CUDA device, copies leave while training goes on. Trainings there are in `test_styles` and `test_averaging`."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from support.devices import GPU
+from support.training import TinyCNN, fit, probe, trainer
+from torch import nn
+
+import cnnlog.monitors.fit
+from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
+from cnnlog.capture.capture import capture, survey
+from cnnlog.capture.loan import borrow
+from cnnlog.snapshot import Snapshot
+
+pytestmark = GPU
+WHERE: dict[str, Any] = {"step": 0, "epoch": 0, "global_step": 0}
+
+
+@pytest.fixture
+def never_waits() -> Iterator[Callable[[], None]]:
+    """From its call on, whatever waits for the device raises."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def net() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Dropout(0.3), nn.Conv2d(8, 8, 3)
+    ).cuda()
+
+
+def test_a_capture_waits_for_nothing(never_waits: Callable[[], None]) -> None:
+    model, layers = net(), ("0", "4")
+    survey(model, probe())
+    never_waits()
+    seen = capture(model, probe(), filter_layers=layers, map_layers=layers, **WHERE, wait=False)
+    torch.cuda.set_sync_debug_mode("default")
+    assert seen.ready is not None
+    assert torch.from_numpy(seen.feature_maps["0"]).is_pinned()
+
+
+def test_the_fixture_sees_what_waits(never_waits: Callable[[], None]) -> None:
+    tensor = torch.rand(3, device="cuda")
+    never_waits()
+    with pytest.raises(RuntimeError, match="synchroniz"):
+        tensor.cpu()
+
+
+def test_what_training_does_next_does_not_reach_the_copies() -> None:
+    model, layers = net(), ("0", "4")
+    with borrow(model):
+        expected = model[0](probe().tensor.cuda()).cpu().numpy()
+    weight = model[0].weight.detach().cpu().numpy()
+    busy = torch.rand(4096, 4096, device="cuda")
+    for _ in range(20):  # the device is behind by a while when the copies are sent for
+        busy = busy @ busy / 4096
+    seen = capture(model, probe(), filter_layers=layers, map_layers=layers, **WHERE, wait=False)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    assert seen.ready is not None
+    seen.ready()
+    np.testing.assert_array_equal(seen.filters["0"], weight)
+    np.testing.assert_array_equal(seen.feature_maps["0"], expected)
+
+
+def test_who_does_not_ask_for_it_gets_what_has_arrived() -> None:
+    model = net()
+    seen = capture(model, probe(), filter_layers=("0",), map_layers=("0",), **WHERE)
+    assert seen.ready is None
+    np.testing.assert_array_equal(seen.filters["0"], model[0].weight.detach().cpu().numpy())
+
+
+def test_a_training_hands_over_what_is_still_arriving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, never_waits: Callable[[], None]
+) -> None:
+    taken: list[Snapshot] = []
+
+    def watched(*args: Any, **options: Any) -> Snapshot:
+        never_waits()
+        try:
+            taken.append(capture(*args, **options))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        return taken[-1]
+
+    monkeypatch.setattr(cnnlog.monitors.fit, "capture", watched)
+    monitors = [FilterMonitor(), FeatureMapMonitor(probe(), on_error="raise")]
+    fit(trainer(tmp_path, monitors, accelerator="gpu", devices=1), TinyCNN())
+    assert len(taken) == 4
+    assert all(snapshot.ready is not None for snapshot in taken)
+
+
+def test_the_training_thread_is_held_for_at_most_two_forward_passes() -> None:
+    model = torchvision.models.alexnet(weights=None).cuda()
+    image, layers = Probe.chart(224), tuple(f"features.{i}" for i in (0, 3, 6, 8, 10))
+
+    def forward() -> None:
+        with torch.no_grad():
+            model.eval()(image.tensor.cuda())
+        torch.cuda.synchronize()
+
+    def taking() -> None:
+        snapshots.append(capture(model, image, filter_layers=layers, map_layers=layers, **WHERE, wait=False))
+
+    snapshots: list[Snapshot] = []
+    seconds: dict[str, list[float]] = {"forward": [], "taking": []}
+    for _ in range(30):
+        for name, work in (("forward", forward), ("taking", taking)):
+            start = time.perf_counter()
+            work()
+            seconds[name].append(time.perf_counter() - start)
+        for snapshot in snapshots:
+            assert snapshot.ready is not None
+            snapshot.ready()
+        snapshots.clear()
+    medians = {name: statistics.median(values[5:]) for name, values in seconds.items()}  # the first ones set things up
+    assert medians["taking"] <= 2 * medians["forward"], medians

@@ -1,0 +1,230 @@
+"""A watched training with one tracker, and what that tracker has of it: `python tests/support/tracked.py wandb FOLDER`.
+
+A process of its own, for trackers patch what they find. Prints JSON on its last line.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, WandbLogger
+from PIL import Image
+from support.training import TinyCNN, fit, probe, trainer
+
+from cnnlog import FeatureMapMonitor, FilterMonitor
+
+EPOCHS = 6  # more than the 5 that ClearML keeps
+Seen = dict[str, dict[int, Any]]  # tag -> step -> what was there
+
+
+def pixels(data: bytes | Image.Image) -> str:
+    """A digest of a picture's colours, whatever it is stored as."""
+    with data if isinstance(data, Image.Image) else Image.open(io.BytesIO(data)) as picture:
+        return hashlib.sha256(f"{picture.size}".encode() + picture.convert("RGB").tobytes()).hexdigest()
+
+
+class Wandb:
+    def __init__(self, folder: Path) -> None:
+        os.environ["WANDB_SILENT"] = "true"
+        self.logger = WandbLogger(offline=True, save_dir=folder, project="tests")
+        self.folder = Path(self.logger.experiment.dir)
+
+    def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
+        import wandb
+        from wandb.proto import wandb_internal_pb2
+
+        self.logger.experiment.finish()
+        wandb.teardown()  # else its other process may still have the end of the file to write
+        (file,) = self.folder.parent.glob("*.wandb")
+        images: Seen = {}
+        scalars: Seen = {}
+        axes: dict[str, str] = {}
+        for data in self._records(file.read_bytes()):
+            record = wandb_internal_pb2.Record.FromString(data)
+            metric = record.metric
+            if metric.name or metric.glob_name:
+                axes[metric.name or metric.glob_name] = metric.step_metric
+            row: dict[str, Any] = {}
+            for item in record.history.item:  # a value that is a dict comes as one item for each of its keys
+                *parents, last = [item.key] if item.key else item.nested_key
+                place = row
+                for part in parents:
+                    place = place.setdefault(part, {})
+                place[last] = json.loads(item.value_json)
+            if "cnnlog/epoch" in row:
+                step = row.pop("cnnlog/epoch")
+                for tag, value in row.items():
+                    if isinstance(value, dict) and value.get("_type") == "image-file":
+                        images.setdefault(tag, {})[step] = pixels((self.folder / value["path"]).read_bytes())
+                    elif isinstance(value, (int, float)) and not tag.startswith("_"):
+                        scalars.setdefault(tag, {})[step] = float(value)
+        return images, scalars, {"axes": axes}
+
+    @staticmethod
+    def _records(data: bytes) -> Iterator[bytes]:
+        """LevelDB's log format: blocks of 32 KiB, parts with sum (4), length (2), kind (1: whole, 4: last)."""
+        at, whole = 7, b""
+        while at + 7 <= len(data):
+            if 32768 - at % 32768 < 7:
+                at += 32768 - at % 32768
+                continue
+            length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
+            whole += data[at + 7 : at + 7 + length]
+            at += 7 + length
+            if kind in (1, 4):
+                yield whole
+                whole = b""
+
+
+class MLflow:
+    def __init__(self, folder: Path) -> None:
+        self.logger = MLFlowLogger(
+            tracking_uri=f"sqlite:///{folder}/runs.db", artifact_location=str(folder / "artifacts")
+        )
+        self.folder = folder
+
+    def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
+        from mlflow import MlflowClient
+
+        from cnnlog.trackers.mlflow import tag_of
+
+        client, run = MlflowClient(f"sqlite:///{self.folder}/runs.db"), self.logger.run_id
+        images: Seen = {}
+        for artifact in client.list_artifacts(run, "images"):
+            name, *parts = Path(artifact.path).stem.split("+")
+            facts = dict(zip(parts[::2], parts[1::2], strict=False))
+            if artifact.path.endswith(".png"):
+                file = client.download_artifacts(run, artifact.path)
+                tag = tag_of(name.replace("~", "/"))
+                images.setdefault(tag, {})[int(facts["step"])] = pixels(Path(file).read_bytes())
+        scalars = {
+            tag_of(key): {metric.step: metric.value for metric in client.get_metric_history(run, key)}
+            for key in client.get_run(run).data.metrics
+        }
+        text = Path(client.download_artifacts(run, "cnnlog/layers.md")).read_text()
+        return images, scalars, {"text": text, "grid": client.get_run(run).data.tags.get("mlflow.loggedImages")}
+
+
+class Comet:
+    def __init__(self, folder: Path) -> None:
+        import comet_ml
+
+        self.logger = CometLogger(online=False, offline_directory=str(folder))  # which records nothing, so:
+        experiment = comet_ml.OfflineExperiment(
+            offline_directory=str(folder / "comet"), disabled=False, log_env_details=False, log_code=False
+        )
+        self.logger._experiment = experiment
+        self.folder = folder / "comet"
+
+    def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
+        self.logger.experiment.end()
+        images: Seen = {}
+        scalars: Seen = {}
+        endings: set[str] = set()
+        (path,) = self.folder.glob("*.zip")
+        with zipfile.ZipFile(path) as archive:
+            for line in archive.read("messages.json").splitlines():
+                payload = json.loads(line)["payload"]
+                facts = payload.get("additional_params") or {}
+                metric = payload.get("metric") or {}
+                if payload.get("upload_type") == "visualization":
+                    endings.add(facts["extension"])
+                    images.setdefault(facts["figName"].removesuffix(".png"), {})[facts["step"]] = pixels(
+                        archive.read(payload["file_path"])
+                    )
+                elif "/" in metric.get("metricName", ""):
+                    scalars.setdefault(metric["metricName"], {})[metric["step"]] = metric["metricValue"]
+        return images, scalars, {"endings": sorted(endings)}
+
+
+class Aim:
+    def __init__(self, folder: Path) -> None:
+        from aim.pytorch_lightning import AimLogger
+
+        self.quiet = {"system_tracking_interval": None, "capture_terminal_logs": False, "log_system_params": False}
+        self.folder = str(folder / "aim")
+        self.logger = AimLogger(repo=self.folder, **self.quiet)
+        self.run = self.logger.experiment.hash
+
+    def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
+        import aim
+
+        run = aim.Run(self.run, repo=self.folder, **self.quiet)  # read-only, Aim shows nothing before its own index
+        images: Seen = {}
+        epochs: Seen = {}
+        for name, context, _ in run.iter_sequence_info_by_type(("aim.image", "list(aim.image)")):
+            sequence = run.get_image_sequence(name, context)
+            steps, (values, at, _) = sequence.data.items_list()
+            images[name] = {step: pixels(value.to_pil_image()) for step, value in zip(steps, values, strict=True)}
+            epochs[name] = dict(zip(steps, at, strict=True))
+        scalars: Seen = {}
+        for metric in run.metrics():
+            steps, (values, *_) = metric.data.items_list()
+            scalars[metric.name] = dict(zip(steps, map(float, values), strict=True))
+        run.close()
+        return images, scalars, {"epochs": epochs}
+
+
+class ClearML:
+    def __init__(self, folder: Path) -> None:
+        os.environ["CLEARML_CACHE_DIR"] = str(folder / "clearml")
+        from clearml import Task
+
+        Task.set_offline(True)
+        quiet = {"auto_connect_arg_parser": False, "auto_resource_monitoring": False, "auto_connect_streams": False}
+        patched = ("matplotlib", "tensorboard", "pytorch", "joblib", "jsonargparse")
+        # `detect_repository` reads every package that is installed
+        frameworks = dict.fromkeys((*patched, "detect_repository"), False)
+        self.task = Task.init("tests", "tracked", auto_connect_frameworks=frameworks, **quiet)
+        self.logger = CSVLogger(folder, name="csv", version="v0")
+
+    def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
+        self.task.flush(wait_for_uploads=True)
+        folder = Path(self.task.get_offline_mode_folder())
+        self.task.close()
+        images: Seen = {}
+        scalars: Seen = {}
+        texts: dict[str, str] = {}
+        for line in (folder / "metrics.jsonl").read_text().splitlines():
+            for event in json.loads(line):
+                tag = "/".join(dict.fromkeys((event["metric"], event["variant"])))
+                if event["type"] == "training_stats_scalar":
+                    scalars.setdefault(tag, {})[event["iter"]] = event["value"]
+                elif event["type"] == "training_debug_image" and event["url"].endswith(".png"):
+                    images.setdefault(tag, {})[event["iter"]] = pixels(Path(event["url"]).read_bytes())
+                elif event["type"] == "training_debug_image":
+                    texts[tag] = Path(event["url"]).read_text()
+        return images, scalars, {"text": texts.get("layers")}
+
+
+TRACKERS = {"wandb": Wandb, "mlflow": MLflow, "comet": Comet, "aim": Aim, "clearml": ClearML}
+
+
+def main(name: str, folder: Path) -> None:
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    tracker = TRACKERS[name](folder)
+    beside = [] if name == "clearml" else [CSVLogger(folder, name="csv", version="v0")]
+    callbacks = [FilterMonitor(histograms=True), FeatureMapMonitor(probe())]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = trainer(folder, callbacks, logger=[tracker.logger, *beside], max_epochs=EPOCHS)
+        fit(run, TinyCNN())
+    warned = [str(w.message) for w in caught if "cnnlog" in str(w.message)]
+    images, scalars, more = tracker.read()
+    print()
+    print(json.dumps({"images": images, "scalars": scalars, "warned": warned, **more}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
