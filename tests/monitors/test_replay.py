@@ -294,7 +294,7 @@ def test_hyper_parameters_that_are_one_argument(tmp_path: Path) -> None:
 def test_what_needs_unpickling_is_refused_by_name(tmp_path: Path) -> None:
     path = state(tmp_path / "a.ckpt", TinyCNN(), hyper_parameters={"folder": pathlib.PurePosixPath("x")})
     with pytest.raises(ValueError, match=r"other objects than tensors \(pathlib.*never loaded because"):
-        command(path, "--module", "training:TinyCNN", "-o", tmp_path / "run")
+        command(path, "--module", "support.training:TinyCNN", "-o", tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["a.ckpt"]
 
 
@@ -309,35 +309,44 @@ class Flat(torch.nn.Module):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("empty", "--module", "training:TinyCNN"), r"Expected checkpoints .* but there are none"),
+        (("empty", "--module", "support.training:TinyCNN"), r"Expected checkpoints .* but there are none"),
         (("missing",), "no checkpoint and no folder at 'missing'"),
         (("flat.pt", "--module", "test_replay:Flat"), "watches 2-D and 3-D convolutions.*has none"),
         (("flat.pt",), "fits none of torchvision's classifiers"),
         (("tiny.pt",), "fits none of torchvision's classifiers"),
         (("tiny.pt", "--arch", "alexnett"), "did you mean alexnet"),
         (("tiny.pt", "--arch", "alexnet"), "tiny.pt does not fit AlexNet"),
-        (("tiny.pt", "--module", "training:TinyCNNN"), "training:TinyCNNN cannot be imported"),
+        (("tiny.pt", "--module", "support.training:TinyCNNN"), "support.training:TinyCNNN cannot be imported"),
         (("tiny.pt", "--module", "no_such_module:A"), "cannot be imported"),
         (("tiny.pt", "--module", "training"), "package.module:Class, but got 'training'"),
-        (("tiny.pt", "--module", "training:loader"), "is no LightningModule or nn.Module class"),
+        (("tiny.pt", "--module", "support.training:loader"), "is no LightningModule or nn.Module class"),
         (("tiny.pt", "--module", "test_replay:Named"), "needs lr, and .*tiny.pt does not hold it"),
-        (("tiny.pt", "--module", "training:TinyCNN", "--arch", "alexnet"), "by arch or by module, but got both"),
-        (("tiny.pt", "--module", "training:TinyCNN", "--layers", "net.9"), "no layer 'net.9'"),
-        (("tiny.pt", "--module", "training:TinyCNN", "--baseline", "flat.pt"), "flat.pt does not fit TinyCNN"),
-        (("tiny.pt", "--module", "training:TinyCNN", "--baseline", "no.pt"), "no.pt, but there is none"),
-        (("tiny.pt", "--module", "training:TinyCNN", "--baseline", "DEFAULT"), "is a file of weights .* got 'DEFAULT'"),
-        (("tiny.pt", "--module", "training:TinyCNN", "--image", "no.png"), "no probe image at 'no.png'"),
         (
-            ("tiny.pt", "--module", "training:TinyCNN", "--chart", "--image", "no.png"),
+            ("tiny.pt", "--module", "support.training:TinyCNN", "--arch", "alexnet"),
+            "by arch or by module, but got both",
+        ),
+        (("tiny.pt", "--module", "support.training:TinyCNN", "--layers", "net.9"), "no layer 'net.9'"),
+        (("tiny.pt", "--module", "support.training:TinyCNN", "--baseline", "flat.pt"), "flat.pt does not fit TinyCNN"),
+        (("tiny.pt", "--module", "support.training:TinyCNN", "--baseline", "no.pt"), "no.pt, but there is none"),
+        (
+            ("tiny.pt", "--module", "support.training:TinyCNN", "--baseline", "DEFAULT"),
+            "is a file of weights .* got 'DEFAULT'",
+        ),
+        (("tiny.pt", "--module", "support.training:TinyCNN", "--image", "no.png"), "no probe image at 'no.png'"),
+        (
+            ("tiny.pt", "--module", "support.training:TinyCNN", "--chart", "--image", "no.png"),
             "one probe, but --image and --chart",
         ),
-        (("tiny.pt", "--module", "training:TinyCNN", "--chart", "--mean", "a"), "--mean and --std take numbers"),
-        (("tiny.pt", "--module", "training:TinyCNN", "--unit", "step"), "tiny.pt holds no global_step"),
-        (("tiny.pt", "other.pt", "--module", "training:TinyCNN"), "other.pt is truncated or no PyTorch file"),
-        (("one.pt", "two.pt", "--module", "training:TinyCNN"), "both of step 4, with other weights"),
-        (("zero.pt", "--module", "training:TinyCNN", "--baseline", "tiny.pt"), "is of step 0 already"),
-        (("tiny.pt", "--module", "training:TinyCNN", "-o", "taken"), "'taken' is there already"),
-        (("tiny.pt", "--module", "training:TinyCNN", "-o", "tiny.pt/run"), "'tiny.pt/run' cannot be made"),
+        (
+            ("tiny.pt", "--module", "support.training:TinyCNN", "--chart", "--mean", "a"),
+            "--mean and --std take numbers",
+        ),
+        (("tiny.pt", "--module", "support.training:TinyCNN", "--unit", "step"), "tiny.pt holds no global_step"),
+        (("tiny.pt", "other.pt", "--module", "support.training:TinyCNN"), "other.pt is truncated or no PyTorch file"),
+        (("one.pt", "two.pt", "--module", "support.training:TinyCNN"), "both of step 4, with other weights"),
+        (("zero.pt", "--module", "support.training:TinyCNN", "--baseline", "tiny.pt"), "is of step 0 already"),
+        (("tiny.pt", "--module", "support.training:TinyCNN", "-o", "taken"), "'taken' is there already"),
+        (("tiny.pt", "--module", "support.training:TinyCNN", "-o", "tiny.pt/run"), "'tiny.pt/run' cannot be made"),
     ],
 )
 def test_wrong_input_is_refused_and_nothing_is_written(
@@ -365,5 +374,5 @@ def test_one_that_fails_on_the_way_leaves_nothing(trained: Path, tmp_path: Path)
     other.net[0] = torch.nn.Conv2d(3, 7, 5, padding=2)
     state(folder / "2.pt", other)
     with pytest.raises(ValueError, match=r"2\.pt does not fit TinyCNN: expected net.0.weight of shape \[6, 3, 5, 5\]"):
-        replay([folder], tmp_path / "run", module="training:TinyCNN", source=probe())
+        replay([folder], tmp_path / "run", module="support.training:TinyCNN", source=probe())
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
