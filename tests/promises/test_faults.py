@@ -17,7 +17,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from support.places import environment
-from support.training import TinyCNN, events, fit, image_steps, probe, trainer
+from support.training import TinyCNN, events, fit, image_steps, ours, probe, trainer
 from torch import nn
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
@@ -50,8 +50,7 @@ def trained(
         fit(run, made)
     assert run.current_epoch == run.max_epochs
     assert no_threads()
-    noisy = [str(w.message) for w in caught if "cnnlog" in str(w.message) or "cnnlog" in w.filename]
-    noisy += [str(w.message) for w in caught if issubclass(w.category, RuntimeWarning)]
+    noisy = [str(w.message) for w in caught if ours(w) or issubclass(w.category, RuntimeWarning)]
     return [p.detach().numpy().tobytes() for p in made.parameters()], noisy
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, WandbLogger
 from PIL import Image
-from support.training import TinyCNN, fit, probe, trainer
+from support.training import TinyCNN, fit, ours, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
 
@@ -220,7 +220,7 @@ def main(name: str, folder: Path) -> None:
         warnings.simplefilter("always")
         run = trainer(folder, callbacks, logger=[tracker.logger, *beside], max_epochs=EPOCHS)
         fit(run, TinyCNN())
-    warned = [str(w.message) for w in caught if "cnnlog" in str(w.message)]
+    warned = [str(w.message) for w in caught if ours(w)]
     images, scalars, more = tracker.read()
     print()
     print(json.dumps({"images": images, "scalars": scalars, "warned": warned, **more}))

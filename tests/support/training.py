@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import cnnlog
 from cnnlog import Probe
+
+PACKAGE = Path(cnnlog.__file__).parent
 
 
 class TinyCNN(L.LightningModule):
@@ -83,3 +87,11 @@ def events(folder: Path | str) -> EventAccumulator:
 
 def image_steps(found: EventAccumulator) -> dict[str, list[int]]:
     return {tag: [image.step for image in found.Images(tag)] for tag in found.Tags()["images"]}
+
+
+def ours(warning: warnings.WarningMessage) -> bool:
+    """Whether it was given by the package, or by something else about one of the package's lines.
+
+    Paths name cnnlog for many reasons: a checkout, an environment or a temporary folder may be called so.
+    """
+    return str(warning.message).startswith("cnnlog: ") or Path(warning.filename).is_relative_to(PACKAGE)
