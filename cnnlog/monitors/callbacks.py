@@ -155,32 +155,58 @@ class _Monitor(L.Callback):
 class FilterMonitor(_Monitor):
     """Logs the filters of a CNN's convolutions as image grids, from the state before training on.
 
+    Add it to `Trainer(callbacks=[...])`. The first snapshot, the baseline, is taken before the first optimiser step.
+    The pictures go to every logger of the trainer; the values go into the folder `<log_dir>/cnnlog/`, which
+    `cnnlog.open_run` reads. Training with the monitor is bit-identical to training without it. A trainer takes one
+    `FilterMonitor`.
+
     Args:
-        layers: `"auto"` (every convolution up to 8; past that the first, and the last of each spatial resolution),
-            names, globs, or module types.
-        every_n_epochs: take a snapshot every that many epochs; 1 unless `every_n_train_steps` is given.
-        every_n_train_steps: take one every that many optimiser steps instead.
-        max_filters: how many filters a grid shows at most, always the first ones. Numbers cover all.
-        view: `"rgb"` (3 input channels), `"gray"` (1 per group), `"slices"` (rows: filters, columns: input channels),
-            `"mean"` (over the input channels); `"auto"` takes rgb, gray or slices.
-        max_slices: rows and columns of the `slices` view at most.
-        value_range: `"channel"` (each filter has the range of its baseline), `"layer"` (all share one), `"step"`
-            (a fresh range at each step; steps are then not comparable).
-        cmap: `"auto"`, `"gray"` or any colour map of matplotlib; rgb filters have their own colours.
-        width: of a grid, in pixels at most; `None` for one without limit.
-        change: log the signed difference to the baseline, too.
-        histograms: log histograms of the weights, too.
-        probe: needed only to tell the layers' resolutions in `"auto"`; the `FeatureMapMonitor`'s is used if there is
-            one, else the first image of the validation (or training) data set.
-        on_error: what to do when something goes wrong here while training: `"warn"` once, or `"raise"`.
-        through: the sub-module to run the probe through, for a module without a `forward` of its own, or with one that
-            takes no images (`"discriminator"` of a GAN).
-        weights: which are shown: `"train"`, those being trained, or `"ema"`, the averages that a `WeightAveraging` or
-            `EMAWeightAveraging` keeps, or any callback that holds an `AveragedModel` of the module; it has to stand
-            before the monitors. Until its first update, these are the initial weights.
+        layers: the layers to watch. `"auto"` takes all convolutions if there are at most 8; with more, it takes the
+            first one and the last one at each spatial resolution, and never more than 8. Otherwise give a layer's name
+            as in `model.named_modules()`, a glob such as `"layer1.*"`, or a list of names, globs and module types such
+            as `torch.nn.Conv2d`.
+        every_n_epochs: take a snapshot each time that many epochs are complete. The default is 1, unless you give
+            `every_n_train_steps`. The steps of the pictures are then completed epochs.
+        every_n_train_steps: take a snapshot each time that many optimiser steps (`trainer.global_step`) are complete,
+            instead. The steps of the pictures are then optimiser steps. All monitors of a trainer count the same.
+        max_filters: how many filters a grid shows at most: always the first ones, so that a cell keeps its filter.
+            The numbers cover all filters.
+        view: how a filter with several input channels is drawn. `"rgb"`: in colour (3 input channels). `"gray"`: as one
+            cell (1 input channel, or a depthwise convolution). `"slices"`: a row of cells, one for each input channel.
+            `"mean"`: as one cell, averaged over the input channels. `"auto"` takes rgb, gray or slices, whichever fits.
+        max_slices: how many rows (filters) and columns (input channels) the slices view has at most.
+        value_range: what full colour stands for. `"channel"`: for each filter, its largest magnitude at the baseline.
+            `"layer"`: for all filters of a layer, the largest of these. If a value exceeds such a range by more than
+            1/62, the range doubles; it never shrinks. `"step"`: for each filter, its largest magnitude at that step;
+            you cannot compare the colours of two steps then.
+        cmap: the colours. `"auto"` runs from blue over white at 0 to red. `"gray"` or the name of any matplotlib colour
+            map replaces it. RGB filters have their own colours, with gray at 0.
+        width: the width of a grid in pixels, from 16 to 10,000, at most. TensorBoard shows 350 pixels unscaled. Small
+            filters are enlarged by a whole factor. `None` draws each value as one pixel.
+        change: log the difference between each filter and itself at the baseline, too, as `filters_change/LAYER`.
+        histograms: log histograms of the weights, too, as `histograms_filters/LAYER`.
+        probe: the input that is run through the model at each snapshot. It tells which layers run, at which
+            resolution, and which weights they convolve with. Give a `Probe`, the path of an image or a list of paths;
+            the network gets such an image with values from 0 to 1. `None` takes the probe of the `FeatureMapMonitor`,
+            or else the first image of the validation (without one, the training) data set.
+        on_error: what to do if something fails during training (a full disk, a tracker that is not reachable):
+            `"warn"` warns once of each kind of problem and the training goes on; `"raise"` raises a `RuntimeError`,
+            which ends the training.
+        through: the name of the sub-module to run the probe through, such as `"discriminator"` of a GAN. You need it
+            if your module has no `forward` of its own and several parts, or if its `forward` takes no images.
+        weights: which weights to show. `"train"` shows those being trained. `"ema"` shows the averages that another
+            callback keeps in an `AveragedModel` of the whole module, as Lightning's `WeightAveraging` and
+            `EMAWeightAveraging` do. List that callback before the monitors. Until its first update the averages are
+            the initial weights. All monitors of a trainer show the same weights.
 
     Raises:
-        ValueError: an argument that cannot be, at once; one that does not fit the model, when training starts.
+        ValueError: an argument has an impossible value (raised at once), or does not fit the model, the data or the
+            log folder (raised when training starts, before the first optimiser step).
+        TypeError: `layers`, `probe`, `through`, `cmap`, `change` or `histograms` is of a wrong type.
+        FileNotFoundError: a probe image does not exist.
+
+    Example:
+        >>> callbacks = [FilterMonitor("features.*", every_n_epochs=2)]  # for Trainer(callbacks=...)
     """
 
     def __init__(
@@ -217,24 +243,55 @@ class FilterMonitor(_Monitor):
 class FeatureMapMonitor(_Monitor):
     """Logs a CNN's feature maps of a fixed probe as image grids, from the state before training on.
 
+    Add it to `Trainer(callbacks=[...])`. The first snapshot, the baseline, is taken before the first optimiser step.
+    The pictures go to every logger of the trainer; the values go into the folder `<log_dir>/cnnlog/`, which
+    `cnnlog.open_run` reads. Training with the monitor is bit-identical to training without it. A trainer takes one
+    `FeatureMapMonitor`.
+
     Args:
-        probe: the fixed input (see `Probe`), or the path of an image, or several, that the network takes as they are
-            (values from 0 to 1). `None` takes the first image of the validation (or training) data set, once.
-        layers: as for `FilterMonitor`; any module with an output `[N, C, H, W]` may be named.
-        every_n_epochs: as for `FilterMonitor`.
-        every_n_train_steps: as for `FilterMonitor`.
-        max_maps: how many maps a grid shows at most, always the first ones. Numbers cover all.
-        value_range: as for `FilterMonitor`; ranges start at 0, or are symmetric if the layer goes below 0.
-        cmap: as for `FilterMonitor`.
-        width: as for `FilterMonitor`; larger maps are averaged by area.
-        change: log the signed difference to the baseline, too.
-        histograms: log histograms of the activations, too.
-        on_error: as for `FilterMonitor`.
-        through: as for `FilterMonitor`.
-        weights: as for `FilterMonitor`.
+        probe: the fixed input. Give a `Probe`, the path of an image or a list of paths; the network gets such an image
+            with values from 0 to 1. `None` takes the probe of the `FilterMonitor`, or else the first image of the
+            validation (without one, the training) data set, once, and leaves every random generator where it was.
+        layers: the layers to watch. `"auto"` takes all convolutions if there are at most 8; with more, it takes the
+            first one and the last one at each spatial resolution, and never more than 8. Otherwise give a layer's name
+            as in `model.named_modules()`, a glob such as `"layer1.*"`, or a list of names, globs and module types such
+            as `torch.nn.Conv2d`. Any module with an output `[N, C, H, W]` may be named; of an output
+            `[N, C, T, H, W]` the middle frame is shown.
+        every_n_epochs: take a snapshot each time that many epochs are complete. The default is 1, unless you give
+            `every_n_train_steps`. The steps of the pictures are then completed epochs.
+        every_n_train_steps: take a snapshot each time that many optimiser steps (`trainer.global_step`) are complete,
+            instead. The steps of the pictures are then optimiser steps. All monitors of a trainer count the same.
+        max_maps: how many feature maps a grid shows at most: always the first ones, so that a cell keeps its channel.
+            The numbers cover all channels.
+        value_range: what full colour stands for. `"channel"`: for each channel, its peak at the baseline: the largest
+            value, or the largest magnitude if the layer goes below 0. `"layer"`: for all channels of a layer, the
+            largest of these. If a value exceeds such a range by more than 1/62, the range doubles; it never shrinks.
+            `"step"`: for each channel, its peak at that step; you cannot compare the colours of two steps then.
+        cmap: the colours. `"auto"` runs from black at 0 to yellow, or, if the layer goes below 0, from blue over white
+            at 0 to red. `"gray"` or the name of any matplotlib colour map replaces it.
+        width: the width of a grid in pixels, from 16 to 10,000, at most. TensorBoard shows 350 pixels unscaled. Small
+            maps are enlarged by a whole factor; maps larger than their cell are averaged by area, in the stored file,
+            too. `None` draws each value as one pixel.
+        change: log the difference between each map and itself at the baseline, too, as `feature_maps_change/LAYER`.
+        histograms: log histograms of the activations, too, as `histograms_feature_maps/LAYER`.
+        on_error: what to do if something fails during training (a full disk, a tracker that is not reachable):
+            `"warn"` warns once of each kind of problem and the training goes on; `"raise"` raises a `RuntimeError`,
+            which ends the training.
+        through: the name of the sub-module to run the probe through, such as `"discriminator"` of a GAN. You need it
+            if your module has no `forward` of its own and several parts, or if its `forward` takes no images.
+        weights: which weights to show. `"train"` shows those being trained. `"ema"` shows the averages that another
+            callback keeps in an `AveragedModel` of the whole module, as Lightning's `WeightAveraging` and
+            `EMAWeightAveraging` do. List that callback before the monitors. Until its first update the averages are
+            the initial weights. All monitors of a trainer show the same weights.
 
     Raises:
-        ValueError: an argument that cannot be, at once; one that does not fit the model, when training starts.
+        ValueError: an argument has an impossible value (raised at once), or does not fit the model, the data or the
+            log folder (raised when training starts, before the first optimiser step).
+        TypeError: `layers`, `probe`, `through`, `cmap`, `change` or `histograms` is of a wrong type.
+        FileNotFoundError: a probe image does not exist.
+
+    Example:
+        >>> callbacks = [FeatureMapMonitor(Probe.chart(64), ["features.*"])]  # for Trainer(callbacks=...)
     """
 
     def __init__(
