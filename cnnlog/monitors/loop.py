@@ -59,44 +59,79 @@ def watch(
     tensorboard: bool | SummaryWriter = True,
     resume: int = 0,
 ) -> Watcher:
-    """Watch a model that a loop of your own trains; the same files and pictures as the monitors make.
+    """Watch a model that a loop of your own trains.
+
+    You get the same pictures, numbers and files as from the monitors under Lightning. Call `snapshot(0)` on what this
+    returns before the first optimiser step, then `snapshot` after each epoch (or whenever you like), and `close` at the
+    end, which a `with` block does for you. Training with snapshots is bit-identical to training without them.
 
     Args:
-        model: any module; a wrapper of `DataParallel`, `DistributedDataParallel` or Fabric is taken off. With several
-            processes, call this in one of them; of a model that is sharded over them (`fully_shard`), in all of them,
-            and each of the watcher's methods too: rank 0 writes.
-        probe: the fixed input (see `Probe`), or the path of an image, or several; None watches filters only.
-        log_dir: takes TensorBoard's events; the store is in `cnnlog/` under it.
-        layers: as for the monitors.
-        map_layers: those whose feature maps are watched, if they are others than `layers`.
-        unit: what your steps count.
-        max_filters: as for `FilterMonitor`; likewise `view` and `max_slices`.
-        max_maps: as for `FeatureMapMonitor`.
-        view: see `max_filters`.
-        max_slices: see `max_filters`.
-        value_range: as for the monitors; likewise the following ones.
-        cmap: see `value_range`.
-        width: see `value_range`.
-        change: see `value_range`.
-        histograms: see `value_range`.
-        on_error: see `value_range`; what is asked for here and cannot be is always refused at once.
-        through: see `value_range`.
-        run: executes the forward, `run(module, tensor)`, e.g. under autocast; by default `module(tensor)` on the
-            model's device and in its precision.
-        tensorboard: write an event file into `log_dir`; or your own `SummaryWriter`, to write into its file instead.
-        resume: the step at which a training goes on that was watched in `log_dir` before; 0 begins a new run.
+        model: the model that you train: any module. A wrapper of `DataParallel`, `DistributedDataParallel` or Fabric is
+            taken off. With several processes, call this in one of them. If the model is sharded over the processes
+            (`fully_shard`), call this, and each method of the watcher, in all of them; rank 0 writes.
+        probe: the fixed input that feature maps are made of. Give a `Probe`, the path of an image or a list of paths;
+            the network gets such an image with values from 0 to 1. `None` watches filters only.
+        log_dir: a folder for this run; it is made if it does not exist. TensorBoard's events go into it, the stored
+            values into `cnnlog/` below it, which `cnnlog.open_run` reads. A folder holds one run.
+        layers: the layers to watch. `"auto"` takes all convolutions if there are at most 8; with more, it takes the
+            first one and the last one at each spatial resolution, and never more than 8. Otherwise give a layer's name
+            as in `model.named_modules()`, a glob such as `"layer1.*"`, or a list of names, globs and module types such
+            as `torch.nn.Conv2d`.
+        map_layers: the layers whose feature maps to watch, given in the same way. `None` takes those in `layers`. Any
+            module with an output `[N, C, H, W]` may be named; of an output `[N, C, T, H, W]` the middle frame is shown.
+        unit: what your steps count: `"epoch"` for completed epochs, `"step"` for completed optimiser steps. It names
+            the axis in trackers and reports.
+        max_filters: how many filters a grid shows at most: always the first ones, so that a cell keeps its filter.
+            The numbers cover all filters.
+        max_maps: how many feature maps a grid shows at most: always the first ones, so that a cell keeps its channel.
+            The numbers cover all channels.
+        view: how a filter with several input channels is drawn. `"rgb"`: in colour (3 input channels). `"gray"`: as one
+            cell (1 input channel, or a depthwise convolution). `"slices"`: a row of cells, one for each input channel.
+            `"mean"`: as one cell, averaged over the input channels. `"auto"` takes rgb, gray or slices, whichever fits.
+        max_slices: how many rows (filters) and columns (input channels) the slices view has at most.
+        value_range: what full colour stands for. `"channel"`: for each channel, its peak at the baseline: the largest
+            value, or the largest magnitude where values below 0 are shown. `"layer"`: for all channels of a layer, the
+            largest of these. If a value exceeds such a range by more than 1/62, the range doubles; it never shrinks.
+            `"step"`: for each channel, its peak at that step; you cannot compare the colours of two steps then.
+        cmap: the colours. `"auto"` runs from blue over white at 0 to red, or from black at 0 to yellow for feature maps
+            that are nowhere below 0. `"gray"` or the name of any matplotlib colour map replaces it. RGB filters have
+            their own colours, with gray at 0.
+        width: the width of a grid in pixels, from 16 to 10,000, at most. TensorBoard shows 350 pixels unscaled. Small
+            arrays are enlarged by a whole factor; feature maps larger than their cell are averaged by area, in the
+            stored file, too. `None` draws each value as one pixel.
+        change: log the differences to the baseline, too, as `filters_change/LAYER` and `feature_maps_change/LAYER`.
+        histograms: log histograms of weights and activations, too.
+        on_error: what to do if something fails while you train (a full disk, a tracker that is not reachable): `"warn"`
+            warns once of each kind of problem and your loop goes on; `"raise"` raises a `RuntimeError` from the
+            watcher's methods. Impossible arguments are always refused here, at once.
+        through: the name of the sub-module to run the probe through, such as `"discriminator"` of a GAN. You need it
+            if your module has no `forward` of its own and several parts, or if its `forward` takes no images.
+        run: a function `run(module, tensor)` that executes the forward pass of the probe, for example under autocast.
+            What it returns is ignored. By default `module(tensor)` is called, with the probe on the device and in the
+            precision of the model's first floating-point parameter.
+        tensorboard: `True` writes an event file into `log_dir`. Your own `SummaryWriter` gets the pictures and numbers
+            instead; you close it. `False` writes no event file.
+        resume: the step that your training goes on from, if `log_dir` holds its run so far; for example the epoch of
+            the checkpoint that you have loaded. Steps that are stored already are not written again. 0 begins a run.
+
+    Returns:
+        A `Watcher`: call its `snapshot(step)`, and use it in a `with` block or `close` it at the end.
 
     Raises:
-        ValueError: an argument that cannot be, or does not fit the model; `log_dir` holds a run already.
-        TypeError: `layers` or `probe` is of another kind.
-        FileNotFoundError: no such probe image, or no run to go on with.
+        ValueError: an argument has an impossible value or does not fit the model; or `log_dir` holds a run already and
+            `resume` is 0; or the run there cannot be resumed, for example because its layers or its probe differ.
+        TypeError: `model`, `probe`, `log_dir`, `layers`, `run`, `through`, `cmap`, `change` or `histograms` is of a
+            wrong type.
+        FileNotFoundError: a probe image does not exist, or there is no run in `log_dir` to resume.
 
     Example:
         >>> import tempfile, torch
+        >>> from cnnlog import Probe, watch
         >>> model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU())
         >>> with watch(model, Probe.chart(32), tempfile.mkdtemp()) as watcher:
-        ...     for epoch in range(3):
-        ...         watcher.snapshot(epoch)  # 0, before the first step of the optimiser, is the baseline
+        ...     watcher.snapshot(0)  # before the first optimiser step: the baseline
+        ...     for epoch in range(2):
+        ...         watcher.snapshot(epoch + 1)  # after the epoch's training
         >>> watcher.layers
         ('0',)
     """
@@ -145,11 +180,11 @@ def watch(
 
 
 class Watcher:
-    """A training, watched; `watch` makes one.
+    """A training loop that is being watched. `cnnlog.watch` makes one; use it in a `with` block, or call `close`.
 
     Attributes:
-        layers: names of the watched layers.
-        folder: of the store.
+        layers: the names of the watched layers, in the order in which they run.
+        folder: the folder of the stored run, `<log_dir>/cnnlog`; `cnnlog.open_run` takes it.
     """
 
     def __init__(
@@ -212,17 +247,18 @@ class Watcher:
         return recorder
 
     def snapshot(self, step: int, *, global_step: int = 0) -> None:
-        """Capture the model as it is now; the first snapshot is the baseline.
+        """Capture the model as it is now. The first snapshot is the baseline, which changes and drift are relative to.
 
-        What goes wrong is warned of once, and never raised, unless `on_error="raise"` asks for it. Steps that a resumed
-        run holds already are left out.
+        This copies the arrays and returns; drawing and writing happen in the background. If something fails, you get
+        one warning for each kind of problem. A step that a resumed run holds already is skipped.
 
         Args:
-            step: what TensorBoard and the store call it, above all earlier ones: completed epochs, or optimiser steps.
-            global_step: completed optimiser steps, noted beside the epochs.
+            step: the number of this snapshot, from 0 on and above all earlier ones: how many epochs (with
+                `unit="step"`: optimiser steps) are complete. 0 is the state before the first optimiser step.
+            global_step: how many optimiser steps are complete, if `step` counts epochs; it is stored beside the epoch.
 
         Raises:
-            RuntimeError: something went wrong, and `on_error="raise"`.
+            RuntimeError: something failed, and the watcher was made with `on_error="raise"`.
         """
         if not self._may(step):
             return
@@ -257,13 +293,15 @@ class Watcher:
         self._report()
 
     def close(self, *, failed: bool = False) -> None:
-        """Draw the evolution strips, write what is waiting, end the threads; a second call does nothing.
+        """Draw the evolution strips, write what is waiting and end the background threads. A second call does nothing.
+
+        A `with` block calls this for you.
 
         Args:
-            failed: an exception of yours ended the training; none of ours will hide it.
+            failed: say `True` if an exception of yours ended the training; then this raises none that would hide it.
 
         Raises:
-            RuntimeError: something went wrong, and `on_error="raise"`.
+            RuntimeError: something failed, and the watcher was made with `on_error="raise"`.
         """
         if not self._end.alive:
             return
