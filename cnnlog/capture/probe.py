@@ -26,21 +26,36 @@ NUMBER_LIMIT = 1e18  # its square is a float32, too
 
 
 class Probe:
-    """One or several images that never change, as the network takes them.
+    """One or several images that never change, in the form in which the network takes them.
 
-    Build one with `from_images`, `from_tensor`, `from_dataset` or `chart`; treat it as frozen.
+    The same input is run through the network at every snapshot, so that feature maps of two steps can be compared.
+    Build a probe with `Probe.from_images`, `Probe.from_tensor`, `Probe.from_dataset` or `Probe.chart`. Do not change it
+    afterwards.
+
+    Args:
+        tensor: images `[N, C, H, W]`, one image `[C, H, W]`, or clips `[N, C, T, H, W]`, floating point, scaled and
+            normalised as in training. The tensor is copied.
+        names: one name for each image; by default `image 0`, `image 1`, ...
+        mean: the mean that was subtracted from each channel, if the values are normalised. It serves `pictures` only.
+        std: the standard deviation that each channel was divided by. It serves `pictures` only.
 
     Attributes:
         tensor: `[N, C, H, W]`, or clips `[N, C, T, H, W]`, float32, on the CPU.
-        pictures: one uint8 `[H, W, 3]` an image, of a clip its middle frame: what the network sees, with the
-            normalisation undone where its mean and standard deviation are known, else stretched from the smallest to
-            the largest value.
-        names: one an image.
-        fingerprint: SHA-256 of shape and values, in hex; runs with equal ones looked at the same input.
+        pictures: for each image a picture for people, uint8 `[H, W, 3]`; of a clip it is the middle frame. Where mean
+            and standard deviation are known, the normalisation is undone. Where they are not and values lie outside 0
+            to 1, the smallest value is black and the largest one white.
+        names: one name for each image.
+        fingerprint: SHA-256 of shape and values, in hex. Two runs with the same fingerprint looked at the same input.
 
     Raises:
-        ValueError: not `[C, H, W]`, `[N, C, H, W]` or `[N, C, T, H, W]`, not floating point, empty, or with NaN or
-            infinity.
+        ValueError: the tensor has another number of axes, is empty, is not floating point, or holds NaN or infinity;
+            or the number of names, means or standard deviations does not fit.
+        TypeError: an argument is of a wrong type.
+
+    Example:
+        >>> probe = Probe.chart(64)
+        >>> probe.tensor.shape, probe.names
+        (torch.Size([1, 3, 64, 64]), ('chart',))
     """
 
     # A plain class: jsonargparse takes a dataclass for a group of options, and no class_path for it.
@@ -77,18 +92,28 @@ class Probe:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> Probe:
-        """Load image files, or take PIL images, of any mode; they are converted to RGB and turned upright.
+        """Make a probe of image files or PIL images.
+
+        Images of any mode are converted to RGB and turned upright. Say how they become what the network takes: either
+        by `transform`, or by `size`, `mean` and `std`. Without any of these the network gets values from 0 to 1 in the
+        size of the file.
 
         Args:
-            images: a path or a PIL image, or several.
-            transform: PIL image -> `[C, H, W]`, e.g. `weights.transforms()`. Instead of `size`, `mean` and `std`.
-            size: `(height, width)` or one number for both: the image is scaled to cover it and cut to its centre.
-            mean: per channel, of values from 0 to 1; with a transform that normalises, it is found there.
-            std: per channel, likewise.
+            images: the path of an image file, a PIL image, or a list of these.
+            transform: a function of a PIL image that returns a tensor `[C, H, W]`, such as torchvision's
+                `weights.transforms()`. Random generators are left where they were. If the transform normalises,
+                `Probe.pictures` undoes that.
+            size: height and width in pixels: `(height, width)`, or one number for both. The image is scaled to cover
+                this size and cut to its centre.
+            mean: what to subtract from each channel, whose values are from 0 to 1; for example
+                `(0.485, 0.456, 0.406)`.
+            std: what to divide each channel by after that; for example `(0.229, 0.224, 0.225)`.
 
         Raises:
-            FileNotFoundError: no such file.
-            ValueError: not an image, empty, truncated, or images of different sizes.
+            FileNotFoundError: a file does not exist.
+            ValueError: a file is empty, damaged or no image; the images end up with different sizes; the transform
+                fails; or you gave a transform and one of `size`, `mean` and `std`.
+            TypeError: an argument is of a wrong type.
         """
         several = _several(images)
         if transform is not None and not callable(transform):
@@ -114,22 +139,43 @@ class Probe:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> Probe:
-        """Take `[C, H, W]` or `[N, C, H, W]`, or clips `[N, C, T, H, W]`, as the network takes it; it is copied.
+        """Make a probe of a tensor that the network takes as it is.
 
-        `mean` and `std` say how it was normalised, and serve the pictures only.
+        Args:
+            tensor: images `[N, C, H, W]`, one image `[C, H, W]`, or clips `[N, C, T, H, W]`, floating point, scaled and
+                normalised as in training. The tensor is copied.
+            names: one name for each image; by default `image 0`, `image 1`, ...
+            mean: the mean that was subtracted from each channel. It serves `Probe.pictures` only.
+            std: the standard deviation that each channel was divided by. It serves `Probe.pictures` only.
+
+        Raises:
+            ValueError: the tensor has another number of axes, is empty, is not floating point, or holds NaN or
+                infinity; or the number of names, means or standard deviations does not fit.
+            TypeError: an argument is of a wrong type.
+
+        Example:
+            >>> Probe.from_tensor(torch.rand(2, 3, 32, 32), names=["cat", "dog"]).names
+            ('cat', 'dog')
         """
         return cls(tensor, names=names, mean=mean, std=std)
 
     @classmethod
     def from_dataset(cls, dataset: Any, indices: Sequence[int] = (0,)) -> Probe:
-        """Take images of a map-style dataset, and leave every random number generator where it was.
+        """Make a probe of images of a data set. Every random generator is left where it was.
 
-        A sample may be the image, a clip `[C, T, H, W]`, or a tuple or dict with it. `mean` and `std` are found on the
-        dataset's transform.
+        Args:
+            dataset: a data set with `__getitem__`. A sample may be the image `[C, H, W]`, a clip `[C, T, H, W]`, or a
+                tuple or dict that holds one. If its transform normalises, `Probe.pictures` undoes that.
+            indices: which samples to take, as whole numbers; negative ones count from the end.
 
         Raises:
-            TypeError: the dataset cannot be indexed.
-            ValueError: empty dataset, index out of range, no image in a sample.
+            TypeError: the data set cannot be indexed, or `indices` are not whole numbers.
+            ValueError: there is no such index, no image in a sample, or the images have different sizes.
+
+        Example:
+            >>> images = torch.utils.data.TensorDataset(torch.rand(10, 3, 32, 32), torch.zeros(10))
+            >>> Probe.from_dataset(images, indices=[0, 3]).names
+            ('TensorDataset[0]', 'TensorDataset[3]')
         """
         kind = type(dataset).__name__
         if isinstance(dataset, torch.utils.data.IterableDataset) or not hasattr(dataset, "__getitem__"):
@@ -157,12 +203,17 @@ class Probe:
     def chart(
         cls, size: int = 224, *, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
     ) -> Probe:
-        """Draw a test chart: a zone plate, gratings at many angles and frequencies, edges, colour patches.
+        """Make a probe of a drawn test chart: a zone plate, gratings at many angles and frequencies, edges, colours.
 
         Args:
-            size: height and width in pixels, at least 32.
-            mean: per channel, if the network's input is normalised, e.g. `(0.485, 0.456, 0.406)`.
-            std: per channel, likewise.
+            size: height and width in pixels, from 32 to 2048.
+            mean: what to subtract from each of the 3 channels, whose values are from 0 to 1, if your network is trained
+                on normalised images; for example `(0.485, 0.456, 0.406)`.
+            std: what to divide each channel by after that; for example `(0.229, 0.224, 0.225)`.
+
+        Raises:
+            ValueError: `size`, `mean` or `std` has an impossible value.
+            TypeError: `mean` or `std` is of a wrong type.
 
         Example:
             >>> Probe.chart(64).tensor.shape
