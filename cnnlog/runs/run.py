@@ -48,14 +48,14 @@ _VERSION = re.compile(r"version_\d+")
 
 @dataclass(frozen=True)
 class Spread:
-    """How one number is spread over a layer's channels.
+    """How one number is spread over a layer's channels. Channels where the number is not finite are left out.
 
     Attributes:
-        mean: of the channels where it is finite; NaN where it is nowhere.
-        lower: the first quartile of these; likewise `median` and `upper`, the third.
-        median: see `lower`.
-        upper: see `lower`.
-        finite: how many channels these are.
+        mean: the mean over the channels; NaN if the number is finite in none of them.
+        lower: the first quartile; NaN if the number is finite in no channel.
+        median: the median; NaN if the number is finite in no channel.
+        upper: the third quartile; NaN if the number is finite in no channel.
+        finite: in how many channels the number is finite.
     """
 
     mean: float
@@ -82,14 +82,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """What is kept in memory of a step: what it holds, and each number's spread over a layer.
+    """What is kept in memory of a step: what it holds, and how each number is spread over a layer.
 
     Attributes:
-        epoch: completed training epochs; likewise `global_step`, optimiser steps.
-        global_step: see `epoch`.
-        filters: layers whose filters the step holds; likewise `feature_maps`.
-        feature_maps: see `filters`.
-        numbers: name -> layer -> spread.
+        epoch: how many training epochs were complete.
+        global_step: how many optimiser steps were complete.
+        filters: the names of the layers whose filters the step holds.
+        feature_maps: the names of the layers whose feature maps the step holds.
+        numbers: for each number (by its name in the files), for each layer, its spread.
     """
 
     epoch: int
@@ -100,14 +100,15 @@ class Summary:
 
 
 class Run:
-    """A stored run.
+    """A stored run, read one step at a time. `cnnlog.open_run` makes one. Reading needs no torch.
 
-    Arrays are those of the store, raw values: the shown part of every step, all filters at the baseline and the last.
+    Arrays hold values as they were, not colours. Of every step you get the shown part: the channels that stand in the
+    grids. `weights` gives all filters, at the baseline and at the last step.
 
     Attributes:
-        path: the run's folder.
-        name: a short label.
-        manifest: what was watched and how.
+        path: the folder of the run, `<log_dir>/cnnlog`.
+        name: a short label: the name of the log folder.
+        manifest: what was watched and how: layers, settings, probe, versions.
     """
 
     def __init__(self, store: RunStore, name: str | None = None) -> None:
@@ -130,24 +131,27 @@ class Run:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """The stored steps, rising, without those found to be damaged."""
+        """The stored steps, rising. A step whose file turned out to be damaged is left out; `skipped` tells of it."""
         return self._steps
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """One sentence for each step file that was found to be damaged."""
+        """One sentence for each step file that turned out to be damaged."""
         return tuple(self._damaged[step] for step in sorted(self._damaged))
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The watched layers' names, in the order of their tags."""
+        """The names of the watched layers, in the order of their tags."""
         return tuple(layer.name for layer in self.manifest.layers)
 
     def layer(self, name: str) -> WatchedLayer:
-        """What the manifest says of a layer.
+        """What the manifest says of a layer: its tag, kind, shapes and view.
+
+        Args:
+            name: the name of a watched layer, as in `layers`.
 
         Raises:
-            ValueError: the run has no such layer.
+            ValueError: the run has no such layer; the message offers near ones.
         """
         for layer in self.manifest.layers:
             if layer.name == name:
@@ -156,10 +160,13 @@ class Run:
         raise ValueError(f"{self.name} watched no layer {name!r}; there is {', '.join(near)}")
 
     def step(self, which: Which) -> int:
-        """The number of a step; `"baseline"`, or `"last"` that can be read.
+        """The number of a step.
+
+        Args:
+            which: a step's number, which is checked; `"baseline"`; or `"last"`, the last step that can be read.
 
         Raises:
-            ValueError: the run has no such step; the nearest is named.
+            ValueError: the run has no such step (the message names the nearest), or no step can be read.
         """
         if which == "last":
             for step in reversed(self._listed):
@@ -176,7 +183,10 @@ class Run:
         return step
 
     def record(self, step: int) -> Record:
-        """Everything that is stored of a step; the last few are kept in memory.
+        """Everything that is stored of a step: arrays, numbers and ranges. The last 4 that you read stay in memory.
+
+        Args:
+            step: a step's number, as in `steps`.
 
         Raises:
             ValueError: there is no such step, or its file is damaged.
@@ -197,20 +207,40 @@ class Run:
         return record
 
     def summary(self, step: int) -> Summary:
-        """What a step holds, and its numbers; read once."""
+        """What a step holds, and how its numbers are spread over each layer; each file is read once.
+
+        Args:
+            step: a step's number, as in `steps`.
+
+        Raises:
+            ValueError: there is no such step, or its file is damaged.
+        """
         if step not in self._summaries:
             self.record(step)
         return self._summaries[step]
 
     def read_all(self, progress: Progress | None = None) -> None:
-        """Read every step once, for `summary`, and find out which are damaged."""
+        """Read the numbers of every step once, so that `summary` has them and `skipped` tells which are damaged.
+
+        Args:
+            progress: a function that is told how far the work is: `progress("reading NAME", done, total)`.
+        """
         for done, step in enumerate(self._listed):
             self._readable(step)
             if progress is not None:
                 progress(f"reading {self.name}", done + 1, len(self._listed))
 
     def holding(self, layer: str, kind: Kind, step: int) -> int | None:
-        """The nearest step, not after `step`, that can be read and holds a layer's filters or feature maps."""
+        """The nearest step that can be read, holds a layer's filters or feature maps, and is not after `step`.
+
+        Args:
+            layer: the name of a layer.
+            kind: `"filters"` or `"feature_maps"`.
+            step: any step's number; it need not be a stored one.
+
+        Returns:
+            The step's number; None if there is no such step.
+        """
         if layer not in self._watched[kind]:
             return None  # without a look at every step up to this one
         for at in range(bisect_right(self._listed, step) - 1, -1, -1):
@@ -222,31 +252,54 @@ class Run:
         return None
 
     def filters(self, layer: str, step: Which = "last") -> FloatArray:
-        """The shown filters `[n, k, kH, kW]`; k: 3 for `rgb`, 1 for `gray` and `mean`, input channels for `slices`.
+        """The shown filters of a layer.
+
+        Args:
+            layer: the name of a watched layer, as in `layers`.
+            step: a step's number, `"baseline"` or `"last"`.
+
+        Returns:
+            float32 `[n, k, kH, kW]`: n filters with k channels. k is 3 in the view rgb, 1 in gray and mean, and the
+            number of shown input channels in slices.
 
         Raises:
-            ValueError: no such layer or step, or no filters of the layer at this step.
+            ValueError: there is no such layer or step, or the step holds no filters of the layer.
         """
         return self._array(layer, "filters", step)
 
     def feature_maps(self, layer: str, step: Which = "last") -> FloatArray:
-        """The shown feature maps `[N, n, h, w]` of N probe images, averaged by area where drawn smaller.
+        """The shown feature maps of a layer.
+
+        Args:
+            layer: the name of a watched layer, as in `layers`.
+            step: a step's number, `"baseline"` or `"last"`.
+
+        Returns:
+            float32 `[N, n, h, w]`: N probe images with n channels each. Maps larger than their cell in the grid are
+            stored averaged by area.
 
         Raises:
-            ValueError: no such layer or step, or no feature maps of the layer at this step.
+            ValueError: there is no such layer or step, or the step holds no feature maps of the layer.
         """
         return self._array(layer, "feature_maps", step)
 
     def numbers(self, name: str, layer: str, step: Which = "last") -> npt.NDArray[np.float64]:
-        """One value for each of the layer's channels `[O]`; one in all for `dead_share` and `cka`.
+        """A number of a layer at one step, for all its channels, also those that are not shown.
 
         Args:
-            name: `cosine`, `l2`, `update`, `norm`, `dead_share`, `cka`, `active`, `mean`, `max`; or as in the files.
-            layer: a watched layer's name.
+            name: of filters: `cosine` (cosine distance to the baseline, 0 to 2), `l2` (distance to the baseline as a
+                share of the filter's length there), `update` (the same from the snapshot before), `norm` (length). Of
+                feature maps: `active` (share of positions above 0), `mean`, `max`; and one value for the layer:
+                `dead_share` (share of channels that are nowhere above 0 on the probe) and `cka` (linear CKA with the
+                maps at the baseline, 0 to 1). The names in the files, such as `filter_drift_l2`, do as well.
+            layer: the name of a watched layer, as in `layers`.
             step: a step's number, `"baseline"` or `"last"`.
 
+        Returns:
+            float64 `[O]`, one value for each channel; `[1]` for `dead_share` and `cka`. NaN where it is undefined.
+
         Raises:
-            ValueError: this step has no such number of this layer.
+            ValueError: the step has no such number of this layer; the message names those that it has.
         """
         number = NUMBER.get(name, name)  # type: ignore[call-overload]
         stored = self.record(self.step(step)).numbers
@@ -256,7 +309,13 @@ class Run:
         return np.asarray(stored[number][layer], dtype=np.float64)
 
     def weights(self, which: Literal["baseline", "last"]) -> tuple[dict[str, FloatArray], int]:
-        """All filters `[O, I, kH, kW]` of the watched layers, and the step they are of.
+        """All filters of the watched layers, also those that are not shown.
+
+        Args:
+            which: `"baseline"` or `"last"`; of other steps only the shown filters are stored.
+
+        Returns:
+            For each layer float32 `[O, I, kH, kW]`, and the step that they are of.
 
         Raises:
             FileNotFoundError: no filters were watched.
@@ -265,15 +324,31 @@ class Run:
         return self._store.read_weights("latest" if which == "last" else which)
 
     def probe(self) -> FloatArray:
-        """The probe `[N, C, H, W]` as the network got it; FileNotFoundError if there was none."""
+        """The probe as the network got it: float32 `[N, C, H, W]`, or clips `[N, C, T, H, W]`.
+
+        Raises:
+            FileNotFoundError: the run had no probe.
+            ValueError: the file is damaged.
+        """
         return self._store.read_probe()
 
     def probe_picture(self) -> npt.NDArray[np.uint8]:
-        """The probe as a picture `[H, W, 3]`; FileNotFoundError if there was none."""
+        """The probe as a picture for people: uint8 `[H, W, 3]`; several images stand side by side.
+
+        Raises:
+            FileNotFoundError: the run had no probe.
+            ValueError: the file is damaged.
+        """
         return self._store.read_probe_picture()
 
     def limits(self, layer: str, kind: Kind, step: int) -> Limits:
-        """The range that the layer's picture was drawn with at a step that holds it."""
+        """The range that a layer's picture was drawn with: what full colour stood for, for each channel.
+
+        Args:
+            layer: the name of a watched layer, as in `layers`.
+            kind: `"filters"` or `"feature_maps"`.
+            step: the number of a step that holds the layer.
+        """
         record = self.record(step)
         state = record.ranges.get(kind, {}).get(layer)
         shown = record.filters[layer] if kind == "filters" else record.feature_maps[layer].swapaxes(0, 1)
@@ -283,20 +358,23 @@ class Run:
         return stored.limits() or stored.update(shown)
 
     def drift(self, measure: Measure = "cosine", layer: str | None = None) -> Any:
-        """How far the layers are from their baseline, over the steps.
+        """A number over all steps, as a table: by default how far the layers are from their baseline.
 
         Args:
-            measure: `cosine` (distance, 0 to 2) and `l2` (share of the filter's length) from the baseline; `update` (l2
-                from the step before); `norm`; `dead_share`, `cka`, `active`, `mean`, `max` of the feature maps.
-            layer: None for all, else one layer's channels.
+            measure: of filters: `cosine` (cosine distance to the baseline, 0 to 2), `l2` (distance to the baseline as a
+                share of the filter's length there), `update` (the same from the snapshot before), `norm` (length). Of
+                feature maps: `active` (share of positions above 0), `mean`, `max`; and one value for the layer:
+                `dead_share` (share of channels that are nowhere above 0 on the probe) and `cka` (linear CKA with the
+                maps at the baseline, 0 to 1).
+            layer: the name of a watched layer, for its channels one by one; None for all layers, each summed up.
 
         Returns:
-            A pandas DataFrame if pandas is installed, else a `tabular.Table`. For all layers: step, layer, mean,
-            lower_quartile, median, upper_quartile. For one: step, channel, value. Damaged steps are left out, and
-            said in `skipped`.
+            A pandas DataFrame if pandas is installed, else a small table that prints itself. Its columns are step,
+            layer, mean, lower_quartile, median, upper_quartile; for one layer they are step, channel, value. Damaged
+            steps are left out; `skipped` tells of them.
 
         Raises:
-            ValueError: no such measure or layer, or nothing is stored of it.
+            ValueError: there is no such measure or layer, or nothing of it is stored.
         """
         if measure not in get_args(Measure):
             raise ValueError(f"measure must be one of {', '.join(get_args(Measure))}; got {measure!r}")
@@ -325,10 +403,17 @@ class Run:
     def figure(
         self, layer: str, step: Which = "last", kind: Kind = "filters", *, image: int = 0, cmap: str = "auto"
     ) -> Figure:
-        """A matplotlib figure of a layer's filters, or of its feature maps of one probe image.
+        """A matplotlib figure of a layer's filters or feature maps, with title, channel numbers and colour bar.
+
+        Args:
+            layer: the name of a watched layer, as in `layers`.
+            step: a step's number, `"baseline"` or `"last"`.
+            kind: `"filters"` or `"feature_maps"`.
+            image: which image of the probe the feature maps are of, counted from 0.
+            cmap: the colours: `"auto"` for those of the grids, `"gray"`, or the name of any matplotlib colour map.
 
         Raises:
-            ValueError: no such layer, step, image, or nothing of this kind at this step.
+            ValueError: there is no such layer, step, image or colour map, or the step holds nothing of this kind.
         """
         from cnnlog.rendering import figures
 
@@ -383,14 +468,20 @@ class Run:
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a stored run.
+    """Open a stored run, to read its arrays and numbers. This needs no torch.
 
     Args:
-        path: the folder that the monitors wrote, or any parent of it that holds exactly one; also an fsspec URL.
+        path: the folder that the monitors (or `cnnlog.watch`) wrote, `<log_dir>/cnnlog`, or any folder above it that
+            holds exactly one run, such as `lightning_logs/version_0`. An address that fsspec knows, such as
+            `s3://bucket/logs`, does as well.
+
+    Returns:
+        The run. Arrays are read when you ask for them.
 
     Raises:
-        FileNotFoundError: there is no run.
-        ValueError: there are several (they are listed), or the run is damaged, empty or of a newer version.
+        FileNotFoundError: there is no run in this folder or below it.
+        ValueError: there are several (the message lists them), or the run is damaged, has no step, or was written by a
+            newer version.
     """
     given = os.fspath(path)
     folder = _the_run(given)
