@@ -51,12 +51,15 @@ class _Between:
 
 
 class Comparison:
-    """Sides aligned by layer and step. Made by `compare`; arrays are read one step at a time.
+    """Runs and weights side by side, aligned by layer and step. `cnnlog.compare` makes one.
+
+    Arrays are read one step at a time. Where a method takes `side`, sides are counted from 0, in the order given; the
+    first one is what the others are compared with.
 
     Attributes:
-        sides: in the order given.
-        layers: in the order of the first run's tags; those that only some sides have come last.
-        steps: of all sides that are not pinned, rising.
+        sides: what is compared, in the order given.
+        layers: the layers, in the order of the first run's tags; those that only some sides have come last.
+        steps: the steps of all sides that are not pinned to one step (`RUN@12`), rising.
     """
 
     def __init__(self, sides: Sequence[Side], layers: Sequence[LayerMatch], notes: Sequence[str]) -> None:
@@ -76,14 +79,26 @@ class Comparison:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was matched, what a side lacks, what is held, what was skipped."""
+        """What you should know of this comparison, in sentences.
+
+        How layers were matched, what a side lacks, which side ends early, and which steps are damaged.
+        """
         skipped = (text for side in self.sides if side.run is not None for text in side.run.skipped)
         return tuple(dict.fromkeys([*self._notes, *(f"skipped: {text}" for text in skipped)]))
 
     # ---- pictures
 
     def step_of(self, side: int, step: int) -> int | None:
-        """The side's own step that is shown at `step`: its nearest not after it; None before its first, for weights."""
+        """Which of a side's own steps is shown at a step of the comparison.
+
+        Args:
+            side: the side, counted from 0.
+            step: any step's number.
+
+        Returns:
+            The nearest step of the side that is not after `step`; the step that the side is pinned to, if it is; None
+            before the side's first step, and for weights.
+        """
         chosen = self.sides[side]
         if chosen.run is None or chosen.step is not None:
             return chosen.step
@@ -92,12 +107,22 @@ class Comparison:
         return known[at - 1] if at else None
 
     def held(self, side: int, step: int) -> bool:
-        """Whether the side has ended before `step`, so that its last step is shown."""
+        """Whether a side has ended before a step, so that its last step is shown there.
+
+        Args:
+            side: the side, counted from 0.
+            step: any step's number.
+        """
         chosen = self.sides[side]
         return chosen.run is not None and chosen.step is None and step > chosen.run.steps[-1]
 
     def view_of(self, side: int, layer: LayerMatch) -> ResolvedView | None:
-        """How a side's filters of a layer are shown."""
+        """How a side's filters of a layer are shown: rgb, gray, slices or mean; None where there are no filters.
+
+        Args:
+            side: the side, counted from 0.
+            layer: one of `layers`.
+        """
         run, name = self.sides[side].run, layer.names[side]
         if name is None or layer.view is None:
             return layer.view
@@ -107,7 +132,18 @@ class Comparison:
         return layer.view if shape is None else _fitting(shape, layer.view)
 
     def shown(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> FloatArray | None:
-        """The shown filters `[n, k, kH, kW]` or feature maps `[N, n, h, w]`; None where the side has none."""
+        """A side's shown filters or feature maps of a layer.
+
+        Args:
+            side: the side, counted from 0.
+            layer: one of `layers`.
+            kind: `"filters"` or `"feature_maps"`.
+            step: a step of the comparison; the side's nearest step that is not after it is read.
+
+        Returns:
+            Filters float32 `[n, k, kH, kW]`, or feature maps `[N, n, h, w]` of N probe images; None where the side has
+            none.
+        """
         run, name = self.sides[side].run, layer.names[side]
         if name is None:
             return None
@@ -120,7 +156,17 @@ class Comparison:
         return record.filters[name] if kind == "filters" else record.feature_maps[name]
 
     def limits(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> Limits | None:
-        """The side's own range, anchored at its baseline; None where `shown` is None."""
+        """The range that a side's picture of a layer was drawn with: what full colour stands for, for each channel.
+
+        Args:
+            side: the side, counted from 0.
+            layer: one of `layers`.
+            kind: `"filters"` or `"feature_maps"`.
+            step: a step of the comparison.
+
+        Returns:
+            The side's own range, anchored at its baseline; None where `shown` gives None.
+        """
         run, name = self.sides[side].run, layer.names[side]
         shown = self.shown(side, layer, kind, step)
         if shown is None or name is None:
@@ -133,9 +179,17 @@ class Comparison:
         return run.limits(name, kind, at)
 
     def difference(self, layer: LayerMatch, kind: Kind, step: int, side: int = 1) -> FloatArray | None:
-        """The shown part of a further side minus the first side's.
+        """What a further side shows minus what the first side shows.
 
-        None where one lacks it, the shapes differ, or the feature maps are of different probes.
+        Args:
+            layer: one of `layers`.
+            kind: `"filters"` or `"feature_maps"`.
+            step: a step of the comparison.
+            side: the further side, from 1 on.
+
+        Returns:
+            float32, filters `[n, k, kH, kW]` or feature maps `[N, n, h, w]`. None where one of the two sides shows
+            nothing, where their shapes differ, and for feature maps of different probes.
         """
         if kind == "feature_maps" and not self.same_probe(side):
             return None
@@ -146,7 +200,20 @@ class Comparison:
             return np.asarray(other - first, dtype=np.float32)
 
     def difference_limits(self, layer: LayerMatch, kind: Kind, step: int, side: int = 1) -> Limits | None:
-        """The range of `difference`: one for the layer, anchored over the steps, `2**-k` of the first side's peak."""
+        """The range that `difference` is drawn with: one for all channels of a layer.
+
+        It is the peak of what the first side shows first, divided by a power of two. If a difference exceeds it, it
+        doubles; it never shrinks over the steps.
+
+        Args:
+            layer: one of `layers`.
+            kind: `"filters"` or `"feature_maps"`.
+            step: a step of the comparison.
+            side: the further side, from 1 on.
+
+        Returns:
+            None where `difference` gives None.
+        """
         measured = self._measured().get((side, layer.name, self._known(step)))
         found = None if measured is None else measured.high.get(kind)
         shown = self.shown(0, layer, kind, step)
@@ -157,16 +224,27 @@ class Comparison:
         return Limits(np.full(count, high, np.float32), True, np.full(count, doubled, np.int64))
 
     def same_probe(self, side: int) -> bool:
-        """Whether a side's feature maps are of the same probe as the first side's."""
+        """Whether a side's feature maps are of the same probe as the first side's.
+
+        Args:
+            side: the side, counted from 0.
+        """
         return self.sides[0].probe is not None and self.sides[0].probe == self.sides[side].probe
 
     def figure(
         self, layer: str, kind: Kind = "filters", step: int | None = None, *, side: int | None = None, image: int = 0
     ) -> Figure:
-        """A matplotlib figure of a layer's difference (second side minus first), or of one side with `side`.
+        """A matplotlib figure of a layer: the second side minus the first, or one side alone.
+
+        Args:
+            layer: the name of a layer, as in `layers`.
+            kind: `"filters"` or `"feature_maps"`.
+            step: a step of the comparison; None for the last one.
+            side: the side to show alone, counted from 0; None for the difference.
+            image: which image of the probe the feature maps are of, counted from 0.
 
         Raises:
-            ValueError: no such layer, or nothing of this kind to draw.
+            ValueError: there is no such layer or image, or nothing of this kind to draw.
         """
         from cnnlog.rendering import figures
 
@@ -189,7 +267,14 @@ class Comparison:
         return figures.maps_figure(array[image], limits, title=title)
 
     def layer(self, name: str) -> LayerMatch:
-        """A layer by its name here; ValueError with the known ones."""
+        """One of `layers`, by its name.
+
+        Args:
+            name: what the layer is called in this comparison.
+
+        Raises:
+            ValueError: there is no such layer; the message names those that there are.
+        """
         for match in self.layers:
             if match.name == name:
                 return match
@@ -198,7 +283,11 @@ class Comparison:
     # ---- numbers
 
     def measure(self, progress: Progress | None = None) -> None:
-        """Measure what lies between the sides at every step, one step in memory at a time; once."""
+        """Measure the distances between the sides at every step. Other methods call this when they need it.
+
+        Args:
+            progress: a function that is told how far the work is: `progress("comparing", done, total)`.
+        """
         if self._between is not None:
             return
         ranges: dict[tuple[int, str, Kind], ChangeRange] = {}
@@ -212,10 +301,13 @@ class Comparison:
         self._between = found
 
     def rows(self, step: int | None = None) -> list[Row]:
-        """The table: one row a layer, at a step (the last one by default).
+        """The numbers at one step: one row for each layer.
 
-        Distances are of all filters where both sides have them stored (baseline, last step, weights), else of the
-        shown part.
+        Distances between sides are of all filters where both sides have them (at a run's baseline and last step, and in
+        weights), else of the shown filters; a row says which.
+
+        Args:
+            step: a step of the comparison; None for the last one.
         """
         at = self.steps[-1] if step is None else step
         if at not in self._rows:
@@ -230,10 +322,13 @@ class Comparison:
         return list(self._rows[at])
 
     def curves(self) -> dict[str, dict[str, dict[str, list[tuple[int, float]]]]]:
-        """Measure -> layer -> side's label -> its mean at each step `(step, value)`, steps rising.
+        """The numbers over the steps: means over a layer's channels.
 
-        Measures: `drift_cosine`, `drift_l2`, `update_l2`, `dead_share`, `cka`, each from the side's own baseline; and
-        `distance_cosine`, `distance_l2`, `cka_between` of each further side from the first, of the shown part.
+        Returns:
+            For each measure, for each layer, for each side's label: a list of `(step, value)`, steps rising. The
+            measures of a side alone are `drift_cosine`, `drift_l2` (distance to the side's own baseline), `update_l2`
+            (to the snapshot before), `dead_share` and `cka` (likeness to its own baseline). Those of a further side are
+            `distance_cosine`, `distance_l2` and `cka_between`: how far what it shows is from what the first side shows.
         """
         curves: dict[str, dict[str, dict[str, list[tuple[int, float]]]]] = {}
 
@@ -261,7 +356,7 @@ class Comparison:
         return curves
 
     def verdict(self) -> str:
-        """One sentence that names the layers that moved most and least."""
+        """One sentence that names the layers that moved most and least, at the last step."""
         first = self.sides[0]
         same = [
             side.run is not None and first.run is not None and side.run.path == first.run.path for side in self.sides
@@ -279,11 +374,14 @@ class Comparison:
     # ---- text
 
     def table(self) -> Table:
-        """`rows()` as a table with one column for each number and side: means over a layer's channels."""
-        return rows_table(self.rows(), len(self.sides))
+        """The numbers at the last step as a table: one row for each layer, one column for each number and side.
+
+        The numbers are means over a layer's channels. The table prints itself.
+        """
+        return summary.table(self.rows(), len(self.sides))
 
     def to_text(self) -> str:
-        """The table with a legend, the notes, and the sentence, for a terminal."""
+        """The table for a terminal, with a legend, the notes and the verdict."""
         table = self.table().to_text()
         legend = [f"{letter(i)}: {self._described(i)}" for i in range(len(self.sides))]
         about = (
@@ -295,7 +393,7 @@ class Comparison:
         return "\n".join([*legend, "", table, "", *textwrap.wrap(about, 100), *notes, "", self.verdict()])
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything in numbers, for JSON: plain values, None for what is not there or not finite."""
+        """All numbers as plain values, for JSON. What does not exist or is not finite is None."""
         last = self.steps[-1]
         rows = [{**plain(row), "names": list(layer.names)} for layer, row in zip(self.layers, self.rows(), strict=True)]
         return {
@@ -313,8 +411,8 @@ class Comparison:
         }
 
     def to_csv(self) -> str:
-        """The numbers of `rows()` with quartiles: one line a layer, one column for each number and side."""
-        return rows_csv(self.rows(), len(self.sides))
+        """The numbers at the last step as CSV text, with quartiles: one line for each layer."""
+        return summary.csv(self.rows(), len(self.sides))
 
     def __repr__(self) -> str:
         return (
@@ -481,16 +579,24 @@ def compare(
     arch: str | None = None,
     progress: Progress | None = None,
 ) -> Comparison:
-    """Align stored runs and weights by layer and step.
+    """Put stored runs and weights side by side, aligned by layer and step.
 
     Args:
-        sides: each a `Run`, a run's folder (or a parent of exactly one), `RUN@STEP`, `RUN@baseline`, `RUN@last`, a file
-            of weights (.ckpt, .pt, .pth, .bin, .safetensors), or `torchvision:NAME:WEIGHTS`. One run alone is compared
-            with its own baseline. Only weights need torch.
-        image: what weights are to make feature maps of; by default the probe of the first run, where there is one and
-            the architecture is known.
-        arch: torchvision's name of the architecture of files of weights.
-        progress: is told how far the reading is.
+        sides: what to compare; the first one is what the others are compared with. One run alone is compared with its
+            own baseline. Each side is one of these:
+
+            - the folder of a run, or any folder above it that holds exactly one; or an open `Run`
+            - such a folder with one step of the run: `RUN@12`, `RUN@baseline` or `RUN@last`
+            - a file of weights (.ckpt, .pt, .pth, .bin, .safetensors), which needs torch
+            - weights of torchvision's, `torchvision:NAME:WEIGHTS`, such as `torchvision:alexnet:DEFAULT`
+        image: the path of an image that the weights make feature maps of. None takes the probe of the first run, where
+            the architecture is known: of torchvision's weights, and of files if you give `arch`.
+        arch: the architecture of the files of weights, by torchvision's name, such as `"alexnet"`. Only feature maps
+            need it. If you give an image alone, the file has to tell its architecture by itself.
+        progress: a function that is told how far the reading is: `progress("reading NAME", done, total)`.
+
+    Returns:
+        A comparison: `print(comparison.to_text())` shows its table, `comparison.verdict()` says it in one sentence.
 
     Raises:
         ValueError: a side is not what it should be, or the sides have no layer in common.
