@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "scripts" / "bench"
+BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
 
 
 def printed(*flags: str) -> str:

@@ -1,4 +1,4 @@
-"""Trains a net twice and compares everything, byte for byte. Used by the tests and by `scripts/zoo`."""
+"""Trains a net twice and compares everything, byte for byte. Used by the tests and by `scripts/zoo.py`."""
 
 from __future__ import annotations
 

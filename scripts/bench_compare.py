@@ -1,12 +1,11 @@
-#!/usr/bin/env python3
 """What `cnnlog compare` takes, by the number of steps: seconds, and peak memory of its process.
 
 Two made-up runs of 8 layers each (64 maps of 42 x 42 and slices of 16 x 16 filters; noise that moves, which nothing
 compresses) are stored with 50, 100 and 200 steps, then compared into a page by the command itself.
 
-    .venv/bin/python scripts/bench-compare            about three minutes on two cores
-    .venv/bin/python scripts/bench-compare --page     20 layers, 200 steps: how long the page takes to show a step
-    .venv/bin/python scripts/bench-compare --quick    5 and 10 steps, to see that the script runs
+    scripts/bench --compare            about three minutes on two cores
+    scripts/bench --page               20 layers, 200 steps: how long the page takes to show a step
+    scripts/bench --compare --quick    5 and 10 steps, to see that the script runs
 """
 
 from __future__ import annotations
@@ -22,18 +21,28 @@ import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
+from environment import advice
+
+try:
+    import numpy as np
+    import numpy.typing as npt
+    import safetensors  # noqa: F401 - what the runs are written with, below
+except ModuleNotFoundError as error:
+    raise advice("scripts/bench", error) from error
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from support.stored_runs import Arrays, write_run
 
 LAYERS = 8
+COMPARE = [sys.executable, "-c", "from cnnlog.cli import main; main()", "compare"]
+"""The command `cnnlog compare`, of this environment wherever it lies: the one in its folder names a path at its top."""
 
 
 def drifting(seed: int, maps: int, size: int, layers: int) -> tuple[Arrays, Arrays]:
+    """Noise for the filters and the feature maps of so many layers."""
     generator = np.random.default_rng(seed)
 
-    def some(*shape: int) -> np.ndarray:
+    def some(*shape: int) -> npt.NDArray[np.float32]:
         return generator.standard_normal(shape).astype(np.float32)
 
     names = [f"layer{i}" for i in range(layers)]
@@ -41,6 +50,16 @@ def drifting(seed: int, maps: int, size: int, layers: int) -> tuple[Arrays, Arra
 
 
 def store(folder: Path, seed: int, steps: int, *, maps: int, size: int, layers: int = LAYERS) -> Path:
+    """Write a made-up run whose filters and feature maps move on in a straight line.
+
+    Args:
+        folder: where.
+        seed: of the direction; all runs begin at the same place.
+        steps: how many snapshots.
+        maps: channels of a layer.
+        size: height and width of a feature map.
+        layers: how many.
+    """
     start, way = drifting(0, maps, size, layers), drifting(seed, maps, size, layers)
 
     def at(step: int) -> tuple[Arrays, Arrays]:
@@ -67,7 +86,10 @@ def measured(command: list[str]) -> tuple[float, float]:
 
 def reactions(page: Path) -> list[float]:
     """Milliseconds from a move of the slider to the end of the frame that shows it, step by step from the last back."""
-    from playwright.sync_api import sync_playwright
+    try:
+        from playwright.sync_api import sync_playwright
+    except ModuleNotFoundError as error:
+        raise advice("scripts/bench --page", error, setup="scripts/setup --test") from error
 
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
@@ -99,11 +121,12 @@ def reactions(page: Path) -> list[float]:
 
 
 def measure_page(*, quick: bool) -> None:
+    """Print how long the page of a comparison takes to show a step."""
     layers, steps, maps, size = (3, 5, 4, 8) if quick else (20, 200, 64, 42)
     with tempfile.TemporaryDirectory() as scratch:
         runs = [store(Path(scratch, str(seed)), seed, steps, maps=maps, size=size, layers=layers) for seed in (1, 2)]
         page = Path(scratch, "page.html")
-        measured([str(Path(sys.executable).with_name("cnnlog")), "compare", *map(str, runs), "-o", str(page)])
+        measured([*COMPARE, *map(str, runs), "-o", str(page)])
         times = reactions(page)
         print("| layers | steps | page, MB | a step, ms: median | worst |")
         print("|--:|--:|--:|--:|--:|")
@@ -112,7 +135,10 @@ def measure_page(*, quick: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Run what the options ask for, and print its table."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/bench --compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--quick", action="store_true", help="small and short")
     parser.add_argument("--page", action="store_true", help="how long the page takes to show a step")
     args = parser.parse_args()
@@ -121,7 +147,6 @@ def main() -> None:
         measure_page(quick=quick)
         return
     lengths, maps, size = ((5, 10), 4, 8) if quick else ((50, 100, 200), 64, 42)
-    command = str(Path(sys.executable).with_name("cnnlog"))
     print(
         f"{datetime.date.today()}, {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}\n"
     )
@@ -131,7 +156,7 @@ def main() -> None:
         for steps in lengths:
             runs = [store(Path(scratch, f"{steps}-{seed}"), seed, steps, maps=maps, size=size) for seed in (1, 2)]
             page = Path(scratch, f"{steps}.html")
-            seconds, memory = measured([command, "compare", *map(str, runs), "-o", str(page)])
+            seconds, memory = measured([*COMPARE, *map(str, runs), "-o", str(page)])
             row = (
                 f"{steps}",
                 f"{seconds:.1f}",
