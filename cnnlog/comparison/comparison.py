@@ -378,7 +378,7 @@ class Comparison:
 
         The numbers are means over a layer's channels. The table prints itself.
         """
-        return summary.table(self.rows(), len(self.sides))
+        return rows_table(self.rows(), len(self.sides))
 
     def to_text(self) -> str:
         """The table for a terminal, with a legend, the notes and the verdict."""
@@ -412,7 +412,7 @@ class Comparison:
 
     def to_csv(self) -> str:
         """The numbers at the last step as CSV text, with quartiles: one line for each layer."""
-        return summary.csv(self.rows(), len(self.sides))
+        return rows_csv(self.rows(), len(self.sides))
 
     def __repr__(self) -> str:
         return (
