@@ -65,7 +65,8 @@ def main() -> int:
 
 def _made(folder: Path, *, small: bool) -> dict[str, str]:
     from fingerprints import fingerprints
-    from output_runs import DRAWN_AGAIN, make_all, make_few
+    from output_commands import make_all
+    from output_runs import DRAWN_AGAIN, make_few
 
     before = Path.cwd()
     os.chdir(folder)  # so that no path says where the folder is
