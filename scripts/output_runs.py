@@ -59,21 +59,25 @@ class Tiny(L.LightningModule):
         self.head = nn.Linear(5, 3)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `[N, 3, H, W]` to scores `[N, 3]`."""
         maps = self.mix(torch.relu(self.depthwise(self.second(self.first(self.colours(images))))))
         scores: torch.Tensor = self.head(torch.relu(maps).mean((2, 3)))
         return scores
 
     def training_step(self, batch: Sequence[torch.Tensor], batch_idx: int) -> torch.Tensor:
+        """Cross-entropy, logged if asked for."""
         loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
         if self.logs:
             self.log("loss", loss)
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """SGD with momentum."""
         return torch.optim.SGD(self.parameters(), lr=0.2, momentum=0.9)
 
 
 def tiny(seed: int, *, logs: bool = True) -> Tiny:
+    """The network with weights of a seed."""
     torch.manual_seed(seed)
     return Tiny(logs=logs)
 
@@ -104,6 +108,7 @@ def fit(
     shuffle: bool = True,
     ckpt_path: Path | None = None,
 ) -> None:
+    """Train the network on the same batches."""
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=epochs,
@@ -119,10 +124,12 @@ def fit(
 
 
 def board(name: str, *, version: str = "v0") -> TensorBoardLogger:
+    """A TensorBoard logger below `runs`."""
     return TensorBoardLogger("runs", name=name, version=version, default_hp_metric=False)
 
 
 def keep(folder: Path) -> ModelCheckpoint:
+    """Checkpoints of every epoch."""
     return ModelCheckpoint(folder, "{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
 
 
@@ -184,29 +191,35 @@ class Told(Logger):
 
     @property
     def name(self) -> str:
+        """Of the logger."""
         return "told"
 
     @property
     def version(self) -> str:
+        """Of the run."""
         return "v0"
 
     @property
     def save_dir(self) -> str:
+        """Where pictures and numbers go."""
         return str(self._folder)
 
     def log_hyperparams(self, *arguments: Any, **more: Any) -> None:
         """Leave them out."""
 
     def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        """Keep the numbers."""
         self._numbers |= {f"{tag}@{step}": float(value) for tag, value in metrics.items()}
 
     def log_image(self, tag: str, image: Image.Image, step: int, caption: str = "") -> None:
+        """Write the picture and its caption."""
         path = self._folder / "told" / f"{tag.replace('/', '-')}-{step}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         image.save(path)
         path.with_suffix(".txt").write_text(caption)
 
     def finalize(self, status: str) -> None:
+        """Write the numbers."""
         (self._folder / "told" / "numbers.json").write_text(json.dumps(self._numbers, sort_keys=True))
 
 
@@ -251,6 +264,7 @@ class Kill(L.Callback):
         self._folder = folder
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Wait for the step to be stored, and kill."""
         if trainer.current_epoch + 1 < KILLED_AFTER:
             return
         until = time.monotonic() + 120

@@ -38,6 +38,7 @@ SETTINGS = {
 
 
 def main() -> int:
+    """Hash, and write or compare; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", nargs="?", type=Path, help="where to write name -> SHA-256, as JSON")
     parser.add_argument("--against", type=Path, metavar="OLD", help="an earlier such file to compare with")
