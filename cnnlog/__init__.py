@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cnnlog.comparison.comparison import compare
     from cnnlog.monitors.callbacks import FeatureMapMonitor, FilterMonitor
     from cnnlog.monitors.loop import watch
-    from cnnlog.runs.run import open_run
+    from cnnlog.runs.finding import open_run
 
 __version__ = "0.1.0"
 __all__ = ["FeatureMapMonitor", "FilterMonitor", "Probe", "__version__", "compare", "open_run", "watch"]
@@ -23,7 +23,7 @@ _HOME = {
     "FilterMonitor": "cnnlog.monitors.callbacks",
     "Probe": "cnnlog.capture.probe",
     "compare": "cnnlog.comparison.comparison",
-    "open_run": "cnnlog.runs.run",
+    "open_run": "cnnlog.runs.finding",
     "watch": "cnnlog.monitors.loop",
 }
 

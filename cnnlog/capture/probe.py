@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
+from cnnlog.capture.chart import CHART_LIMIT, test_chart
+from cnnlog.capture.images import ImageLike, fitted, is_whole, open_image, rgb, several_images, unit_range
 from cnnlog.capture.rng import held_generators, kept_rng
 
 Picture = npt.NDArray[np.uint8]
-ImageLike = str | os.PathLike[str] | Image.Image
-
 _IMAGE_KEYS = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data")
-_SUPERSAMPLING = 4
-CHART_LIMIT = 2048  # 1.6 GB are drawn for it
-SIDE_LIMIT = 1 << 14
 NUMBER_LIMIT = 1e18  # its square is a float32, too
 
 
@@ -115,15 +110,15 @@ class Probe:
                 fails; or you gave a transform and one of `size`, `mean` and `std`.
             TypeError: an argument is of a wrong type.
         """
-        several = _several(images)
+        several = several_images(images)
         if transform is not None and not callable(transform):
             raise TypeError(f"A transform is called with an image, but {transform!r} cannot be called.")
         if transform is not None and (size is not None or mean is not None or std is not None):
             raise ValueError("Give either a transform or size, mean and std, not both: the transform does it all.")
-        opened = [_opened(image, i) for i, image in enumerate(several)]
+        opened = [open_image(image, i) for i, image in enumerate(several)]
         names = [name for name, _ in opened]
         if transform is None:
-            tensors = [_normalised(_unit(_fitted(image, size)), mean, std) for _, image in opened]
+            tensors = [_normalised(unit_range(fitted(image, size)), mean, std) for _, image in opened]
         else:
             mean, std = _normalisation(transform)
             with kept_rng(held_generators([transform], depth=4)):
@@ -183,7 +178,7 @@ class Probe:
                 f"A probe can be taken only from a dataset with an index, and {kind} has none: taking its first image "
                 "would use it up; pass a Probe, e.g. Probe.from_images(...)."
             )
-        if not isinstance(indices, Sequence) or not all(_is_whole(index) for index in indices):
+        if not isinstance(indices, Sequence) or not all(is_whole(index) for index in indices):
             raise TypeError(f"Images of a dataset are named by whole numbers, e.g. indices=[0, 5], not by {indices!r}.")
         try:
             length = len(dataset)
@@ -219,12 +214,12 @@ class Probe:
             >>> Probe.chart(64).tensor.shape
             torch.Size([1, 3, 64, 64])
         """
-        if not _is_whole(size) or not 32 <= size <= CHART_LIMIT:
+        if not is_whole(size) or not 32 <= size <= CHART_LIMIT:
             raise ValueError(
                 f"A test chart needs at least 32 pixels a side to show anything, and {CHART_LIMIT} at most, "
                 f"but size={size!r}."
             )
-        unit = torch.from_numpy(_chart(size)).permute(2, 0, 1)
+        unit = torch.from_numpy(test_chart(size)).permute(2, 0, 1)
         return cls(_normalised(unit, mean, std), names=["chart"], mean=mean, std=std)
 
 
@@ -257,16 +252,9 @@ def _transformed(transform: Callable[[Any], Any], image: Image.Image, name: str)
     return _as_image(made, f"The transform of {name!r}")
 
 
-def _is_whole(number: object) -> bool:
-    return isinstance(number, int) and not isinstance(number, bool)
-
-
 def default_probe(dataset: Any) -> Probe:
     """The first image of a dataset, taken without touching any generator."""
     return Probe.from_dataset(dataset, (0,))
-
-
-# --- tensors ---------------------------------------------------------------------------------------------------------
 
 
 def _checked(tensor: torch.Tensor) -> torch.Tensor:
@@ -296,7 +284,7 @@ def _checked(tensor: torch.Tensor) -> torch.Tensor:
 def _as_image(value: Any, source: str) -> torch.Tensor:
     """One image `[C, H, W]` in floating point out of what a transform or dataset gave."""
     if isinstance(value, Image.Image):
-        return _unit(_rgb(value))
+        return unit_range(rgb(value))
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(np.ascontiguousarray(value))
     if isinstance(value, torch.Tensor):
@@ -413,154 +401,3 @@ def _picture(image: npt.NDArray[np.float32], mean: Sequence[float] | None, std: 
     colour = image if len(image) == 3 else np.broadcast_to(image.mean(axis=0), (3, *image.shape[1:]))
     picture: Picture = np.ascontiguousarray(np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
     return picture
-
-
-# --- images ----------------------------------------------------------------------------------------------------------
-
-
-def _several(images: Any) -> list[ImageLike]:
-    if isinstance(images, (str, os.PathLike, Image.Image)):
-        return [images]
-    if not isinstance(images, Iterable) or isinstance(images, (bytes, torch.Tensor, np.ndarray, Mapping)):
-        raise TypeError(
-            f"A probe's images are paths or PIL images, not {type(images).__name__}; see Probe.from_tensor."
-        )
-    several = list(images)
-    if not several:
-        raise ValueError("A probe needs at least one image, but the sequence given is empty.")
-    for image in several:
-        if not isinstance(image, (str, os.PathLike, Image.Image)):
-            raise TypeError(f"A probe's image is a path or a PIL image, not {type(image).__name__}.")
-    return several
-
-
-def _opened(source: ImageLike, index: int) -> tuple[str, Image.Image]:
-    """Name and RGB image, upright."""
-    if isinstance(source, Image.Image):
-        return f"image {index}", _rgb(ImageOps.exif_transpose(source))
-    path = Path(source)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no probe image at {str(path)!r}: give the path of an image file.")
-    if not path.is_file():
-        raise ValueError(f"A probe image is a file, but {str(path)!r} is a folder: name one image in it.")
-    if path.stat().st_size == 0:
-        raise ValueError(f"The probe image {str(path)!r} is empty (0 bytes): give a whole image file.")
-    try:
-        with Image.open(path) as image:
-            return path.name, _rgb(ImageOps.exif_transpose(image))
-    except UnidentifiedImageError as error:
-        raise ValueError(f"The probe {str(path)!r} is not an image: give a PNG or JPEG file.") from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise ValueError(f"The probe image {str(path)!r} is damaged ({error}): give a whole one.") from error
-
-
-def _rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: 16-bit and float gray keep their gradation, transparency is laid over white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.asarray(image, dtype=np.float64)
-        if not np.isfinite(values).all():
-            raise ValueError("it has values that are NaN or infinite")
-        # 16 bits unless it says otherwise; a float image is in [0, 1], as such files are, or in 8 or 16 bits
-        top = 65535.0 if image.mode != "F" or values.max() > 255 else 255.0 if values.max() > 1 else 1.0
-        return Image.fromarray(np.rint(np.clip(values / top, 0, 1) * 255).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def _fitted(image: Image.Image, size: int | tuple[int, int] | None) -> Image.Image:
-    if size is None:
-        return image
-    sides = (size, size) if isinstance(size, int) else size
-    listed = isinstance(sides, Sequence) and not isinstance(sides, (str, bytes))  # a list of Hydra's, too
-    if not listed or len(sides) != 2 or not all(_is_whole(side) for side in sides):
-        raise TypeError(f"size is one whole number or (height, width), but it is {size!r}.")
-    height, width = sides
-    if min(height, width) < 1 or max(height, width) > SIDE_LIMIT:
-        raise ValueError(f"size is at least one pixel each way and {SIDE_LIMIT} at most, but it is {size}.")
-    return ImageOps.fit(image, (width, height), Image.Resampling.BILINEAR)
-
-
-def _unit(image: Image.Image) -> torch.Tensor:
-    """RGB image -> `[3, H, W]` from 0 to 1."""
-    return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()
-
-
-# --- the test chart --------------------------------------------------------------------------------------------------
-
-
-def _chart(size: int) -> npt.NDArray[np.float32]:
-    """`[size, size, 3]` in [0, 1]: four quarters, drawn larger and averaged down so that no edge is jagged."""
-    half = (size + 1) // 2
-    fine = half * _SUPERSAMPLING
-    top = np.concatenate([_zone_plate(fine), _edges(fine)], axis=1)
-    bottom = np.concatenate([_gratings(fine, half), _colours(fine)], axis=1)
-    whole = np.concatenate([top, bottom], axis=0)
-    blocks = whole.reshape(2 * half, _SUPERSAMPLING, 2 * half, _SUPERSAMPLING, 3)
-    return np.ascontiguousarray(blocks.mean(axis=(1, 3))[:size, :size], dtype=np.float32)
-
-
-def _axes(n: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """x to the right and y down, both from -1 to 1."""
-    line = (np.arange(n) + 0.5) / n * 2 - 1
-    return np.meshgrid(line, line)
-
-
-def _gray(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    return np.repeat(values[..., None], 3, axis=2)
-
-
-def _zone_plate(n: int) -> npt.NDArray[np.float64]:
-    """Rings whose frequency grows outward, to half a cycle a pixel of the chart at the edge of the quarter."""
-    x, y = _axes(n)
-    pixels = n / _SUPERSAMPLING
-    return _gray(0.5 + 0.5 * np.cos(np.pi * (x**2 + y**2) * pixels / 4 * 0.9))
-
-
-def _gratings(n: int, pixels: int) -> npt.NDArray[np.float64]:
-    """Six angles across, four frequencies down: periods of 3 to 14 pixels of the chart."""
-    rows, columns = 4, 6
-    y, x = np.mgrid[0:n, 0:n]
-    row, column = y * rows // n, x * columns // n
-    period = np.array([3.0, 5.0, 8.0, 14.0])[row] * min(1.0, pixels / 56)
-    angle = column * np.pi / columns
-    phase = (x * np.cos(angle) + y * np.sin(angle)) / _SUPERSAMPLING
-    return _gray(0.5 + 0.5 * np.sin(2 * np.pi * phase / period))
-
-
-def _edges(n: int) -> npt.NDArray[np.float64]:
-    """A star of straight edges at all angles around a disc, on gray; one blurred edge, thin lines, corners."""
-    x, y = _axes(n)
-    radius, angle = np.hypot(x, y), np.arctan2(y, x)
-    field = np.full((n, n), 0.5)
-    star = radius < 0.62
-    field[star] = (np.floor(angle[star] / (2 * np.pi) * 24) % 2) * 1.0
-    field[radius < 0.2] = 0.0
-    field[radius < 0.1] = 1.0
-    field[(abs(x + 0.78) < 0.16) & (abs(y + 0.78) < 0.16)] = 0.0
-    field[(abs(x + 0.78) < 0.07) & (abs(y + 0.78) < 0.07)] = 1.0
-    field[(abs(x - 0.78) < 0.16) & (abs(y + 0.78) < 0.16)] = 1.0
-    triangle = (abs(x + 0.78) < (y - 0.6) / 2) & (y < 0.94)
-    field[triangle] = 1.0
-    ramp = (abs(x - 0.78) < 0.16) & (abs(y - 0.78) < 0.16)
-    field[ramp] = ((x - 0.62) / 0.32)[ramp]
-    for k, width in enumerate((0.008, 0.016, 0.032)):
-        field[abs(y - (-0.9 + 0.1 * k)) < np.where(abs(x) < 0.45, width, 0)] = k % 2 * 1.0
-    return _gray(field)
-
-
-def _colours(n: int) -> npt.NDArray[np.float64]:
-    """Patches of twelve hues at two strengths, opponent-colour edges and gratings, a ramp of grays."""
-    rows, columns = 6, 6
-    y, x = np.mgrid[0:n, 0:n]
-    row, column = y * rows // n, x * columns // n
-    hue = (column + columns * (row % 2)) / (2 * columns)
-    wheel = np.clip(abs((hue[..., None] * 6 + np.array([0.0, 4.0, 2.0])) % 6 - 3) - 1, 0, 1)
-    field: npt.NDArray[np.float64] = np.where((row < 2)[..., None], wheel, 0.35 + 0.45 * wheel)
-    wave = (0.5 + 0.5 * np.sin(2 * np.pi * x / _SUPERSAMPLING / 8))[..., None]
-    red_green, blue_yellow = (1 - wave) * [1, 0, 0] + wave * [0, 0.7, 0], (1 - wave) * [0, 0, 1] + wave * [1, 1, 0]
-    field = np.where((row == 4)[..., None], np.where((column < 3)[..., None], red_green, blue_yellow), field)
-    ramp = np.floor(x / n * 12) / 11
-    return np.where((row == 5)[..., None], _gray(ramp), field)

@@ -18,11 +18,13 @@ import numpy as np
 from cnnlog.comparison.rows import Row, letter, plain, rows_csv, rows_table, verdict_sentence
 from cnnlog.comparison.sides import Given, LayerMatch, Side, filters_shape, open_sides
 from cnnlog.kinds import Kind
+from cnnlog.messages import some
 from cnnlog.metrics import drift
 from cnnlog.rendering.ranges import AnchoredRange, ChangeRange, Limits, peak
 from cnnlog.rendering.views import ResolvedView, cell_width, grid_columns, resolve_view, select_filters, select_maps
-from cnnlog.runs.run import NUMBER, Measure, Progress, Spread
-from cnnlog.runs.store import StoreError
+from cnnlog.runs.manifest import StoreError
+from cnnlog.runs.run import NUMBER, Measure, Progress
+from cnnlog.runs.spread import Spread
 from cnnlog.runs.table import Table
 from cnnlog.snapshot import FloatArray
 
@@ -278,7 +280,7 @@ class Comparison:
         for match in self.layers:
             if match.name == name:
                 return match
-        raise ValueError(f"the comparison has no layer {name!r}; it has {_some([m.name for m in self.layers])}")
+        raise ValueError(f"the comparison has no layer {name!r}; it has {some([m.name for m in self.layers], 5)}")
 
     # ---- numbers
 
@@ -638,7 +640,3 @@ def _sampled(maps: FloatArray) -> FloatArray:
     at = drift.sample_positions(1, height, width)
     sampled = maps.reshape(images, channels, height * width)[:, :, at]
     return np.asarray(sampled.swapaxes(1, 2).reshape(-1, channels), dtype=np.float32)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

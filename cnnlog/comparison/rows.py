@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnnlog.runs.run import Spread
+from cnnlog.runs.spread import Spread
 from cnnlog.runs.table import Table
 
 

@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cnnlog.messages import by, some
 from cnnlog.rendering.views import ResolvedView, resolve_view
-from cnnlog.runs.run import Progress, Run, Which, open_run
+from cnnlog.runs.finding import open_run
+from cnnlog.runs.run import Progress, Run, Which
 from cnnlog.snapshot import FloatArray
 
 if TYPE_CHECKING:
@@ -173,7 +175,7 @@ def _aligned(found: Sequence[_Found], image: str | os.PathLike[str] | None) -> A
                 names.setdefault(name, [None] * len(found))[index] = name
     if len(found) > 1 and not any(sum(name is not None for name in row) > 1 for row in names.values()):
         listed = "; ".join(
-            f"{label} has {_some(thing.layers)}" for (thing, _, _), label in zip(found, labels, strict=True)
+            f"{label} has {some(thing.layers, 5)}" for (thing, _, _), label in zip(found, labels, strict=True)
         )
         raise ValueError("; ".join([f"the sides have no layer in common: {listed}", *notes]))
     sides = _sides(found, labels, names, image, notes)
@@ -309,7 +311,7 @@ def _unlike_shapes(sides: Sequence[Side], layers: Sequence[LayerMatch]) -> list[
         for side, shape in zip(sides[1:], shapes[1:], strict=True):
             if shape is not None and shapes[0] is not None and shape != shapes[0]:
                 notes.append(
-                    f"{layer.name} has {_by(shapes[0])} filters in {sides[0].label} and {_by(shape)} in {side.label}, "
+                    f"{layer.name} has {by(shapes[0])} filters in {sides[0].label} and {by(shape)} in {side.label}, "
                     "so there is no distance"
                 )
     return notes
@@ -329,11 +331,3 @@ def _unlike(labels: Sequence[str], things: Sequence[Any]) -> list[str]:
         f"{label} ({result[:index].count(label) + 1})" if result[:index].count(label) else label
         for index, label in enumerate(result)
     ]
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(str(size) for size in shape)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "") if names else "none"

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from cnnlog.kinds import Unit
-from cnnlog.models.torchvision import SUFFIXES, read_checkpoint, read_state_dict
+from cnnlog.messages import some
+from cnnlog.models.files import SUFFIXES, read_checkpoint, read_state_dict
 from cnnlog.runs.store import FOLDER
 
 
@@ -96,7 +97,7 @@ def order(paths: Sequence[Path], *, unit: Unit = "epoch") -> Ordered:
         return _by_counts(held, unit)
     if unit == "step":
         without = [str(path) for path, place in held.items() if place.global_step is None]
-        raise ValueError(f"{_some(without)} holds no global_step to count: leave --unit step out.")
+        raise ValueError(f"{some(without)} holds no global_step to count: leave --unit step out.")
     names = sorted(held, key=lambda path: _counting(path.name))
     numbers = _numbers_in([path.stem for path in names])
     steps = numbers or list(range(1, len(names) + 1))
@@ -179,7 +180,3 @@ def _numbers_in(stems: Sequence[str]) -> list[int] | None:
         if len(numbers) > 1 and all(a < b for a, b in pairwise(numbers)):
             return numbers
     return None
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -4,36 +4,17 @@ from __future__ import annotations
 
 import difflib
 import os
-import pickle
-import re
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 import torchvision
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-StateDict = dict[str, torch.Tensor]
-
-
-SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
-
-
-_WHERE_STATE_LIES = ("state_dict", "model_state_dict", "model", "module", "net")
-
-
-_PICKLED = re.compile(r"GLOBAL ([\w.]+)")  # in torch's refusal
-
-
-# torchvision's own DenseNet files have names from before PyTorch 0.4.1
-_OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..*)")
+from cnnlog.messages import some
+from cnnlog.models.files import SUFFIXES, StateDict, _NoStorage, load_weights, read_state_dict, without_prefix
 
 
 @dataclass(frozen=True)
@@ -97,89 +78,6 @@ def default_transform(name: str) -> Callable[[Any], torch.Tensor]:
     return transform
 
 
-def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Read tensors by name, and nothing else; no pickled object is ever run.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, of another kind, or holding other objects than tensors.
-    """
-    held = read_checkpoint(path)
-    for key in _WHERE_STATE_LIES:
-        if isinstance(held.get(key), Mapping):
-            held = held[key]
-            break
-    state = {str(k): v for k, v in held.items() if isinstance(v, torch.Tensor)}
-    if not state:
-        raise ValueError(f"{path} holds no tensors by name: expected a state dict in it.")
-    return state
-
-
-def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read everything that a file of weights holds: tensors and plain values; no pickled object is ever run.
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: damaged, of another kind, or holding objects that only running code from the file would give.
-    """
-    path = Path(path)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"Expected weights as DEFAULT, none, or a file ({', '.join(SUFFIXES)}), but got {path}.")
-    if not path.is_file():
-        raise FileNotFoundError(f"Expected a file of weights at {path}, but there is none.")
-    if path.suffix == ".safetensors":
-        try:
-            return dict(safetensors.torch.load_file(path))
-        except (safetensors.SafetensorError, ValueError) as error:
-            raise ValueError(f"{path} is truncated or no safetensors file ({error}); get it again.") from error
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
-            # mmap: what is not looked at, an optimiser's state above all, is not read. It needs the zip format.
-            held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        names = dict.fromkeys(_PICKLED.findall(str(error)))
-        what = f"other objects than tensors ({', '.join(names)})" if names else "other objects than tensors"
-        raise ValueError(
-            f"{path} is damaged, or holds {what}, which are never loaded because that would run "
-            "code from the file; save model.state_dict() instead."
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
-        raise ValueError(f"{path} is truncated or no PyTorch file ({type(error).__name__}); get it again.") from error
-    if not isinstance(held, Mapping):
-        raise ValueError(f"{path} holds no tensors by name: expected a state dict, but got a {type(held).__name__}.")
-    return held
-
-
-def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Copy weights in; types may differ (half precision), names and shapes may not.
-
-    A prefix that all names of the model share in `state` (`model.`, `module.`) is stripped; what lies outside it in
-    such a checkpoint (the buffers of a loss, say) is left out.
-
-    Raises:
-        ValueError: names are missing or too many, or shapes differ; the model is then unchanged.
-    """
-    wanted = model.state_dict()
-    found = _without_prefix(state, wanted)
-    missing = [name for name in wanted if name not in found and not name.endswith("num_batches_tracked")]
-    surplus = [name for name in found if name not in wanted]
-    if missing or surplus:
-        parts = [f"{len(missing)} missing ({_some(missing)})"] if missing else []
-        parts += [f"{len(surplus)} unexpected ({_some(surplus)})"] if surplus else []
-        raise ValueError(
-            f"{source} does not fit {type(model).__name__}: of its {len(wanted)} names {' and '.join(parts)}; "
-            "give the architecture that the weights are of."
-        )
-    for name, value in found.items():
-        if value.shape != wanted[name].shape:
-            raise ValueError(
-                f"{source} does not fit {type(model).__name__}: expected {name} of shape {list(wanted[name].shape)}, "
-                f"but got {list(value.shape)}; give the architecture that the weights are of."
-            )
-    model.load_state_dict(found, strict=False)
-
-
 def replace_head(model: nn.Module, classes: int) -> tuple[str, ...]:
     """Give a classifier a new last layer for `classes` classes, and its auxiliary classifiers, too.
 
@@ -231,7 +129,7 @@ def _build(name: str, *, state: StateDict | None = None, source: str = "") -> nn
     model: nn.Module = torchvision.models.get_model(name, weights=None, **options)
     if state is not None:
         head = head_names(model)[0]
-        weight = _without_prefix(state, model.state_dict()).get(f"{head}.weight")
+        weight = without_prefix(state, model.state_dict()).get(f"{head}.weight")
         if weight is not None and weight.ndim and len(weight) != _outputs(model.get_submodule(head)):
             replace_head(model, len(weight))
         load_weights(model, state, source=source)
@@ -249,13 +147,6 @@ def _download(name: str) -> nn.Module:
     return model
 
 
-class _NoStorage(TorchFunctionMode):
-    """Builds networks without memory for their weights. `torch.device("meta")` would do, but RegNets fail on it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
-
-
 def _architecture_of(state: StateDict, source: str) -> str:
     # The likeliest first: building one without storage takes 0.1 s, and the head may differ
     size = sum(value.numel() for value in state.values())
@@ -269,12 +160,12 @@ def _architecture_of(state: StateDict, source: str) -> str:
             continue
         heads = tuple(f"{head}." for head in head_names(model))
         wanted = {k: v.shape for k, v in model.state_dict().items() if not k.startswith(heads)}
-        found = _without_prefix(state, wanted)
+        found = without_prefix(state, wanted)
         names = [k for k in wanted if not k.endswith("num_batches_tracked") and "aux" not in k.lower()]
         if len(found) <= len(model.state_dict()) and all(k in found and found[k].shape == wanted[k] for k in names):
             return name
     raise ValueError(
-        f"{source} fits none of torchvision's classifiers by its names and shapes (it has {_some(list(state))}); "
+        f"{source} fits none of torchvision's classifiers by its names and shapes (it has {some(list(state))}); "
         "give the architecture with --arch if it is one of them."
     )
 
@@ -282,16 +173,6 @@ def _architecture_of(state: StateDict, source: str) -> str:
 def _parameters(name: str) -> int:
     weights: Any = torchvision.models.get_model_weights(name)
     return int(weights.DEFAULT.meta["num_params"])
-
-
-def _without_prefix(state: Mapping[str, torch.Tensor], wanted: Mapping[str, Any]) -> StateDict:
-    first = next(iter(wanted))
-    plain = {_OLD_DENSENET.sub(r"\1\2", key).replace("_orig_mod.", ""): value for key, value in state.items()}
-    prefixes = sorted({key[: -len(first)] for key in plain if key.endswith(f".{first}")}, key=len)
-    if first in plain or not prefixes:
-        return plain
-    prefix = max(prefixes, key=lambda prefix: sum(prefix + name in plain for name in wanted))
-    return {key[len(prefix) :]: value for key, value in plain.items() if key.startswith(prefix)}
 
 
 def _outputs(module: nn.Module) -> int:
@@ -311,7 +192,3 @@ def _resized(module: nn.Module, classes: int) -> nn.Module:
         padding=module.padding,  # type: ignore[arg-type]
         bias=bias,
     ).to(module.weight)
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

@@ -16,7 +16,8 @@ from torch import nn
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.layers import LayerInfo, select
 from cnnlog.capture.probe import Probe
-from cnnlog.models.torchvision import Loaded, architectures, load_classifier, read_state_dict
+from cnnlog.models.files import read_state_dict
+from cnnlog.models.torchvision import Loaded, architectures, load_classifier
 from cnnlog.snapshot import FloatArray
 
 if TYPE_CHECKING:

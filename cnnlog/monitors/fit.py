@@ -21,8 +21,9 @@ from cnnlog.monitors.alarm import Alarm
 from cnnlog.monitors.plan import Plan, manifest_of, probe_files, refuse_other, watch
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.recording.recorder import Problem, Recorder
+from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.places import inside
-from cnnlog.runs.store import FOLDER, Manifest, RunStore
+from cnnlog.runs.store import FOLDER, RunStore
 from cnnlog.trackers import Sink, kinds, sinks_for
 
 

@@ -27,7 +27,8 @@ from cnnlog.recording.drawer import Look
 from cnnlog.recording.recorder import Problem, Recorder
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View
-from cnnlog.runs.store import FOLDER, Manifest, RunStore
+from cnnlog.runs.manifest import Manifest
+from cnnlog.runs.store import FOLDER, RunStore
 from cnnlog.trackers import Sink
 from cnnlog.trackers.event_file import EventFile
 from cnnlog.trackers.tensorboard import TensorBoardSink

@@ -19,7 +19,7 @@ from cnnlog.rendering.colours import palette
 from cnnlog.rendering.png import Grid, encode_png
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View, resolve_view
-from cnnlog.runs.store import Manifest, WatchedLayer
+from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.snapshot import FloatArray
 
 OnError = Literal["warn", "raise"]

@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnlog.kinds import Kind
+from cnnlog.messages import by
 from cnnlog.rendering.grids import filters_grid, maps_grid, strip_grid
 from cnnlog.rendering.png import Grid, encode_png
 from cnnlog.rendering.ranges import AnchoredRange, ChangeRange, Limits, RangeRule, peak
 from cnnlog.rendering.views import View
-from cnnlog.runs.store import WatchedLayer
+from cnnlog.runs.manifest import WatchedLayer
 from cnnlog.snapshot import FloatArray
 
 STRIP_CHANNELS = 8
@@ -127,12 +128,10 @@ class Drawer:
         layer, look = self.layer, self.look
         if self.kind == "filters":
             assert layer.weight_shape is not None, "a layer whose filters are watched has a weight"
-            what = f"Filters of `{layer.name}` ({layer.kind} {_by(layer.weight_shape)}), shown as {layer.view}"
+            what = f"Filters of `{layer.name}` ({layer.kind} {by(layer.weight_shape)}), shown as {layer.view}"
         else:
             assert layer.output_shape is not None, "a layer whose maps are watched has an output"
-            what = (
-                f"Feature maps of `{layer.name}` ({layer.kind}, {_by(layer.output_shape[1:])}) of probe image {image}"
-            )
+            what = f"Feature maps of `{layer.name}` ({layer.kind}, {by(layer.output_shape[1:])}) of probe image {image}"
         if suffix:
             return f"{what}: difference to step {since}. One range for the layer; it doubles when outgrown."
         ranges = {
@@ -141,7 +140,3 @@ class Drawer:
             "step": "Each channel is scaled afresh at every step.",
         }
         return f"{what}. {ranges[look.value_range]} The first {look.shown} channels at most, always the same ones."
-
-
-def _by(shape: Sequence[int]) -> str:
-    return "x".join(str(size) for size in shape)

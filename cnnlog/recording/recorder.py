@@ -10,19 +10,21 @@ import dataclasses
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from cnnlog.messages import some
 from cnnlog.metrics import drift
 from cnnlog.recording.drawer import STRIP_CHANNELS, Drawer, Look, Picture
 from cnnlog.recording.mailbox import Mailbox
 from cnnlog.rendering.png import encode_png
 from cnnlog.rendering.views import cell_width, grid_columns, select_filters, select_maps
-from cnnlog.runs.store import RunStore, WatchedLayer
+from cnnlog.runs.manifest import WatchedLayer
+from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray, Record, Snapshot
 from cnnlog.trackers import Sink
 
@@ -388,7 +390,7 @@ class Recorder:
         if bad:
             self._note(
                 "finite",
-                f"values of {_some(bad)} are NaN or infinite at step {record.step}; they are drawn in green",
+                f"values of {some(bad)} are NaN or infinite at step {record.step}; they are drawn in green",
             )
         dead = [
             name
@@ -397,7 +399,7 @@ class Recorder:
         ]
         if dead:
             self._note(
-                "dead", f"no feature map of {_some(dead)} is above 0 anywhere on the probe at step {record.step}: dead"
+                "dead", f"no feature map of {some(dead)} is above 0 anywhere on the probe at step {record.step}: dead"
             )
 
     def _see(self, record: Record) -> None:
@@ -487,8 +489,3 @@ def _not_finite(array: FloatArray) -> int:
         if np.isfinite(array.sum(dtype=np.float64)):
             return 0
     return int(np.count_nonzero(~np.isfinite(array)))
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = list(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

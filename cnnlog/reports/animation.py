@@ -1,4 +1,4 @@
-"""Animated files, frame by frame: the 256 colours of a GIF, the chunks of an animated PNG."""
+"""One layer through time: its frames, and the files that play them, a GIF or an animated PNG."""
 
 from __future__ import annotations
 
@@ -14,6 +14,9 @@ import numpy.typing as npt
 from PIL import Image, ImageChops
 
 from cnnlog.rendering.colours import Pixels
+from cnnlog.reports.canvas import INK, LARGE, MARGIN, PALE, SMALL, SPACE, Page
+from cnnlog.reports.part import Part, Wanted, grid_of, picture_of
+from cnnlog.runs.run import Run
 
 
 class Colours:
@@ -104,3 +107,49 @@ def _chunks(picture: Image.Image) -> Iterator[tuple[bytes, bytes]]:
 
 def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+HELD = 1500  # milliseconds that the first and the last frame stand
+PLAYED = 6000  # milliseconds that the frames between them take in all, as far as the next line lets them
+FRAME = (60, 400)
+
+
+class Animation:
+    """One layer through time, with the step drawn in; frames are drawn when they are asked for.
+
+    Args:
+        run: from `open_run`.
+        wanted: layer, kind and steps.
+    """
+
+    def __init__(self, run: Run, wanted: Wanted) -> None:
+        self._run, self._part, self._wanted = run, Part.of(run, wanted), wanted
+        self._limits = self._part.limits()
+        self.steps = self._part.steps
+        between = min(max(PLAYED // max(1, len(self.steps) - 2), FRAME[0]), FRAME[1])
+        last = len(self.steps) - 1
+        self.durations = tuple(HELD if number in (0, last) else between for number in range(len(self.steps)))
+
+    def frame(self, number: int) -> Image.Image:
+        """One frame, RGB; all are of one size."""
+        part = self._part
+        shown, width = part.arrays[number], self._wanted.width
+        grid = picture_of(grid_of(part.layer, part.kind, shown, self._limits, cmap=part.cmap, width=width))
+        page = Page(max(grid.width, 320), self._run.name, part.title, part.legend(self._limits))
+        top = page.height + LARGE + SPACE
+        page.extend(LARGE + 2 * SPACE + grid.height)
+        page.write((MARGIN, top), f"step {part.steps[number]}", LARGE, INK, anchor="ls")
+        page.write((page.image.width - MARGIN, top), part.numbers[number], SMALL, PALE, anchor="rs")
+        page.image.paste(grid, (MARGIN, top + SPACE))
+        return page.image
+
+    def save_gif(self, path: Path) -> None:
+        """Write a GIF, which repeats; its 256 colours are exact for all but filters in colour."""
+        colours = Colours(self.frame(number) for number in range(len(self.steps)))
+        frames = (colours.indexed(self.frame(number)) for number in range(len(self.steps)))
+        options = {"duration": list(self.durations), "loop": 0, "optimize": False}
+        next(frames).save(path, format="GIF", save_all=True, append_images=frames, **options)
+
+    def save_apng(self, path: Path) -> None:
+        """Write an animated PNG, which repeats; its colours are exact."""
+        save_apng((self.frame(number) for number in range(len(self.steps))), self.durations, path)

@@ -4,32 +4,33 @@ from __future__ import annotations
 
 import difflib
 import html
-import math
-import os
-import re
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from cnnlog.kinds import Kind
+from cnnlog.messages import by, some
 from cnnlog.rendering.ranges import AnchoredRange, Limits
-from cnnlog.runs.places import locate
-from cnnlog.runs.store import FOLDER, MANIFEST, Manifest, RunStore, StoreError, WatchedLayer
+from cnnlog.runs.manifest import Manifest, StoreError, WatchedLayer
+from cnnlog.runs.store import RunStore
 from cnnlog.runs.table import Table
 from cnnlog.snapshot import FloatArray, Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+from cnnlog.runs.spread import Summary, summary_of
 
 Which = int | Literal["baseline", "last"]
 Measure = Literal["cosine", "l2", "update", "norm", "dead_share", "cka", "active", "mean", "max"]
 Progress = Callable[[str, int, int], None]
+
+
 """Is told how far the work is: `progress("reading run a", done, total)`."""
+
 
 NUMBER: Mapping[Measure, str] = {
     "cosine": "filter_drift_cosine",
@@ -42,61 +43,9 @@ NUMBER: Mapping[Measure, str] = {
     "mean": "map_mean",
     "max": "map_max",
 }
+
+
 _KEPT_RECORDS = 4
-_VERSION = re.compile(r"version_\d+")
-
-
-@dataclass(frozen=True)
-class Spread:
-    """How one number is spread over a layer's channels. Channels where the number is not finite are left out.
-
-    Attributes:
-        mean: the mean over the channels; NaN if the number is finite in none of them.
-        lower: the first quartile; NaN if the number is finite in no channel.
-        median: the median; NaN if the number is finite in no channel.
-        upper: the third quartile; NaN if the number is finite in no channel.
-        finite: in how many channels the number is finite.
-    """
-
-    mean: float
-    lower: float
-    median: float
-    upper: float
-    finite: int
-
-    @classmethod
-    def of(cls, values: npt.ArrayLike) -> Spread:
-        """The spread of values of any shape; quartiles are interpolated, as NumPy's default does.
-
-        >>> Spread.of([4.0, 1.0, 2.0, 3.0, float("nan")])
-        Spread(mean=2.5, lower=1.75, median=2.5, upper=3.25, finite=4)
-        """
-        array = np.asarray(values, dtype=np.float64)
-        finite = np.sort(array[np.isfinite(array)])
-        if not finite.size:
-            return cls(math.nan, math.nan, math.nan, math.nan, 0)
-        at = np.array([0.25, 0.5, 0.75]) * (finite.size - 1)
-        lower, median, upper = (float(v) for v in np.interp(at, np.arange(finite.size), finite))
-        return cls(float(finite.mean()), lower, median, upper, int(finite.size))
-
-
-@dataclass(frozen=True)
-class Summary:
-    """What is kept in memory of a step: what it holds, and how each number is spread over a layer.
-
-    Attributes:
-        epoch: how many training epochs were complete.
-        global_step: how many optimiser steps were complete.
-        filters: the names of the layers whose filters the step holds.
-        feature_maps: the names of the layers whose feature maps the step holds.
-        numbers: for each number (by its name in the files), for each layer, its spread.
-    """
-
-    epoch: int
-    global_step: int
-    filters: frozenset[str]
-    feature_maps: frozenset[str]
-    numbers: Mapping[str, Mapping[str, Spread]]
 
 
 class Run:
@@ -111,11 +60,11 @@ class Run:
         manifest: what was watched and how: layers, settings, probe, versions.
     """
 
-    def __init__(self, store: RunStore, name: str | None = None) -> None:
+    def __init__(self, store: RunStore, name: str) -> None:
         self._store = store
         self.path = store.folder
         self.manifest: Manifest = store.manifest
-        self.name = name or _label(store.folder)
+        self.name = name
         layers = self.manifest.layers
         self._watched: Mapping[Kind, frozenset[str]] = {
             "filters": frozenset(layer.name for layer in layers if layer.weight_shape is not None),
@@ -203,7 +152,7 @@ class Run:
         while len(self._records) > _KEPT_RECORDS:
             self._records.popitem(last=False)
         if step not in self._summaries:
-            self._summaries[step] = _summary(record)
+            self._summaries[step] = summary_of(record)
         return record
 
     def summary(self, step: int) -> Summary:
@@ -305,7 +254,9 @@ class Run:
         stored = self.record(self.step(step)).numbers
         if number not in stored or self.layer(layer).name not in stored[number]:
             have = [known for known, stored_as in NUMBER.items() if layer in stored.get(stored_as, {})]
-            raise ValueError(f"{self.name} has no {name!r} of {layer} at step {self.step(step)}; it has {_some(have)}")
+            raise ValueError(
+                f"{self.name} has no {name!r} of {layer} at step {self.step(step)}; it has {some(have, len(NUMBER))}"
+            )
         return np.asarray(stored[number][layer], dtype=np.float64)
 
     def weights(self, which: Literal["baseline", "last"]) -> tuple[dict[str, FloatArray], int]:
@@ -433,7 +384,7 @@ class Run:
 
     def _repr_html_(self) -> str:
         rows = tuple(
-            (layer.name, layer.kind, _by(layer.weight_shape), _by(layer.output_shape)) for layer in self.manifest.layers
+            (layer.name, layer.kind, by(layer.weight_shape), by(layer.output_shape)) for layer in self.manifest.layers
         )
         table = Table(("layer", "kind", "filters", "feature maps"), rows)
         unit = "epochs" if self.manifest.unit == "epoch" else "training steps"
@@ -455,7 +406,7 @@ class Run:
     def _readable(self, step: int) -> bool:
         if step not in self._damaged and step not in self._summaries:
             try:
-                self._summaries[step] = _summary(self._store.read_record(step, numbers_only=True))
+                self._summaries[step] = summary_of(self._store.read_record(step, numbers_only=True))
             except StoreError as error:
                 self._skip(step, str(error))
             except OSError as error:
@@ -467,100 +418,9 @@ class Run:
         self._steps = tuple(known for known in self._listed if known not in self._damaged)
 
 
-def open_run(path: str | os.PathLike[str]) -> Run:
-    """Open a stored run, to read its arrays and numbers. This needs no torch.
-
-    Args:
-        path: the folder that the monitors (or `cnnlog.watch`) wrote, `<log_dir>/cnnlog`, or any folder above it that
-            holds exactly one run, such as `lightning_logs/version_0`. An address that fsspec knows, such as
-            `s3://bucket/logs`, does as well.
-
-    Returns:
-        The run. Arrays are read when you ask for them.
-
-    Raises:
-        FileNotFoundError: there is no run in this folder or below it.
-        ValueError: there are several (the message lists them), or the run is damaged, has no step, or was written by a
-            newer version.
-    """
-    given = os.fspath(path)
-    folder = _the_run(given)
-    return Run(RunStore.open(folder), _label(folder))
-
-
-def _the_run(path: str) -> str:
-    if RunStore.exists(path):
-        return path
-    found = list(_runs_below(path))
-    if not found:
-        fs, bare = locate(path)
-        if not fs.exists(bare):
-            raise FileNotFoundError(
-                f"{path} does not exist; give a run's folder, <log_dir>/{FOLDER}, or a parent of it"
-            )
-        raise FileNotFoundError(
-            f"{path} holds no cnnlog run: no {MANIFEST} of ours in it or below; give the folder that the monitors "
-            f"wrote, <log_dir>/{FOLDER}"
-        )
-    if len(found) > 1:
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        raise ValueError(f"{path} holds {len(found)} runs, and one is needed; give one of {', '.join(found[:8])}{more}")
-    return found[0]
-
-
-def _runs_below(path: str) -> Iterator[str]:
-    fs, bare = locate(path)
-    fs.invalidate_cache()  # the listings below it, too
-    found = []
-    for folder, subfolders, files in fs.walk(bare):
-        if MANIFEST in files and _is_run(folder_url := fs.unstrip_protocol(folder) if "://" in path else str(folder)):
-            found.append(folder_url)
-            del subfolders[:]
-        for name in [name for name in subfolders if name.startswith(".")]:
-            subfolders.remove(name)
-    yield from sorted(found)
-
-
-def _is_run(folder: str) -> bool:
-    """Other programs write a manifest.json, too; one in a folder of our name is ours even if it is damaged."""
-    if folder.rstrip("/").rsplit("/", 1)[-1] == FOLDER:
-        return True
-    try:
-        RunStore.open(folder)
-    except (ValueError, OSError):
-        return False
-    return True
-
-
-def _label(folder: str) -> str:
-    """A short name: the log folder's, and its parent's where that is just `version_0`."""
-    parts = [part for part in os.path.abspath(folder).split("/") if part] if "://" not in folder else folder.split("/")
-    if len(parts) > 1 and parts[-1] == FOLDER:
-        parts = parts[:-1]
-    if len(parts) > 1 and _VERSION.fullmatch(parts[-1]):
-        return "/".join(parts[-2:])
-    return parts[-1] if parts else folder
-
-
-def _summary(record: Record) -> Summary:
-    numbers = {
-        name: {layer: Spread.of(values) for layer, values in by_layer.items()}
-        for name, by_layer in record.numbers.items()
-    }
-    return Summary(record.epoch, record.global_step, frozenset(record.filters), frozenset(record.feature_maps), numbers)
-
-
 def _framed(table: Table) -> Any:
     try:
         import pandas  # type: ignore[import-not-found, import-untyped, unused-ignore]
     except ImportError:
         return table
     return pandas.DataFrame(list(table.rows), columns=list(table.columns))
-
-
-def _by(shape: Sequence[int] | None) -> str:
-    return "" if shape is None else "x".join(str(size) for size in shape)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names) if names else "none"

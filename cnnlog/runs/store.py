@@ -14,119 +14,31 @@ Folders may be local or anything fsspec knows.
 from __future__ import annotations
 
 import contextlib
-import inspect
 import io
 import json
 import os
 import re
 import struct
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
 import safetensors
 import safetensors.numpy
-from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
+from cnnlog.runs.manifest import DELETE_IT, VERSION, Manifest, StoreError, refuse_newer
 from cnnlog.runs.places import locate
+from cnnlog.runs.whole_files import join, read_bytes, renamed, write_bytes
 from cnnlog.snapshot import FloatArray, Record
 
-VERSION = 1
 FOLDER = "cnnlog"
 MANIFEST = "manifest.json"
 _STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
 _PNG_END = b"IEND\xaeB`\x82"
-_GIVE_UP = "restore it from a copy, or delete the folder"
-_DELETE = "delete it, the other files of the run stand"
 _Arrays = dict[str, npt.NDArray[Any]]
-
-
-class StoreError(ValueError):
-    """A file of a run cannot be used: it is truncated, of a newer version, or not one of ours."""
-
-
-@dataclass(frozen=True)
-class WatchedLayer:
-    """One watched layer, as a reader of the run needs it.
-
-    Attributes:
-        name: the module's name in the model.
-        tag: `00_name`, what the layer is called in tags.
-        kind: the module's class name.
-        weight_shape: `[O, I, kH, kW]`, if its filters are watched.
-        output_shape: `[N, C, H, W]`, if its feature maps are watched.
-        view: how its filters are shown.
-    """
-
-    name: str
-    tag: str
-    kind: str
-    weight_shape: tuple[int, ...] | None = None
-    output_shape: tuple[int, ...] | None = None
-    view: Literal["rgb", "gray", "slices", "mean"] | None = None
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What a run watches and how; written once, at its start.
-
-    Attributes:
-        layers: in the order of their tags.
-        unit: what a step counts.
-        baseline_step: the step that changes and drift are relative to.
-        settings: the monitors' arguments, plain values.
-        probe: fingerprint, names, shape.
-        versions: of cnnlog, torch, lightning.
-        architecture: class name of the model.
-        created: ISO 8601 time.
-        run_id: unique for each run; a resumed run in the same folder keeps it.
-        carried_from: the folder that the baseline was carried over from, on a resume into a new folder.
-    """
-
-    layers: tuple[WatchedLayer, ...]
-    unit: Literal["epoch", "step"]
-    baseline_step: int
-    settings: Mapping[str, Any]
-    probe: Mapping[str, Any]
-    versions: Mapping[str, str]
-    architecture: str
-    created: str
-    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
-    carried_from: str | None = None
-
-    def to_json(self) -> str:
-        """The manifest as JSON text, with format name and version."""
-        return json.dumps({"format": "cnnlog-run", "version": VERSION, **asdict(self)}, indent=1)
-
-    @classmethod
-    def from_json(cls, text: str, *, where: str) -> Manifest:
-        """Read `to_json`'s text.
-
-        Raises:
-            StoreError: the text is not a manifest of ours, or of a newer version.
-        """
-        try:
-            raw = json.loads(text)
-        except ValueError as error:
-            raise StoreError(
-                f"{where} is not readable as JSON, so it is truncated or not cnnlog's ({error}); {_GIVE_UP}"
-            ) from error
-        if not isinstance(raw, dict) or raw.get("format") != "cnnlog-run":
-            raise StoreError(f"{where} is not cnnlog's: expected the format 'cnnlog-run' in it; {_GIVE_UP}")
-        _refuse_newer(raw.get("version"), where)
-        try:
-            plain: list[dict[str, Any]] = [
-                {k: tuple(v) if isinstance(v, list) else v for k, v in layer.items()} for layer in raw["layers"]
-            ]
-            layers = tuple(WatchedLayer(**layer) for layer in plain)
-            return cls(**{k: v for k, v in raw.items() if k not in ("format", "version", "layers")}, layers=layers)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise StoreError(f"{where} is damaged: it is not what cnnlog writes ({error}); {_GIVE_UP}") from error
 
 
 class RunStore:
@@ -149,9 +61,9 @@ class RunStore:
             FileNotFoundError: the folder holds no manifest.
             StoreError: its manifest is damaged, newer, or not ours.
         """
-        where = _join(folder, MANIFEST)
+        where = join(folder, MANIFEST)
         try:
-            text = _read(where).decode("utf-8", errors="replace")
+            text = read_bytes(where).decode("utf-8", errors="replace")
         except FileNotFoundError:
             raise FileNotFoundError(
                 f"{folder} holds no cnnlog run: expected a {MANIFEST} in it. Give the folder that the monitors "
@@ -162,7 +74,7 @@ class RunStore:
     @staticmethod
     def exists(folder: str) -> bool:
         """Whether `folder` holds a manifest."""
-        fs, path = locate(_join(folder, MANIFEST))
+        fs, path = locate(join(folder, MANIFEST))
         return bool(fs.exists(path))
 
     def create(self) -> None:
@@ -174,13 +86,13 @@ class RunStore:
             FileExistsError: another run is there, or a file where the folder should be.
             OSError: the folder cannot be written.
         """
-        where, data = _join(self.folder, MANIFEST), self.manifest.to_json().encode()
+        where, data = join(self.folder, MANIFEST), self.manifest.to_json().encode()
         try:
-            _write(where, data, new=True)
+            write_bytes(where, data, new=True)
         except FileExistsError:
             if not self.is_begun():
                 raise
-            _write(where, data)
+            write_bytes(where, data)
 
     def is_begun(self) -> bool:
         """Whether the manifest in the folder is this run's."""
@@ -191,7 +103,7 @@ class RunStore:
 
     def delete_manifest(self) -> None:
         """Give the folder up, so that another run can begin there; its other files are overwritten by that."""
-        fs, path = locate(_join(self.folder, MANIFEST))
+        fs, path = locate(join(self.folder, MANIFEST))
         fs.rm(path)
 
     def release(self) -> None:
@@ -274,21 +186,21 @@ class RunStore:
     def write_probe(self, tensor: FloatArray, picture: bytes) -> None:
         """Write the probe: the tensor `[N, C, H, W]` that the network gets, and a PNG of it."""
         self._write_arrays("probe.safetensors", "cnnlog-probe", {"probe": tensor}, {})
-        _write(_join(self.folder, "probe.png"), picture)
+        write_bytes(join(self.folder, "probe.png"), picture)
 
     def read_probe(self) -> FloatArray:
         """Read the probe's tensor `[N, C, H, W]`."""
         arrays, _ = self._read_arrays("probe.safetensors", "cnnlog-probe", ())
         if "probe" not in arrays:
-            where = _join(self.folder, "probe.safetensors")
-            raise StoreError(f"{where} is not what cnnlog writes: it holds no array 'probe'; {_DELETE}")
+            where = join(self.folder, "probe.safetensors")
+            raise StoreError(f"{where} is not what cnnlog writes: it holds no array 'probe'; {DELETE_IT}")
         return cast("FloatArray", arrays["probe"])
 
     def read_probe_picture(self) -> npt.NDArray[np.uint8]:
         """Read the probe's picture `[H, W, 3]`."""
-        where = _join(self.folder, "probe.png")
+        where = join(self.folder, "probe.png")
         try:
-            data = _read(where)
+            data = read_bytes(where)
         except FileNotFoundError:
             raise FileNotFoundError(f"{where} is not there; the run was written without a probe") from None
         try:
@@ -299,20 +211,20 @@ class RunStore:
             if not data.endswith(_PNG_END):  # Pillow does not mind a missing end
                 raise OSError("its end is missing")
         except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-            raise StoreError(f"{where} is truncated or no PNG file ({error}); {_DELETE}") from error
-        _refuse_newer(version, where)
+            raise StoreError(f"{where} is truncated or no PNG file ({error}); {DELETE_IT}") from error
+        refuse_newer(version, where)
         return pixels
 
     def _write_arrays(self, name: str, form: str, arrays: _Arrays, counts: Mapping[str, int]) -> int:
         metadata = {"format": form, "version": str(VERSION), **{k: str(v) for k, v in counts.items()}}
         contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
-        fs, path = locate(_join(self.folder, name))
+        fs, path = locate(join(self.folder, name))
         fs.makedirs(os.path.dirname(path), exist_ok=True)
         if not isinstance(fs, LocalFileSystem):
             data = safetensors.numpy.save(contiguous, metadata)
             fs.pipe_file(path, data)
             return len(data)
-        with _renamed(path) as temporary:
+        with renamed(path) as temporary:
             with open(temporary, "wb") as file:
                 mode = os.fstat(file.fileno()).st_mode  # the user's umask; safetensors lets only the owner read
             try:
@@ -325,24 +237,24 @@ class RunStore:
     def _read_arrays(
         self, name: str, form: str, counts: Sequence[str] = ("step",), *, only: str = ""
     ) -> tuple[_Arrays, dict[str, int]]:
-        where = _join(self.folder, name)
+        where = join(self.folder, name)
         try:
             arrays, meta = _loaded(where, only)
         except FileNotFoundError:
             raise FileNotFoundError(f"{where} is not there; the run has the steps {self.steps}") from None
         except (safetensors.SafetensorError, LookupError, TypeError, ValueError, AttributeError) as error:
-            raise StoreError(f"{where} is truncated or no safetensors file ({error}); {_DELETE}") from error
+            raise StoreError(f"{where} is truncated or no safetensors file ({error}); {DELETE_IT}") from error
         if meta.get("format") != form:
             raise StoreError(
-                f"{where} is not cnnlog's: expected the format {form!r} in it, got {meta.get('format')!r}; {_DELETE}"
+                f"{where} is not cnnlog's: expected the format {form!r} in it, got {meta.get('format')!r}; {DELETE_IT}"
             )
-        _refuse_newer(meta.get("version"), where)
+        refuse_newer(meta.get("version"), where)
         try:
             return arrays, {count: int(meta[count]) for count in counts}
         except (KeyError, ValueError) as error:
             raise StoreError(
                 f"{where} is not what cnnlog writes: expected whole numbers for {', '.join(counts)}, "
-                f"got {meta}; {_DELETE}"
+                f"got {meta}; {DELETE_IT}"
             ) from error
 
 
@@ -354,87 +266,11 @@ def _loaded(url: str, only: str) -> tuple[_Arrays, dict[str, str]]:
             names = file.keys()
             some = {name: file.get_tensor(name) if name.startswith(only) else np.empty(0) for name in names}
             return some, file.metadata() or {}
-    data = _read(url)  # a third faster than mapping the file into memory where everything is wanted
+    data = read_bytes(url)  # a third faster than mapping the file into memory where everything is wanted
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])  # `load` does not give the metadata
     arrays = safetensors.numpy.load(data).items()
     return {k: a if k.startswith(only) else np.empty(0) for k, a in arrays}, header.get("__metadata__") or {}
 
 
-def _refuse_newer(version: object, where: str) -> None:
-    """Refuse what is above `VERSION`; `version` is a number, or its text where the file's metadata are texts."""
-    number = int(version) if isinstance(version, str) and version.isdecimal() else version
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise StoreError(f"{where} is not cnnlog's: expected a version number from 1 on, got {version!r}; {_DELETE}")
-    if number > VERSION:
-        raise StoreError(
-            f"{where} has format version {number}, and this cnnlog reads up to {VERSION}; upgrade cnnlog to open it"
-        )
-
-
 def _step_file(step: int) -> str:
     return f"step-{step:08d}.safetensors"
-
-
-def _join(folder: str, name: str) -> str:
-    return folder.rstrip("/") + "/" + name
-
-
-def _read(url: str) -> bytes:
-    fs, path = locate(url)
-    return bytes(fs.cat_file(path))
-
-
-def _write(url: str, data: bytes, *, new: bool = False) -> None:
-    """Write a whole file or nothing; `new` refuses an existing one with FileExistsError."""
-    fs, path = locate(url)
-    fs.makedirs(os.path.dirname(path), exist_ok=True)
-    if not isinstance(fs, LocalFileSystem):  # object stores put an object whole, and have no rename
-        if new:
-            _pipe_new(fs, path, data)
-        else:
-            fs.pipe_file(path, data)
-        return
-    with _renamed(path, new=new) as temporary, open(temporary, "wb") as file:
-        file.write(data)
-
-
-def _pipe_new(fs: AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write a whole file that must not be there; of several at once one succeeds, where the store can see to that."""
-    if fs.exists(path):
-        raise FileExistsError(path)
-    if "mode" not in inspect.signature(fs.pipe_file).parameters:  # an older fsspec, or a file system that has no such
-        fs.pipe_file(path, data)
-        return
-    try:
-        fs.pipe_file(path, data, mode="create")
-    except Exception as error:  # remote file systems raise errors of their own
-        if isinstance(error, FileExistsError) or fs.exists(path):
-            raise FileExistsError(path) from error
-        fs.pipe_file(path, data)  # a store that cannot do that; if it is down, this raises, too
-
-
-@contextlib.contextmanager
-def _renamed(path: str, *, new: bool = False) -> Iterator[str]:
-    """A temporary name that becomes `path` if all goes well, and vanishes if not."""
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
-    try:
-        yield temporary
-        if new:
-            _link(temporary, path)
-        else:
-            os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-
-
-def _link(temporary: str, path: str) -> None:
-    """Give `temporary` the name `path`, which must be free: unlike a rename, a link never replaces a file."""
-    try:
-        os.link(temporary, path)
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without links
-        if os.path.exists(path):
-            raise FileExistsError(path) from None
-        os.replace(temporary, path)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from fsspec import AbstractFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from cnnlog.runs.places import locate
 
 
 def refuse_target(path: Path, *, force: bool) -> None:
@@ -46,3 +53,70 @@ def whole(path: Path, *, force: bool = False) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def join(folder: str, name: str) -> str:
+    """The address of a file in a folder, local or remote."""
+    return folder.rstrip("/") + "/" + name
+
+
+def read_bytes(url: str) -> bytes:
+    """All bytes of a file, local or remote."""
+    fs, path = locate(url)
+    return bytes(fs.cat_file(path))
+
+
+def write_bytes(url: str, data: bytes, *, new: bool = False) -> None:
+    """Write a whole file or nothing; `new` refuses an existing one with FileExistsError."""
+    fs, path = locate(url)
+    fs.makedirs(os.path.dirname(path), exist_ok=True)
+    if not isinstance(fs, LocalFileSystem):  # object stores put an object whole, and have no rename
+        if new:
+            _pipe_new(fs, path, data)
+        else:
+            fs.pipe_file(path, data)
+        return
+    with renamed(path, new=new) as temporary, open(temporary, "wb") as file:
+        file.write(data)
+
+
+def _pipe_new(fs: AbstractFileSystem, path: str, data: bytes) -> None:
+    """Write a whole file that must not be there; of several at once one succeeds, where the store can see to that."""
+    if fs.exists(path):
+        raise FileExistsError(path)
+    if "mode" not in inspect.signature(fs.pipe_file).parameters:  # an older fsspec, or a file system that has no such
+        fs.pipe_file(path, data)
+        return
+    try:
+        fs.pipe_file(path, data, mode="create")
+    except Exception as error:  # remote file systems raise errors of their own
+        if isinstance(error, FileExistsError) or fs.exists(path):
+            raise FileExistsError(path) from error
+        fs.pipe_file(path, data)  # a store that cannot do that; if it is down, this raises, too
+
+
+@contextlib.contextmanager
+def renamed(path: str, *, new: bool = False) -> Iterator[str]:
+    """A temporary name that becomes `path` if all goes well, and vanishes if not."""
+    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    try:
+        yield temporary
+        if new:
+            _link(temporary, path)
+        else:
+            os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+
+
+def _link(temporary: str, path: str) -> None:
+    """Give `temporary` the name `path`, which must be free: unlike a rename, a link never replaces a file."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links
+        if os.path.exists(path):
+            raise FileExistsError(path) from None
+        os.replace(temporary, path)

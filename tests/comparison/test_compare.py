@@ -15,13 +15,16 @@ import pytest
 from support.stored_runs import MAPS, Arrays, moving, write_run
 
 import cnnlog
+from cnnlog import messages
 from cnnlog.comparison import sides
 from cnnlog.comparison.comparison import Comparison, compare
 from cnnlog.comparison.sides import align
 from cnnlog.rendering.ranges import peak
-from cnnlog.runs import run as run_module
+from cnnlog.runs import spread as spread_module
 from cnnlog.runs import table as table_module
-from cnnlog.runs.run import Run, Spread, open_run
+from cnnlog.runs.finding import open_run
+from cnnlog.runs.run import Run
+from cnnlog.runs.spread import Spread
 from cnnlog.runs.store import RunStore
 from cnnlog.runs.table import Table
 
@@ -665,6 +668,6 @@ def test_the_public_function_stays_a_function() -> None:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    for module in (run_module, sides, table_module):
+    for module in (messages, sides, spread_module, table_module):
         assert doctest.testmod(module).failed == 0
         assert doctest.testmod(module).attempted > 0

@@ -8,19 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cnnlog.demo.runs import (
-    GRATING_CLASSES,
-    WEAVE_CLASSES,
-    DemoResult,
-    DemoRun,
-    IntArray,
-    free_folder,
-    gratings,
-    run_demo,
-    summary,
-    tensorboard_line,
-    weaves,
-)
+from cnnlog.demo.runs import DemoResult, DemoRun, free_folder, run_demo, summary, tensorboard_line
+from cnnlog.demo.tasks import GRATING_CLASSES, WEAVE_CLASSES, IntArray, gratings, weaves
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray
 

@@ -11,17 +11,8 @@ import torch
 import torchvision
 from torch import nn
 
-from cnnlog.models.torchvision import (
-    _NoStorage,
-    _outputs,
-    _without_prefix,
-    architectures,
-    default_transform,
-    load_classifier,
-    load_weights,
-    read_state_dict,
-    replace_head,
-)
+from cnnlog.models.files import _NoStorage, load_weights, read_state_dict, without_prefix
+from cnnlog.models.torchvision import _outputs, architectures, default_transform, load_classifier, replace_head
 
 
 def small(classes: int = 1000) -> nn.Module:
@@ -76,7 +67,7 @@ def test_a_file_tells_its_architecture_and_its_classes(tmp_path: Path) -> None:
 def test_old_names_of_densenet_files_are_known() -> None:
     wanted = ["features.denseblock1.denselayer1.norm1.weight", "features.conv0.weight"]
     old = {"features.denseblock1.denselayer1.norm.1.weight": torch.zeros(1), "features.conv0.weight": torch.zeros(1)}
-    assert list(_without_prefix(old, dict.fromkeys(wanted))) == wanted
+    assert list(without_prefix(old, dict.fromkeys(wanted))) == wanted
 
 
 def test_a_misspelt_architecture_gets_close_names() -> None:

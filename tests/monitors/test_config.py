@@ -19,7 +19,7 @@ from torch import nn
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe, watch
-from cnnlog.runs.run import open_run
+from cnnlog.runs.finding import open_run
 
 pytest.importorskip("jsonargparse", reason="LightningCLI needs jsonargparse: pip install cnnlog[cli]")
 

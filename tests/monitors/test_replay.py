@@ -21,7 +21,7 @@ from cnnlog import FeatureMapMonitor, FilterMonitor
 from cnnlog.cli.app import app
 from cnnlog.models.checkpoints import find, order
 from cnnlog.monitors.replay import replay
-from cnnlog.runs.run import open_run
+from cnnlog.runs.finding import open_run
 from cnnlog.runs.store import RunStore
 
 EPOCHS = 3

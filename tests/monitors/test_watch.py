@@ -23,7 +23,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe, watch
 from cnnlog.monitors.loop import Watcher
-from cnnlog.runs.run import open_run
+from cnnlog.runs.finding import open_run
 from cnnlog.runs.store import RunStore
 
 AWKWARD = (

@@ -14,9 +14,10 @@ from torch import nn
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.reports.export import Wanted, export
+from cnnlog.reports.export import export
+from cnnlog.reports.part import Wanted
+from cnnlog.runs.finding import open_run
 from cnnlog.runs.places import inside, locate
-from cnnlog.runs.run import open_run
 from cnnlog.runs.store import RunStore
 from cnnlog.runs.table import Table
 

@@ -19,7 +19,8 @@ from cnnlog.recording import recorder as recorder_module
 from cnnlog.recording.drawer import Look
 from cnnlog.recording.recorder import Recorder
 from cnnlog.rendering.png import encode_png
-from cnnlog.runs.store import Manifest, RunStore, WatchedLayer
+from cnnlog.runs.manifest import Manifest, WatchedLayer
+from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Snapshot
 from cnnlog.trackers import Sink
 from cnnlog.trackers.tensorboard import TensorBoardSink

@@ -18,10 +18,14 @@ from cnnlog.rendering.grids import filters_grid, maps_grid
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.reports import export as exporting
-from cnnlog.reports.animation import save_apng
-from cnnlog.reports.export import Animation, Wanted, sheet, strip
-from cnnlog.runs.run import Run, open_run
-from cnnlog.runs.store import Manifest, RunStore, WatchedLayer
+from cnnlog.reports.animation import FRAME, HELD, Animation, save_apng
+from cnnlog.reports.part import Wanted
+from cnnlog.reports.sheet import sheet
+from cnnlog.reports.strip import strip
+from cnnlog.runs.finding import open_run
+from cnnlog.runs.manifest import Manifest, WatchedLayer
+from cnnlog.runs.run import Run
+from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Snapshot
 
 STEPS = 12
@@ -155,8 +159,8 @@ def test_in_an_animation_a_colour_means_the_same_in_every_frame(stored: Path, tm
     Animation(run, Wanted()).save_apng(path)
     frames, durations = decoded(path)
     assert len(frames) == STEPS
-    assert durations[0] == durations[-1] == exporting.HELD
-    assert set(durations[1:-1]) == {exporting.FRAME[1]}
+    assert durations[0] == durations[-1] == HELD
+    assert set(durations[1:-1]) == {FRAME[1]}
     high = float(run.limits("stem", "filters", STEPS - 1).high[0])
     top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
     for step, frame in enumerate(frames):
@@ -188,7 +192,7 @@ def test_a_gif_of_one_channel_pictures_has_the_very_colours(wanted: Wanted, stor
     animation.save_gif(path)
     frames, durations = decoded(path)
     assert len(frames) == len(animation.steps)
-    assert durations[0] == durations[-1] == exporting.HELD
+    assert durations[0] == durations[-1] == HELD
     for number, frame in enumerate(frames):
         np.testing.assert_array_equal(frame, np.asarray(animation.frame(number)))
 
@@ -325,7 +329,7 @@ def test_a_run_with_feature_maps_only_shows_those(stored: Path) -> None:
     run = open_run(stored)
     manifest = run.manifest
     layers = tuple(WatchedLayer(la.name, la.tag, la.kind, None, la.output_shape, None) for la in manifest.layers)
-    only = Run(RunStore(run.path, Manifest(**{**vars(manifest), "layers": layers})))
+    only = Run(RunStore(run.path, Manifest(**{**vars(manifest), "layers": layers})), run.name)
     assert Animation(only, Wanted()).steps == tuple(range(0, STEPS, 2))
     with pytest.raises(ValueError, match="no filters; layers that do: none"):
         strip(only, Wanted(kind="filters"))

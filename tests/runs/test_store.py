@@ -17,7 +17,8 @@ import pytest
 import safetensors.numpy
 from support.records import LAYERS, manifest, png, record, whole_run
 
-from cnnlog.runs.store import RunStore, StoreError
+from cnnlog.runs.manifest import StoreError
+from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Record
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from cnnlog.runs.store import Manifest, RunStore, WatchedLayer
+from cnnlog.runs.manifest import Manifest, WatchedLayer
+from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Record
 
 LAYERS = ("conv", "a/b/c", "möbel.été.層", "with space.0")

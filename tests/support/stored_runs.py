@@ -10,7 +10,8 @@ import numpy as np
 
 from cnnlog.recording.drawer import Look, Picture
 from cnnlog.recording.recorder import Recorder
-from cnnlog.runs.store import Manifest, RunStore, WatchedLayer
+from cnnlog.runs.manifest import Manifest, WatchedLayer
+from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray, Snapshot
 
 Arrays = Mapping[str, FloatArray]

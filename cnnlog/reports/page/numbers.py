@@ -9,7 +9,7 @@ from cnnlog.comparison.comparison import Comparison
 from cnnlog.reports.page import charts
 from cnnlog.reports.page.film import Film, Key
 from cnnlog.reports.page.lives import of_channels
-from cnnlog.runs.run import Spread
+from cnnlog.runs.spread import Spread
 
 _MOVED = 60
 

@@ -1,0 +1,223 @@
+"""The part of a run that is drawn: one layer's filters or feature maps at some steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+from cnnlog.kinds import Kind
+from cnnlog.metrics import drift
+from cnnlog.rendering.grids import filters_grid, maps_grid
+from cnnlog.rendering.png import Grid
+from cnnlog.rendering.ranges import Limits, RangeRule
+from cnnlog.runs.manifest import StoreError, WatchedLayer
+from cnnlog.runs.run import Run
+from cnnlog.snapshot import FloatArray, Record
+
+WORDS: Mapping[Kind, str] = {"filters": "filters", "feature_maps": "feature maps"}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What to draw of a run.
+
+    Attributes:
+        layer: its name; None takes the first that has the kind. A sheet draws all.
+        kind: filters or feature maps; None takes filters where there are any. A sheet draws both.
+        step: the one step of a sheet or a figure; None takes the last.
+        steps: the columns of a strip or the frames of an animation; None takes 8 spread over the run, or all.
+        channels: the rows of a strip; None takes the first 8.
+        image: which of the probe's images the feature maps are of.
+        cmap: a colour map; None takes the run's.
+        width: of one grid in pixels, at most.
+    """
+
+    layer: str | None = None
+    kind: Kind | None = None
+    step: int | None = None
+    steps: tuple[int, ...] | None = None
+    channels: tuple[int, ...] | None = None
+    image: int = 0
+    cmap: str | None = None
+    width: int = 700
+
+
+@dataclass(frozen=True)
+class Part:
+    """One layer's filters or maps at some steps, and what is written beside them."""
+
+    run: Run
+    layer: WatchedLayer
+    kind: Kind
+    cmap: str
+    steps: tuple[int, ...]
+    arrays: tuple[FloatArray, ...]  # [n, k, kH, kW] or [n, h, w]
+    ranges: tuple[Limits, ...]
+    numbers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, run: Run, wanted: Wanted) -> Part:
+        """Read the part of a run that is wanted.
+
+        Raises:
+            ValueError: the run does not hold it.
+        """
+        layer, kind = layer_of(run, wanted)
+        steps, arrays, ranges, numbers = [], [], [], []
+        for step in run.steps if wanted.steps is None else sorted(set(wanted.steps)):
+            try:
+                record = run.record(run.step(step))
+            except StoreError:  # damaged; the run remembers, and it is said
+                continue
+            shown = getattr(record, kind).get(layer.name)
+            if shown is None and wanted.steps is not None:
+                raise ValueError(nothing_there(run, layer, kind, step))
+            if shown is None:  # a step of the other monitor
+                continue
+            steps.append(step)
+            arrays.append(shown if kind == "filters" else image_of(shown, wanted.image))
+            ranges.append(run.limits(layer.name, kind, step))
+            numbers.append(number_of(record, kind, layer.name))
+        if not steps:
+            raise ValueError(" ".join([f"no step of {run.name} shows {WORDS[kind]} of {layer.name}", *run.skipped]))
+        cmap = cmap_of(run, wanted, kind)
+        return cls(run, layer, kind, cmap, tuple(steps), tuple(arrays), tuple(ranges), tuple(numbers))
+
+    @property
+    def channels(self) -> int:
+        """How many are shown."""
+        return len(self.arrays[0])
+
+    @property
+    def title(self) -> str:
+        """What is drawn, in words."""
+        return f"{WORDS[self.kind]} of {self.layer.name}, steps are {unit_of(self.run)}"
+
+    def thinned(self, n: int) -> Part:
+        """`n` of the steps at most, spread evenly, the first and the last among them."""
+        at = np.unique(np.linspace(0, len(self.steps) - 1, n).round().astype(int))
+        parts = {name: tuple(getattr(self, name)[i] for i in at) for name in ("steps", "arrays", "ranges", "numbers")}
+        return Part(**{**vars(self), **parts})
+
+    def limits(self) -> Limits:
+        """One range for all the steps: the last one's, for ranges only grow."""
+        last = self.ranges[-1]
+        if self._rule != "step":
+            return last
+        high = np.max([limits.high for limits in self.ranges], axis=0)
+        return Limits(high, any(limits.symmetric for limits in self.ranges), last.doubled)
+
+    def legend(self, limits: Limits) -> str:
+        """What the colours mean, in a line."""
+        if self.kind == "filters" and self.layer.view == "rgb":
+            colours = "mid gray is 0"
+        elif self.cmap != "auto":
+            colours = f"colours: {self.cmap}"
+        else:
+            colours = "white is 0, red above, blue below" if limits.symmetric else "black is 0"
+        since = f"step {self.run.manifest.baseline_step}"
+        whose = {
+            "channel": f"each {'filter' if self.kind == 'filters' else 'map'} in its range of {since}",
+            "layer": f"one range for the layer, of {since}",
+            "step": "each channel in one range for the steps shown here",
+        }[self._rule]
+        grown = int(limits.doubled.max(initial=0))
+        times = f", doubled up to {grown} times" if grown > 1 else ", some doubled since" if grown else ""
+        return f"{colours}; {whose}{times}"
+
+    def refuse_channels(self, channels: Sequence[int]) -> None:
+        """Refuse numbers of channels that are not shown with a ValueError."""
+        wrong = [channel for channel in channels if not 0 <= channel < self.channels]
+        if wrong or not channels:
+            raise ValueError(
+                f"of {self.layer.name} the run holds the {WORDS[self.kind]} 0 to {self.channels - 1}; "
+                f"got --channels {','.join(map(str, channels))}"
+            )
+
+    @property
+    def _rule(self) -> RangeRule:
+        rule: RangeRule = self.run.manifest.settings.get(self.kind, {}).get("value_range", "channel")
+        return rule
+
+
+def layer_of(run: Run, wanted: Wanted) -> tuple[WatchedLayer, Kind]:
+    """The layer and the kind that are meant; ValueError if the run has no such."""
+
+    def has(layer: WatchedLayer, kind: Kind) -> bool:
+        return (layer.weight_shape if kind == "filters" else layer.output_shape) is not None
+
+    candidates = run.manifest.layers if wanted.layer is None else (run.layer(wanted.layer),)
+    kinds: tuple[Kind, ...] = ("filters", "feature_maps") if wanted.kind is None else (wanted.kind,)
+    for kind in kinds:
+        for layer in candidates:
+            if has(layer, kind):
+                return layer, kind
+    there = [layer.name for layer in run.manifest.layers if has(layer, kinds[0])]
+    whose = f"{run.name} holds" if wanted.layer is None else f"layer {wanted.layer!r} has"
+    raise ValueError(f"{whose} no {WORDS[kinds[0]]}; layers that do: {', '.join(there) or 'none'}")
+
+
+def step_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind) -> int:
+    """The one step that is drawn of a layer: the one asked for, else the last that holds it."""
+    step = run.step("last" if wanted.step is None else wanted.step)
+    if wanted.step is None:
+        step = run.holding(layer.name, kind, step) or step
+    if layer.name not in getattr(run.record(step), kind):
+        raise ValueError(nothing_there(run, layer, kind, step))
+    return step
+
+
+def nothing_there(run: Run, layer: WatchedLayer, kind: Kind, step: int) -> str:
+    """That a step does not show the layer, and which step near it does."""
+    holding = {near for other in run.steps if (near := run.holding(layer.name, kind, other)) is not None}
+    nearest = min(holding, key=lambda other: abs(other - step), default=None)
+    hint = "no step does" if nearest is None else f"the nearest that does is {nearest}"
+    return f"step {step} of {run.name} holds no {WORDS[kind]} of {layer.name}; {hint}"
+
+
+def image_of(shown: FloatArray, image: int) -> FloatArray:
+    """The maps `[n, h, w]` of one probe image; ValueError if there is no such image."""
+    if not 0 <= image < len(shown):
+        raise ValueError(f"the probe's images are 0 to {len(shown) - 1}; got --image {image}")
+    one: FloatArray = shown[image]
+    return one
+
+
+def number_of(record: Record, kind: Kind, layer: str) -> str:
+    """How far a step's picture is from the baseline's."""
+    name, word = ("filter_drift_cosine", "drift") if kind == "filters" else ("cka", "CKA")
+    values = record.numbers.get(name, {}).get(layer)
+    return "" if values is None else f"{word} {drift.mean_of_finite(values):.3g}"
+
+
+def cmap_of(run: Run, wanted: Wanted, kind: Kind) -> str:
+    """The colour map that was asked for, else the run's."""
+    return wanted.cmap or str(run.manifest.settings.get(kind, {}).get("cmap", "auto"))
+
+
+def unit_of(run: Run) -> str:
+    """What the run's steps count, in words."""
+    return "completed epochs" if run.manifest.unit == "epoch" else "optimiser steps"
+
+
+def grid_of(layer: WatchedLayer, kind: Kind, shown: FloatArray, limits: Limits, *, cmap: str, width: int) -> Grid:
+    """The grid of a layer's filters, or of its maps of one probe image."""
+    if kind == "feature_maps":
+        return maps_grid(shown, limits, cmap=cmap, width=width)
+    assert layer.view is not None, "a layer whose filters are watched has a view"
+    return filters_grid(shown, limits, view=layer.view, cmap=cmap, width=width)
+
+
+def picture_of(grid: Grid) -> Image.Image:
+    """A grid as a PIL image, RGB."""
+    if grid.palette is None:
+        return Image.fromarray(grid.pixels)
+    return Image.fromarray(np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[grid.pixels])
+
+
+def some_limits(limits: Limits, channels: Sequence[int]) -> Limits:
+    """The limits of some of the channels."""
+    return Limits(limits.high[list(channels)], limits.symmetric, limits.doubled[list(channels)])

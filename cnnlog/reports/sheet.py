@@ -1,0 +1,68 @@
+"""All layers of a run at one step, on one page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from cnnlog.kinds import Kind
+from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Page, font_of, shortened
+from cnnlog.reports.part import WORDS, Wanted, cmap_of, grid_of, image_of, number_of, picture_of, unit_of
+from cnnlog.runs.manifest import WatchedLayer
+from cnnlog.runs.run import Run
+from cnnlog.snapshot import Record
+
+
+def sheet(run: Run, wanted: Wanted) -> Image.Image:
+    """All layers at one step, labelled, each in the range that is stored with it."""
+    step = run.step("last" if wanted.step is None else wanted.step)
+    record = run.record(step)
+    kinds: list[Kind] = [wanted.kind] if wanted.kind else ["filters", "feature_maps"]
+    blocks = [_block(run, wanted, layer, kinds, record) for layer in run.manifest.layers]
+    blocks = [block for block in blocks if block]
+    if not blocks:
+        words = " and no ".join(WORDS[kind] for kind in kinds)
+        raise ValueError(f"{run.name} holds no {words} at step {step}: give another --step or --kind")
+    cell = max(picture.width for block in blocks for _, picture in block)
+    wide = len(max(blocks, key=len)) * (cell + 2 * SPACE)
+    heights = [max(picture.height for _, picture in block) + 2 * SMALL + 3 * SPACE for block in blocks]
+
+    def rows(columns: int) -> list[int]:
+        return [max(heights[start : start + columns]) for start in range(0, len(blocks), columns)]
+
+    # The number of columns whose page comes nearest to 4:3
+    columns = min(range(1, len(blocks) + 1), key=lambda n: abs(math.log(n * wide / sum(rows(n)) / (4 / 3))))
+    lines = (f"all layers at step {step} ({unit_of(run)})", "each channel in the range that is stored with this step")
+    page = Page(columns * wide - 2 * SPACE, run.name, *lines)
+    tops = np.cumsum([page.height, *rows(columns)])
+    page.extend(int(tops[-1] - tops[0]))
+    for position, block in enumerate(blocks):
+        row, column = divmod(position, columns)
+        for number, (label, picture) in enumerate(block):
+            x, y = MARGIN + column * wide + number * (cell + 2 * SPACE), int(tops[row])
+            for line, (text, ink) in enumerate(zip(label, (INK, PALE), strict=True)):
+                fitted = shortened(text, font_of(SMALL), cell)
+                page.write((x, y + (line + 1) * (SMALL + 3)), fitted, SMALL, ink, anchor="ls")
+            page.image.paste(picture, (x, y + 2 * (SMALL + 3) + SPACE))
+    return page.image
+
+
+def _block(
+    run: Run, wanted: Wanted, layer: WatchedLayer, kinds: Sequence[Kind], record: Record
+) -> list[tuple[tuple[str, str], Image.Image]]:
+    """A layer's pictures on the contact sheet, each under two lines of text."""
+    pictures = []
+    for kind in kinds:
+        shown = getattr(record, kind).get(layer.name)
+        if shown is None:
+            continue
+        one = shown if kind == "filters" else image_of(shown, wanted.image)
+        limits, cmap = run.limits(layer.name, kind, record.step), cmap_of(run, wanted, kind)
+        grid = grid_of(layer, kind, one, limits, cmap=cmap, width=wanted.width // 2)
+        shape = layer.weight_shape if kind == "filters" else (layer.output_shape or ())[1:]
+        facts = "  ".join([" × ".join(map(str, shape or ())), number_of(record, kind, layer.name)]).strip()
+        pictures.append(((f"{layer.name} {WORDS[kind]}", facts), picture_of(grid)))
+    return pictures

@@ -1,0 +1,53 @@
+"""One layer's evolution as a picture: rows are channels, columns are steps."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+
+from cnnlog.rendering.grids import strip_grid
+from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Page, font_of, width_of
+from cnnlog.reports.part import Part, Wanted, picture_of, some_limits
+from cnnlog.runs.run import Run
+
+STRIP_STEPS = 8
+STRIP_CHANNELS = 8
+
+
+def strip(run: Run, wanted: Wanted) -> Image.Image:
+    """One layer's evolution, labelled: rows are channels, columns are steps.
+
+    Cf. Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks, figure 4, where columns are the
+    epochs 1, 2, 5, 10, 20, 30, 40 and 64. All steps are drawn in the range of the last one. Of filters shown as slices,
+    a row is a filter's first input channel.
+    """
+    part = Part.of(run, wanted)
+    if wanted.steps is None:
+        part = part.thinned(STRIP_STEPS)
+    cells = np.stack(part.arrays)
+    if part.kind == "filters" and part.layer.view != "rgb":
+        cells = cells[:, :, 0]
+    channels = tuple(range(min(STRIP_CHANNELS, part.channels))) if wanted.channels is None else wanted.channels
+    part.refuse_channels(channels)
+    columns = [str(step) for step in part.steps]
+    font = font_of(SMALL)
+    widest = max(width_of(font, text) for text in columns) + SPACE
+    limits = some_limits(part.limits(), channels)
+    width = max(wanted.width, len(columns) * widest)
+    grid = picture_of(strip_grid(cells[:, list(channels)], limits, cmap=part.cmap, width=width))
+    one = "filter" if part.kind == "filters" else "map"
+    labels = [f"{one} {channel}" for channel in channels]
+    left = max(width_of(font, label) for label in [*labels, "step"]) + SPACE
+    slices = ", first input channel" if part.kind == "filters" and part.layer.view == "slices" else ""
+    page = Page(left + grid.width, run.name, f"{part.title}{slices}", part.legend(limits))
+    top = page.height + SMALL + SPACE
+    page.extend(SMALL + SPACE + grid.height)
+    page.image.paste(grid, (MARGIN + left, top))
+    page.write((MARGIN, top - SPACE // 2), "step", SMALL, PALE, anchor="ls")
+    for number, text in enumerate(columns):
+        x = MARGIN + left + round((number + 0.5) * (grid.width + 1) / len(columns))
+        page.write((x, top - SPACE // 2), text, SMALL, INK, anchor="ms")
+    for number, text in enumerate(labels):
+        y = top + round((number + 0.5) * (grid.height + 1) / len(labels))
+        page.write((MARGIN + left - SPACE, y), text, SMALL, INK, anchor="rm")
+    return page.image

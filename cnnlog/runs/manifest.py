@@ -1,0 +1,107 @@
+"""What a run says of itself: its layers, settings, probe and versions."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+VERSION = 1
+_GIVE_UP = "restore it from a copy, or delete the folder"
+DELETE_IT = "delete it, the other files of the run stand"
+
+
+class StoreError(ValueError):
+    """A file of a run cannot be used: it is truncated, of a newer version, or not one of ours."""
+
+
+@dataclass(frozen=True)
+class WatchedLayer:
+    """One watched layer, as a reader of the run needs it.
+
+    Attributes:
+        name: the module's name in the model.
+        tag: `00_name`, what the layer is called in tags.
+        kind: the module's class name.
+        weight_shape: `[O, I, kH, kW]`, if its filters are watched.
+        output_shape: `[N, C, H, W]`, if its feature maps are watched.
+        view: how its filters are shown.
+    """
+
+    name: str
+    tag: str
+    kind: str
+    weight_shape: tuple[int, ...] | None = None
+    output_shape: tuple[int, ...] | None = None
+    view: Literal["rgb", "gray", "slices", "mean"] | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a run watches and how; written once, at its start.
+
+    Attributes:
+        layers: in the order of their tags.
+        unit: what a step counts.
+        baseline_step: the step that changes and drift are relative to.
+        settings: the monitors' arguments, plain values.
+        probe: fingerprint, names, shape.
+        versions: of cnnlog, torch, lightning.
+        architecture: class name of the model.
+        created: ISO 8601 time.
+        run_id: unique for each run; a resumed run in the same folder keeps it.
+        carried_from: the folder that the baseline was carried over from, on a resume into a new folder.
+    """
+
+    layers: tuple[WatchedLayer, ...]
+    unit: Literal["epoch", "step"]
+    baseline_step: int
+    settings: Mapping[str, Any]
+    probe: Mapping[str, Any]
+    versions: Mapping[str, str]
+    architecture: str
+    created: str
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    carried_from: str | None = None
+
+    def to_json(self) -> str:
+        """The manifest as JSON text, with format name and version."""
+        return json.dumps({"format": "cnnlog-run", "version": VERSION, **asdict(self)}, indent=1)
+
+    @classmethod
+    def from_json(cls, text: str, *, where: str) -> Manifest:
+        """Read `to_json`'s text.
+
+        Raises:
+            StoreError: the text is not a manifest of ours, or of a newer version.
+        """
+        try:
+            raw = json.loads(text)
+        except ValueError as error:
+            raise StoreError(
+                f"{where} is not readable as JSON, so it is truncated or not cnnlog's ({error}); {_GIVE_UP}"
+            ) from error
+        if not isinstance(raw, dict) or raw.get("format") != "cnnlog-run":
+            raise StoreError(f"{where} is not cnnlog's: expected the format 'cnnlog-run' in it; {_GIVE_UP}")
+        refuse_newer(raw.get("version"), where)
+        try:
+            plain: list[dict[str, Any]] = [
+                {k: tuple(v) if isinstance(v, list) else v for k, v in layer.items()} for layer in raw["layers"]
+            ]
+            layers = tuple(WatchedLayer(**layer) for layer in plain)
+            return cls(**{k: v for k, v in raw.items() if k not in ("format", "version", "layers")}, layers=layers)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise StoreError(f"{where} is damaged: it is not what cnnlog writes ({error}); {_GIVE_UP}") from error
+
+
+def refuse_newer(version: object, where: str) -> None:
+    """Refuse what is above `VERSION`; `version` is a number, or its text where the file's metadata are texts."""
+    number = int(version) if isinstance(version, str) and version.isdecimal() else version
+    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
+        raise StoreError(f"{where} is not cnnlog's: expected a version number from 1 on, got {version!r}; {DELETE_IT}")
+    if number > VERSION:
+        raise StoreError(
+            f"{where} has format version {number}, and this cnnlog reads up to {VERSION}; upgrade cnnlog to open it"
+        )

@@ -1,0 +1,74 @@
+"""The numbers of a layer's channels in a few figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnlog.snapshot import Record
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How one number is spread over a layer's channels. Channels where the number is not finite are left out.
+
+    Attributes:
+        mean: the mean over the channels; NaN if the number is finite in none of them.
+        lower: the first quartile; NaN if the number is finite in no channel.
+        median: the median; NaN if the number is finite in no channel.
+        upper: the third quartile; NaN if the number is finite in no channel.
+        finite: in how many channels the number is finite.
+    """
+
+    mean: float
+    lower: float
+    median: float
+    upper: float
+    finite: int
+
+    @classmethod
+    def of(cls, values: npt.ArrayLike) -> Spread:
+        """The spread of values of any shape; quartiles are interpolated, as NumPy's default does.
+
+        >>> Spread.of([4.0, 1.0, 2.0, 3.0, float("nan")])
+        Spread(mean=2.5, lower=1.75, median=2.5, upper=3.25, finite=4)
+        """
+        array = np.asarray(values, dtype=np.float64)
+        finite = np.sort(array[np.isfinite(array)])
+        if not finite.size:
+            return cls(math.nan, math.nan, math.nan, math.nan, 0)
+        at = np.array([0.25, 0.5, 0.75]) * (finite.size - 1)
+        lower, median, upper = (float(v) for v in np.interp(at, np.arange(finite.size), finite))
+        return cls(float(finite.mean()), lower, median, upper, int(finite.size))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What is kept in memory of a step: what it holds, and how each number is spread over a layer.
+
+    Attributes:
+        epoch: how many training epochs were complete.
+        global_step: how many optimiser steps were complete.
+        filters: the names of the layers whose filters the step holds.
+        feature_maps: the names of the layers whose feature maps the step holds.
+        numbers: for each number (by its name in the files), for each layer, its spread.
+    """
+
+    epoch: int
+    global_step: int
+    filters: frozenset[str]
+    feature_maps: frozenset[str]
+    numbers: Mapping[str, Mapping[str, Spread]]
+
+
+def summary_of(record: Record) -> Summary:
+    """What a record holds, and its numbers in a few figures."""
+    numbers = {
+        name: {layer: Spread.of(values) for layer, values in by_layer.items()}
+        for name, by_layer in record.numbers.items()
+    }
+    return Summary(record.epoch, record.global_step, frozenset(record.filters), frozenset(record.feature_maps), numbers)
