@@ -1,8 +1,84 @@
-"""What is watched, and what steps count: said once, for everything above."""
+"""What is watched, and what steps count: what differs between the kinds, said once for everything above."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from enum import Enum
+from typing import TYPE_CHECKING, Literal
 
-Kind = Literal["filters", "feature_maps"]
-Unit = Literal["epoch", "step"]
+if TYPE_CHECKING:
+    from cnnlog.snapshot import FloatArray, Record
+
+KindName = Literal["filters", "feature_maps"]
+"""How the public functions take a kind: by its name, in files and tags, too."""
+
+UnitName = Literal["epoch", "step"]
+"""How the public functions take a unit of steps: by its name, in files, too."""
+
+
+class _Named(str, Enum):
+    """An enum whose members are the texts that stand in files, tags and arguments."""
+
+    def __str__(self) -> str:
+        return str(self.value)
+
+    @classmethod
+    def _missing_(cls, value: object) -> None:
+        names = ", ".join(member.value for member in cls)
+        raise ValueError(f"{cls.__name__.lower()} must be one of {names}; got {value!r}")
+
+
+class Kind(_Named):
+    """Filters or feature maps.
+
+    Example:
+        >>> Kind("filters") is Kind.FILTERS, f"{Kind.FEATURE_MAPS}", Kind.FEATURE_MAPS.words
+        (True, 'feature_maps', 'feature maps')
+    """
+
+    FILTERS = "filters"
+    FEATURE_MAPS = "feature_maps"
+
+    @property
+    def words(self) -> str:
+        """Several of them, as people say it."""
+        return self.value.replace("_", " ")
+
+    @property
+    def one(self) -> str:
+        """One of them, in few letters, for labels."""
+        return "filter" if self is Kind.FILTERS else "map"
+
+    @property
+    def signed(self) -> bool | None:
+        """Whether its values have a sign; None where only the values tell."""
+        return True if self is Kind.FILTERS else None
+
+    def of(self, record: Record) -> Mapping[str, FloatArray]:
+        """A record's arrays of this kind: layer -> filters `[n, k, kH, kW]`, or maps `[N, n, h, w]` of N images."""
+        return record.filters if self is Kind.FILTERS else record.feature_maps
+
+    def by_channel(self, shown: FloatArray) -> FloatArray:
+        """A layer's array with the axis of the channels first, as ranges take it: `[n, ...]`."""
+        return shown if self is Kind.FILTERS else shown.swapaxes(0, 1)
+
+    def pictures(self, shown: FloatArray) -> Iterator[FloatArray]:
+        """What makes one picture each: the filters `[n, k, kH, kW]`, or the maps `[n, h, w]` of each probe image."""
+        yield from (shown,) if self is Kind.FILTERS else shown
+
+
+class Unit(_Named):
+    """What the steps of a run count.
+
+    Example:
+        >>> Unit("step").words
+        'optimiser steps'
+    """
+
+    EPOCH = "epoch"
+    STEP = "step"
+
+    @property
+    def words(self) -> str:
+        """What is counted, as people say it."""
+        return "completed epochs" if self is Unit.EPOCH else "optimiser steps"

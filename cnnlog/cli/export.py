@@ -36,12 +36,13 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Make strips, contact sheets, animations and figures of a stored run."""
+    from cnnlog.kinds import Kind
     from cnnlog.reports import export as exporting
     from cnnlog.reports.part import Wanted
     from cnnlog.runs.finding import open_run
 
     asked = {"strip": strip, "sheet": sheet, "gif": gif, "apng": apng, "figure": figure}
-    wanted = Wanted(layer, kind, step, _numbers(steps), _numbers(channels), image, cmap, width)
+    wanted = Wanted(layer, Kind(kind) if kind else None, step, _numbers(steps), _numbers(channels), image, cmap, width)
     made = exporting.export(
         open_run(run), [form for form in exporting.SUFFIXES if asked[form]], wanted, output, force=force
     )

@@ -49,6 +49,7 @@ def replay(
     from rich.progress import track
 
     console = Console(stderr=True)
+    from cnnlog.kinds import Unit
     from cnnlog.monitors import replay as replaying
     from cnnlog.recording.drawer import Look
     from cnnlog.runs.finding import open_run
@@ -64,7 +65,7 @@ def replay(
             tuple(image or ()), chart, open_run(probe_of) if probe_of else None, size, _floats(mean), _floats(std)
         ),
         baseline=None if baseline.lower() == "none" else baseline,
-        unit=unit,
+        unit=Unit(unit),
         layers=layers if layers == "auto" else layers.split(","),
         look=Look(shown=shown, view=view),
         through=through,

@@ -234,7 +234,7 @@ class Comparison:
         return self.sides[0].probe is not None and self.sides[0].probe == self.sides[side].probe
 
     def figure(
-        self, layer: str, kind: Kind = "filters", step: int | None = None, *, side: int | None = None, image: int = 0
+        self, layer: str, kind: Kind = Kind.FILTERS, step: int | None = None, *, side: int | None = None, image: int = 0
     ) -> Figure:
         """A matplotlib figure of a layer: the second side minus the first, or one side alone.
 
@@ -484,7 +484,7 @@ class Comparison:
         self, side: int, layer: LayerMatch, step: int, ranges: dict[tuple[int, str, Kind], ChangeRange]
     ) -> _Between:
         result, high = _Between(), {}
-        kinds: tuple[Kind, ...] = ("filters", "feature_maps")
+        kinds: tuple[Kind, ...] = (Kind.FILTERS, Kind.FEATURE_MAPS)
         for kind in kinds:
             change = self.difference(layer, kind, step, side)
             if change is None:
@@ -519,7 +519,7 @@ class Comparison:
                 self._note(f"skipped: {error}")
                 continue
             # With filters kept at every n-th step only, those of the last one stand until the next
-            if own is not None and any(held == chosen.run.holding(name, "filters", own) for name in weights):
+            if own is not None and any(held == chosen.run.holding(name, Kind.FILTERS, own) for name in weights):
                 return weights
         return {}
 
@@ -560,7 +560,7 @@ class Comparison:
         if chosen.run is None:
             maps = chosen.feature_maps.get(name)
             return Spread.of(drift.dead_share(maps)) if measure == "dead_share" and maps is not None else None
-        at = self._at(side, layer, "filters" if measure in ("cosine", "l2", "update") else "feature_maps", step)
+        at = self._at(side, layer, Kind.FILTERS if measure in ("cosine", "l2", "update") else Kind.FEATURE_MAPS, step)
         return None if at is None else chosen.run.summary(at).numbers.get(NUMBER[measure], {}).get(name)
 
     def _count(self, layer: LayerMatch) -> int | None:

@@ -77,7 +77,7 @@ def _in_folder(folder: Path) -> list[Path]:
     return next(iter(below.values()), [])
 
 
-def order(paths: Sequence[Path], *, unit: Unit = "epoch") -> Ordered:
+def order(paths: Sequence[Path], *, unit: Unit = Unit.EPOCH) -> Ordered:
     """Put checkpoints in the order of the training.
 
     A Lightning checkpoint tells how many epochs were complete when it was saved, another one may hold `epoch`. Where

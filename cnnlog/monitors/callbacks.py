@@ -369,9 +369,9 @@ def _schedule(who: str, every_n_epochs: int | None, every_n_train_steps: int | N
             f"{who} takes every_n_epochs or every_n_train_steps, got both ({every_n_epochs}, {every_n_train_steps}); "
             "leave one out."
         )
-    unit: Unit = "epoch" if every_n_train_steps is None else "step"
+    unit: Unit = Unit.EPOCH if every_n_train_steps is None else Unit.STEP
     every = every_n_train_steps if every_n_train_steps is not None else 1 if every_n_epochs is None else every_n_epochs
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        name = "every_n_epochs" if unit == "epoch" else "every_n_train_steps"
+        name = "every_n_epochs" if unit == Unit.EPOCH else "every_n_train_steps"
         raise ValueError(f"{who} expected {name} to be a whole number from 1 on, got {every!r}.")
     return unit, every

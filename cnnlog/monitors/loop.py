@@ -18,7 +18,7 @@ from cnnlog.capture.layer_table import layer_table
 from cnnlog.capture.layers import LayerSpec
 from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type
-from cnnlog.kinds import Unit
+from cnnlog.kinds import Unit, UnitName
 from cnnlog.monitors.alarm import Alarm
 from cnnlog.monitors.plan import Plan, manifest_of, plan_of, probe_files, refuse_other
 from cnnlog.monitors.plan import watch as choose
@@ -44,7 +44,7 @@ def watch(
     *,
     layers: LayerSpec = "auto",
     map_layers: LayerSpec | None = None,
-    unit: Unit = "epoch",
+    unit: Unit | UnitName = "epoch",
     max_filters: int = 64,
     max_maps: int = 64,
     view: View = "auto",
@@ -143,15 +143,15 @@ def watch(
         raise TypeError(f"{who} expected log_dir as the path of a folder, got {log_dir!r}.")
     if run is not None and not callable(run):
         raise TypeError(f"{who} expected run as a function of a module and a tensor, or None, got {run!r}.")
-    if not isinstance(unit, str) or unit not in get_args(Unit):
-        raise ValueError(f"{who} expected unit as one of {', '.join(get_args(Unit))}, got {unit!r}.")
+    if not isinstance(unit, str) or unit not in get_args(UnitName):
+        raise ValueError(f"{who} expected unit as one of {', '.join(get_args(UnitName))}, got {unit!r}.")
     if not isinstance(tensorboard, (bool, SummaryWriter)):
         raise ValueError(
             f"{who} expected tensorboard as one of True, False, got {tensorboard!r}; or give a SummaryWriter."
         )
     if not _is_step(resume):
         raise ValueError(f"{who} expected resume to be a whole number from 0 on, got {resume!r}.")
-    common: dict[str, Any] = {"unit": unit, "every": 1, "on_error": on_error, "through": through}
+    common: dict[str, Any] = {"unit": Unit(unit), "every": 1, "on_error": on_error, "through": through}
     look = (value_range, cmap, width, change, histograms)
     filters = plan_of(
         who,

@@ -13,7 +13,7 @@ import numpy as np
 
 from cnnlog.capture.layers import LayerInfo, LayerSpec, select
 from cnnlog.capture.probe import Probe
-from cnnlog.kinds import Unit
+from cnnlog.kinds import Kind, Unit
 from cnnlog.recording.drawer import Look, Picture
 from cnnlog.rendering.colours import palette
 from cnnlog.rendering.png import Grid, encode_png
@@ -44,7 +44,13 @@ class Plan:
         """The arguments as plain values, for the manifest."""
         named: list[Any] = [self.layers] if isinstance(self.layers, (str, type)) else list(self.layers)
         names = [item if isinstance(item, str) else item.__qualname__ for item in named]
-        return {"layers": names, "every": self.every, "unit": self.unit, "weights": self.weights, **vars(self.look)}
+        return {
+            "layers": names,
+            "every": self.every,
+            "unit": self.unit.value,
+            "weights": self.weights,
+            **vars(self.look),
+        }
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def manifest_of(
         unit=plan.unit,
         baseline_step=baseline_step,
         settings={
-            **({"filters": filters.settings()} if filters else {}),
+            **({Kind.FILTERS: filters.settings()} if filters else {}),
             **({"feature_maps": maps.settings()} if maps else {}),
         },
         probe=_facts(probe),

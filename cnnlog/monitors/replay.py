@@ -105,7 +105,7 @@ def replay(
     module: str | None = None,
     source: Probe | ProbeSource | None = None,
     baseline: str | None = None,
-    unit: Unit = "epoch",
+    unit: Unit = Unit.EPOCH,
     layers: LayerSpec = "auto",
     look: Look | None = None,
     through: str | None = None,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnnlog.kinds import Kind
 from cnnlog.messages import some
 from cnnlog.metrics import drift
 from cnnlog.recording.drawer import STRIP_CHANNELS, Drawer, Look, Picture
@@ -117,9 +118,9 @@ class Recorder:
         self._drawers: dict[str, dict[str, Drawer]] = {"filters": {}, "feature_maps": {}}
         for layer in self.layers:
             if filters is not None and layer.weight_shape is not None:
-                self._drawers["filters"][layer.name] = Drawer(layer, "filters", filters)
+                self._drawers["filters"][layer.name] = Drawer(layer, Kind.FILTERS, filters)
             if maps is not None and layer.output_shape is not None:
-                self._drawers["feature_maps"][layer.name] = Drawer(layer, "feature_maps", maps)
+                self._drawers["feature_maps"][layer.name] = Drawer(layer, Kind.FEATURE_MAPS, maps)
         self._weights_baseline: dict[str, FloatArray] = {}
         self._weights_before: dict[str, FloatArray] = {}
         self._samples_baseline: dict[str, FloatArray] = {}

@@ -17,7 +17,7 @@ from cnnlog.runs.manifest import StoreError, WatchedLayer
 from cnnlog.runs.run import Run
 from cnnlog.snapshot import FloatArray, Record
 
-WORDS: Mapping[Kind, str] = {"filters": "filters", "feature_maps": "feature maps"}
+WORDS: Mapping[Kind, str] = {Kind.FILTERS: Kind.FILTERS, Kind.FEATURE_MAPS: "feature maps"}
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def layer_of(run: Run, wanted: Wanted) -> tuple[WatchedLayer, Kind]:
         return (layer.weight_shape if kind == "filters" else layer.output_shape) is not None
 
     candidates = run.manifest.layers if wanted.layer is None else (run.layer(wanted.layer),)
-    kinds: tuple[Kind, ...] = ("filters", "feature_maps") if wanted.kind is None else (wanted.kind,)
+    kinds: tuple[Kind, ...] = (Kind.FILTERS, Kind.FEATURE_MAPS) if wanted.kind is None else (wanted.kind,)
     for kind in kinds:
         for layer in candidates:
             if has(layer, kind):

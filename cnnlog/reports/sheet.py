@@ -20,7 +20,7 @@ def sheet(run: Run, wanted: Wanted) -> Image.Image:
     """All layers at one step, labelled, each in the range that is stored with it."""
     step = run.step("last" if wanted.step is None else wanted.step)
     record = run.record(step)
-    kinds: list[Kind] = [wanted.kind] if wanted.kind else ["filters", "feature_maps"]
+    kinds: list[Kind] = [wanted.kind] if wanted.kind else list(Kind)
     blocks = [_block(run, wanted, layer, kinds, record) for layer in run.manifest.layers]
     blocks = [block for block in blocks if block]
     if not blocks:

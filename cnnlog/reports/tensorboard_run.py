@@ -29,7 +29,7 @@ from cnnlog.snapshot import FloatArray
 from cnnlog.trackers.tensorboard import TensorBoardSink
 
 SUFFIX = ".cnnlog-compare"
-_KINDS: tuple[Kind, ...] = ("filters", "feature_maps")
+_KINDS: tuple[Kind, ...] = (Kind.FILTERS, Kind.FEATURE_MAPS)
 
 
 def refuse_folder(folder: Path, *, force: bool) -> None:

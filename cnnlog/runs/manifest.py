@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from cnnlog.kinds import Unit
+
 VERSION = 1
 _GIVE_UP = "restore it from a copy, or delete the folder"
 DELETE_IT = "delete it, the other files of the run stand"
@@ -56,7 +58,7 @@ class Manifest:
     """
 
     layers: tuple[WatchedLayer, ...]
-    unit: Literal["epoch", "step"]
+    unit: Unit
     baseline_step: int
     settings: Mapping[str, Any]
     probe: Mapping[str, Any]
@@ -91,8 +93,9 @@ class Manifest:
                 {k: tuple(v) if isinstance(v, list) else v for k, v in layer.items()} for layer in raw["layers"]
             ]
             layers = tuple(WatchedLayer(**layer) for layer in plain)
-            return cls(**{k: v for k, v in raw.items() if k not in ("format", "version", "layers")}, layers=layers)
-        except (KeyError, TypeError, AttributeError) as error:
+            facts = {k: v for k, v in raw.items() if k not in ("format", "version", "layers", "unit")}
+            return cls(**facts, layers=layers, unit=Unit(raw["unit"]))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{where} is damaged: it is not what cnnlog writes ({error}); {_GIVE_UP}") from error
 
 

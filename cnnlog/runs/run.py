@@ -67,8 +67,8 @@ class Run:
         self.name = name
         layers = self.manifest.layers
         self._watched: Mapping[Kind, frozenset[str]] = {
-            "filters": frozenset(layer.name for layer in layers if layer.weight_shape is not None),
-            "feature_maps": frozenset(layer.name for layer in layers if layer.output_shape is not None),
+            Kind.FILTERS: frozenset(layer.name for layer in layers if layer.weight_shape is not None),
+            Kind.FEATURE_MAPS: frozenset(layer.name for layer in layers if layer.output_shape is not None),
         }
         self._listed = tuple(store.steps)
         self._steps = self._listed
@@ -214,7 +214,7 @@ class Run:
         Raises:
             ValueError: there is no such layer or step, or the step holds no filters of the layer.
         """
-        return self._array(layer, "filters", step)
+        return self._array(layer, Kind.FILTERS, step)
 
     def feature_maps(self, layer: str, step: Which = "last") -> FloatArray:
         """The shown feature maps of a layer.
@@ -230,7 +230,7 @@ class Run:
         Raises:
             ValueError: there is no such layer or step, or the step holds no feature maps of the layer.
         """
-        return self._array(layer, "feature_maps", step)
+        return self._array(layer, Kind.FEATURE_MAPS, step)
 
     def numbers(self, name: str, layer: str, step: Which = "last") -> npt.NDArray[np.float64]:
         """A number of a layer at one step, for all its channels, also those that are not shown.
@@ -352,7 +352,7 @@ class Run:
         return _framed(table)
 
     def figure(
-        self, layer: str, step: Which = "last", kind: Kind = "filters", *, image: int = 0, cmap: str = "auto"
+        self, layer: str, step: Which = "last", kind: Kind = Kind.FILTERS, *, image: int = 0, cmap: str = "auto"
     ) -> Figure:
         """A matplotlib figure of a layer's filters or feature maps, with title, channel numbers and colour bar.
 

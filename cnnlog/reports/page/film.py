@@ -151,7 +151,7 @@ class Pictures:
             maps.shape[0]
             for layer in self.comparison.layers
             for side in range(len(self.comparison.sides))
-            if (maps := self.comparison.shown(side, layer, "feature_maps", self.comparison.steps[-1])) is not None
+            if (maps := self.comparison.shown(side, layer, Kind.FEATURE_MAPS, self.comparison.steps[-1])) is not None
         ]
         return min(_IMAGES, max(counts, default=1))
 
@@ -167,27 +167,27 @@ class Pictures:
 
     def _of_side(self, number: int, layer: LayerMatch, side: int, step: int) -> Iterator[tuple[Key, Scene]]:
         comparison, of = self.comparison, self.comparison.sides[side]
-        filters = comparison.shown(side, layer, "filters", step)
-        limits = comparison.limits(side, layer, "filters", step)
+        filters = comparison.shown(side, layer, Kind.FILTERS, step)
+        limits = comparison.limits(side, layer, Kind.FILTERS, step)
         if filters is not None and limits is not None:
             view = comparison.view_of(side, layer) or resolve_view(filters.shape, "auto")
-            yield Key(number, "filters", side), Scene(filters, limits, view, _cmap(of, "filters"))
-        maps = comparison.shown(side, layer, "feature_maps", step)
-        limits = comparison.limits(side, layer, "feature_maps", step)
-        yield from _of_images(Key(number, "feature_maps", side), maps, limits, _cmap(of, "feature_maps"))
+            yield Key(number, Kind.FILTERS, side), Scene(filters, limits, view, _cmap(of, Kind.FILTERS))
+        maps = comparison.shown(side, layer, Kind.FEATURE_MAPS, step)
+        limits = comparison.limits(side, layer, Kind.FEATURE_MAPS, step)
+        yield from _of_images(Key(number, Kind.FEATURE_MAPS, side), maps, limits, _cmap(of, Kind.FEATURE_MAPS))
 
     def _differences(self, number: int, layer: LayerMatch, side: int, step: int) -> Iterator[tuple[Key, Scene]]:
         comparison = self.comparison
-        filters = comparison.difference(layer, "filters", step, side)
-        limits = comparison.difference_limits(layer, "filters", step, side)
+        filters = comparison.difference(layer, Kind.FILTERS, step, side)
+        limits = comparison.difference_limits(layer, Kind.FILTERS, step, side)
         if filters is not None and limits is not None:
             view = comparison.view_of(0, layer) or resolve_view(filters.shape, "auto")
             if view == "rgb":  # colours have no white at 0
                 filters, view = strongest(filters), "gray"
-            yield Key(number, "filters", side, change=True), Scene(filters, limits, view)
-        maps = comparison.difference(layer, "feature_maps", step, side)
-        limits = comparison.difference_limits(layer, "feature_maps", step, side)
-        yield from _of_images(Key(number, "feature_maps", side, change=True), maps, limits)
+            yield Key(number, Kind.FILTERS, side, change=True), Scene(filters, limits, view)
+        maps = comparison.difference(layer, Kind.FEATURE_MAPS, step, side)
+        limits = comparison.difference_limits(layer, Kind.FEATURE_MAPS, step, side)
+        yield from _of_images(Key(number, Kind.FEATURE_MAPS, side, change=True), maps, limits)
 
 
 def _of_images(

@@ -16,7 +16,7 @@ from cnnlog.reports.page.numbers import as_text
 from cnnlog.reports.page.reels import Reel, Scene
 
 _COLOURS = ("#3b7dd8", "#d9622b", "#2f9e6e", "#b54ac2", "#b8860b", "#0fa3b1", "#d6336c", "#7a6ff0")
-_KINDS: tuple[tuple[Kind, str], ...] = (("filters", "Filters"), ("feature_maps", "Feature maps on the probe"))
+_KINDS: tuple[tuple[Kind, str], ...] = ((Kind.FILTERS, "Filters"), (Kind.FEATURE_MAPS, "Feature maps on the probe"))
 
 
 def layer_section(comparison: Comparison, film: Film, sides: list[dict[str, Any]], number: int) -> dict[str, Any]:

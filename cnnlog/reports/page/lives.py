@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnlog.comparison.comparison import Comparison
+from cnnlog.kinds import Kind
 
 Name = Literal["norm", "cosine", "active"]
 _NAMES: tuple[Name, ...] = ("norm", "cosine", "active")
@@ -91,7 +92,7 @@ def of_channels(
     at = comparison.step_of(side, step)
     if run is None or own is None or at is None:
         return None
-    held = run.holding(own, "feature_maps" if name == "active" else "filters", at)
+    held = run.holding(own, Kind.FEATURE_MAPS if name == "active" else Kind.FILTERS, at)
     try:
         return None if held is None else run.numbers(name, own, held)
     except ValueError:

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from cnnlog.comparison.comparison import Comparison
+from cnnlog.kinds import Kind
 from cnnlog.reports.page import charts
 from cnnlog.reports.page.film import Film, Key
 from cnnlog.reports.page.lives import of_channels
@@ -114,7 +115,7 @@ def moved_rows(comparison: Comparison, film: Film) -> list[list[list[Any]]]:
     for index in range(len(comparison.sides)):
         rows: list[list[Any]] = []
         for number in range(len(comparison.layers)):
-            reel = film.reels.get(Key(number, "filters", index))
+            reel = film.reels.get(Key(number, Kind.FILTERS, index))
             drift = of_channels(comparison, number, index, "cosine", comparison.steps[-1])
             if reel is None or reel.last is None or drift is None:
                 continue

@@ -1,0 +1,76 @@
+"""A picture before it is drawn: values, their range and how they are shown. Grids, figures and files are made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cnnlog.kinds import Kind
+from cnnlog.rendering.grids import filters_grid, maps_grid
+from cnnlog.rendering.png import Grid
+from cnnlog.rendering.ranges import Limits
+from cnnlog.rendering.views import View
+from cnnlog.snapshot import FloatArray
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A layer's filters, or its feature maps of one probe image.
+
+    Attributes:
+        values: `[n, k, kH, kW]` filters from `select_filters`, or `[n, h, w]` maps of one image from `select_maps`.
+        limits: the ranges of the n channels.
+        view: how filters are shown; None for feature maps.
+        cmap: `"auto"`, `"gray"`, or the name of any matplotlib colour map.
+    """
+
+    values: FloatArray
+    limits: Limits
+    view: View | None = None
+    cmap: str = "auto"
+
+    @classmethod
+    def several(
+        cls, kind: Kind, shown: FloatArray, limits: Limits, *, view: View | None = None, cmap: str = "auto"
+    ) -> tuple[Picture, ...]:
+        """The pictures of a layer: one of its filters, or one of its maps for each probe image.
+
+        Args:
+            kind: filters or feature maps.
+            shown: `[n, k, kH, kW]` filters, or `[N, n, h, w]` maps of N probe images.
+            limits: the ranges of the n channels.
+            view: how filters are shown; None takes the view that fits their shape.
+            cmap: `"auto"`, `"gray"`, or the name of any matplotlib colour map.
+        """
+        how = (view or "auto") if kind is Kind.FILTERS else None
+        return tuple(cls(values, limits, how, cmap) for values in kind.pictures(shown))
+
+    def grid(self, width: int | None = 350) -> Grid:
+        """One cell a channel.
+
+        Args:
+            width: of the grid in pixels, at most; None draws one pixel a value, however wide that is.
+        """
+        if self.view is None:
+            return maps_grid(self.values, self.limits, cmap=self.cmap, width=width)
+        return filters_grid(self.values, self.limits, view=self.view, cmap=self.cmap, width=width)
+
+    def figure(self, title: str = "") -> Figure:
+        """A matplotlib figure with channel numbers and a colour bar.
+
+        Args:
+            title: its first line; empty for none.
+        """
+        from cnnlog.rendering.figures import filters_figure, maps_figure
+
+        if self.view is None:
+            return maps_figure(self.values, self.limits, cmap=self.cmap, title=title)
+        return filters_figure(self.values, self.limits, view=self.view, cmap=self.cmap, title=title)
+
+    def first(self, n: int) -> Picture:
+        """The picture of the first n channels, at most."""
+        limits = Limits(self.limits.high[:n], self.limits.symmetric, self.limits.doubled[:n])
+        return replace(self, values=self.values[:n], limits=limits)
