@@ -1,0 +1,56 @@
+"""The files that hosts and tools read: the commands in them exist, and they say what the rest of the project says."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+FORMS = ("bug_report", "feature_request")
+
+
+def read(name: str) -> Any:
+    return yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+
+
+def usage() -> str:
+    return subprocess.run([ROOT / "scripts" / "test", "--help"], capture_output=True, text=True, check=True).stdout
+
+
+def test_the_workflow_runs_commands_that_the_usage_names() -> None:
+    jobs = read(".github/workflows/ci.yml")["jobs"]
+    commands = [case["command"] for case in jobs["test"]["strategy"]["matrix"]["include"]]
+    assert sorted(commands) == ["scripts/test", "scripts/test --all", "scripts/test --lowest"]
+    assert all(re.search(rf"^ +{command}  ", usage(), re.MULTILINE) for command in commands)
+
+
+def test_the_hooks_check_what_the_tests_check() -> None:
+    (local,) = read(".pre-commit-config.yaml")["repos"]
+    hooks = {re.sub(r" --force-exclude$", "", hook["entry"]) for hook in local["hooks"]}
+    said = re.findall(r"^ +\$python (-m (?!pytest).*)$", (ROOT / "scripts" / "test").read_text(), re.MULTILINE)
+    assert hooks == {f".venv/bin/python {re.sub(' [.]$', '', line)}" for line in said}
+
+
+def test_the_citation_names_the_licence_of_the_project() -> None:
+    citation = read("CITATION.cff")
+    assert f'license = "{citation["license"]}"' in (ROOT / "pyproject.toml").read_text()
+    assert citation["title"].partition(":")[0] == "cnnlog"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_form_asks_under_names_of_its_own(form: str) -> None:
+    asked = [part for part in read(f".github/ISSUE_TEMPLATE/{form}.yml")["body"] if part["type"] != "markdown"]
+    assert len({part["id"] for part in asked}) == len({part["attributes"]["label"] for part in asked}) == len(asked)
+    assert any(part.get("validations", {}).get("required") for part in asked)
+
+
+def test_the_changelog_has_the_sections_of_keep_a_changelog() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    sections = re.findall(r"^### (.+)$", text, re.MULTILINE)
+    assert text.index("## Unreleased") < text.index("### ")
+    assert set(sections) <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
