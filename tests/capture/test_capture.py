@@ -13,6 +13,7 @@ from typing import Any
 
 import lightning as L
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from support import zoo
@@ -53,8 +54,9 @@ def by_name(infos: Sequence[LayerInfo]) -> dict[str, LayerInfo]:
 def test_maps_are_the_layers_own_output_before_activations_rewrite_it() -> None:
     net = zoo.InPlace()
     seen = look(net, maps=["0", "2"], filters=["0"])
-    first = F.conv2d(images(), net[0].weight, net[0].bias)
-    second = F.conv2d(first.relu(), net[2].weight, net[2].bias)
+    weights = dict(net.named_parameters())
+    first = F.conv2d(images(), weights["0.weight"], weights["0.bias"])
+    second = F.conv2d(first.relu(), weights["2.weight"], weights["2.bias"])
     torch.testing.assert_close(torch.from_numpy(seen.feature_maps["0"]), first.detach())
     torch.testing.assert_close(torch.from_numpy(seen.feature_maps["2"]), second.detach())
     assert (seen.feature_maps["0"] < 0).any()
@@ -62,14 +64,15 @@ def test_maps_are_the_layers_own_output_before_activations_rewrite_it() -> None:
 
 
 def test_arrays_are_owned_contiguous_and_float32_whatever_the_model_is() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3)).to(torch.bfloat16).to(memory_format=torch.channels_last)
+    conv = nn.Conv2d(3, 4, 3)
+    net = nn.Sequential(conv).to(torch.bfloat16).to(memory_format=torch.channels_last)
     seen = look(net, filters=["0"], maps=["0"], probe=Probe.from_tensor(images()))
     for array in (seen.filters["0"], seen.feature_maps["0"]):
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
-    np.testing.assert_array_equal(seen.filters["0"], net[0].weight.detach().float().numpy())
+    np.testing.assert_array_equal(seen.filters["0"], conv.weight.detach().float().numpy())
     seen.filters["0"].fill(7)
-    assert not (net[0].weight == 7).any()
+    assert not torch.any(conv.weight == 7)
 
 
 def test_filters_alone_need_no_probe_and_run_nothing() -> None:
@@ -82,11 +85,11 @@ def test_filters_alone_need_no_probe_and_run_nothing() -> None:
 
 
 def test_not_finite_values_are_captured_as_they_are() -> None:
-    net = nn.Sequential(nn.Conv2d(3, 2, 3))
+    conv = nn.Conv2d(3, 2, 3)
     with torch.no_grad():
-        net[0].weight[0, 0, 0, 0] = torch.nan
-        net[0].weight[1, 0, 0, 0] = torch.inf
-    seen = look(net, filters=["0"], maps=["0"])
+        conv.weight[0, 0, 0, 0] = torch.nan
+        conv.weight[1, 0, 0, 0] = torch.inf
+    seen = look(nn.Sequential(conv), filters=["0"], maps=["0"])
     assert np.isnan(seen.filters["0"][0, 0, 0, 0])
     assert not np.isfinite(seen.feature_maps["0"]).any()
 
@@ -179,17 +182,17 @@ def test_weights_are_those_the_forward_pass_uses(name: str, with_probe: bool) ->
     _step(net)
     seen = look(net, filters=["0", "2"], maps=["0", "2"]) if with_probe else look(net, filters=["0", "2"], probe=None)
     maps = look(net, maps=["0"]).feature_maps["0"]
-    made = F.conv2d(images(), torch.from_numpy(seen.filters["0"]), net[0].bias)
+    made = F.conv2d(images(), torch.from_numpy(seen.filters["0"]), net.get_parameter("0.bias"))
     torch.testing.assert_close(made.detach(), torch.from_numpy(maps))
 
 
 def test_looking_does_not_advance_spectral_norm() -> None:
     net = zoo.ZOO["spectral_norm_old"].build()
-    before = net[0].weight_u.clone()
+    before = net.get_buffer("0.weight_u").clone()
     look(net, filters=["0"], maps=["0"])
-    assert torch.equal(net[0].weight_u, before)
+    assert torch.equal(net.get_buffer("0.weight_u"), before)
     net(images())
-    assert not torch.equal(net[0].weight_u, before)  # training does
+    assert not torch.equal(net.get_buffer("0.weight_u"), before)  # training does
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -201,7 +204,7 @@ def test_transposed_convolutions_give_one_filter_for_each_output_channel(groups:
         changed = nn.Sequential(nn.ConvTranspose2d(6, 4, 3, groups=groups, bias=False))
         changed.load_state_dict(net.state_dict())
         with torch.no_grad():
-            weight = changed[0].weight.view(groups, 6 // groups, 4 // groups, 3, 3)
+            weight = changed.get_parameter("0.weight").view(groups, 6 // groups, 4 // groups, 3, 3)
             weight[channel // (4 // groups), :, channel % (4 // groups)] = 0
             moved = (changed(images(channels=6)) != net(images(channels=6))).flatten(2).any(2).any(0)
         assert moved.tolist() == [i == channel for i in range(4)]
@@ -224,7 +227,7 @@ class LoraConv(nn.Module):
         return self.base_layer
 
     def merge(self) -> None:
-        up, down = self.lora_B["default"].weight, self.lora_A["default"].weight
+        up, down = self.get_parameter("lora_B.default.weight"), self.get_parameter("lora_A.default.weight")
         self.base_layer.weight.data += torch.einsum("or,rihw->oihw", up[:, :, 0, 0], down)
 
     @property
@@ -236,13 +239,14 @@ class LoraConv(nn.Module):
 
 
 def test_lora_layers_show_base_and_adapter_together() -> None:
-    net = nn.Sequential(LoraConv())
+    layer = LoraConv()
+    net = nn.Sequential(layer)
     seen = look(net, filters=["0"], maps=["0"])
-    made = F.conv2d(images(), torch.from_numpy(seen.filters["0"]), net[0].base_layer.bias)
+    made = F.conv2d(images(), torch.from_numpy(seen.filters["0"]), layer.base_layer.bias)
     torch.testing.assert_close(made.detach(), torch.from_numpy(seen.feature_maps["0"]))
-    net[0].merged = True
+    layer.merged = True
     merged = look(net, filters=["0"]).filters["0"]
-    np.testing.assert_array_equal(merged, net[0].base_layer.weight.detach().numpy())
+    np.testing.assert_array_equal(merged, layer.base_layer.weight.detach().numpy())
 
 
 def test_converted_quantised_convolutions_are_dequantised() -> None:
@@ -386,8 +390,9 @@ def test_a_buffer_whose_elements_share_memory_is_lent(blind: bool, monkeypatch: 
     monkeypatch.setattr("cnnlog.capture.loan._comparing_waits", lambda tensor: blind)  # as on CUDA
     with borrow(net):
         pass
-    assert net.scale.stride() == (0, 1)
-    assert torch.equal(net.scale, torch.full((5, 4), 2.0))
+    scale = net.get_buffer("scale")
+    assert scale.stride() == (0, 1)
+    assert torch.equal(scale, torch.full((5, 4), 2.0))
 
 
 @pytest.mark.skipif(
@@ -399,8 +404,13 @@ def test_a_capture_reads_no_value_from_a_device(careful: bool, monkeypatch: pyte
     """Tensors that say they are on CUDA and hold no values, so that what waits for one raises on any machine."""
     seen = []
     plain = (torch.Tensor, nn.Parameter, FakeTensor)
+
+    def noted(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
+        seen.append(tensor)
+        return np.zeros(1)
+
     for module in ("capture", "used_weights"):
-        monkeypatch.setattr(f"cnnlog.capture.{module}.to_host", lambda tensor: seen.append(tensor) or np.zeros(1))
+        monkeypatch.setattr(f"cnnlog.capture.{module}.to_host", noted)
     monkeypatch.setattr("cnnlog.capture.loan._is_wrapper", lambda tensor: type(tensor) not in plain)
     monkeypatch.setattr("cnnlog.capture.loan._pointer", id)
     if not careful:
@@ -424,8 +434,9 @@ def test_nothing_watches_torch_after_an_interrupt() -> None:
 
 
 def test_zero_3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = nn.Sequential(nn.Conv2d(3, 4, 3))
-    net[0].weight.ds_tensor = torch.zeros(3)  # where DeepSpeed keeps a process's part
+    conv = nn.Conv2d(3, 4, 3)
+    net = nn.Sequential(conv)
+    vars(conv.weight)["ds_tensor"] = torch.zeros(3)  # where DeepSpeed keeps a process's part
     monkeypatch.setitem(sys.modules, "deepspeed", ModuleType("deepspeed"))
     with pytest.raises(ValueError, match="DeepSpeed ZeRO stage 3 has flattened those of '0'"):
         survey(net, images())
@@ -438,6 +449,7 @@ def test_gradients_are_left_alone() -> None:
     look(net, filters=["0"], maps=["2"])
     for name, parameter in net.named_parameters():
         assert id(parameter.grad) == gradients[name][0]
+        assert parameter.grad is not None
         assert torch.equal(parameter.grad, gradients[name][1])
 
 
@@ -524,7 +536,7 @@ def test_a_large_attribute_is_copied_only_while_it_may_be_written() -> None:
 # --- compiled models
 
 
-def _whole(net: nn.Module) -> nn.Module:
+def _whole(net: nn.Module) -> Any:
     return torch.compile(net, backend=_counted)
 
 
@@ -534,7 +546,9 @@ def _in_place(net: nn.Module) -> nn.Module:
 
 
 def _part(net: nn.Module) -> nn.Module:
-    net.stem = torch.compile(net.stem, backend=_counted)
+    stem: Any = net.get_submodule("stem")
+    compiled: Any = torch.compile(stem, backend=_counted)
+    net.add_module("stem", compiled)
     return net
 
 

@@ -206,7 +206,7 @@ class Samples(Dataset[Any]):
 
 
 def states(dataset: Samples) -> list[object]:
-    numpy = np.random.get_state()[1].tolist()  # noqa: NPY002
+    numpy = np.random.get_state(legacy=False)["state"]["key"].tolist()  # noqa: NPY002
     own = [dataset.generator.get_state().tolist(), dataset.numpy.bit_generator.state]
     return [torch.get_rng_state().tolist(), random.getstate(), numpy, *own]
 

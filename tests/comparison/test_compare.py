@@ -27,6 +27,7 @@ from cnnlog.runs.run import Run
 from cnnlog.runs.spread import Spread
 from cnnlog.runs.store import RunStore
 from cnnlog.runs.table import Table
+from cnnlog.snapshot import FloatArray
 
 
 def fixed(filters: dict[str, Any], maps: dict[str, Any] | None = None) -> Any:
@@ -435,7 +436,9 @@ def test_curves_hold_every_step_of_every_side(runs: tuple[Path, Path], compariso
     }
     fast = open_run(runs[1])
     drift = curves["drift_cosine"]["conv1"]
-    assert drift["fast"] == [(step, pytest.approx(fast.numbers("cosine", "conv1", step).mean())) for step in range(6)]
+    assert [step for step, _ in drift["fast"]] == [*range(6)]
+    expected = [fast.numbers("cosine", "conv1", step).mean() for step in range(6)]
+    assert [value for _, value in drift["fast"]] == pytest.approx(expected)
     assert [step for step, _ in drift["slow"]] == [0, 1, 2, 3]
     assert [step for step, _ in curves["update_l2"]["conv1"]["fast"]] == [1, 2, 3, 4, 5]
     apart = curves["distance_cosine"]["conv2"]["fast"]
@@ -444,11 +447,16 @@ def test_curves_hold_every_step_of_every_side(runs: tuple[Path, Path], compariso
     assert apart[-1][1] == pytest.approx(comparison.table().rows[1][4], rel=1e-6)  # everything is shown here
 
 
+def column(*values: float) -> FloatArray:
+    """Two filters `[2, 1, n, 1]` of these values."""
+    return np.tile(np.array(values, np.float32)[:, None], (2, 1, 1, 1))
+
+
 def test_the_sentence_names_the_layers_that_moved_most_and_least(tmp_path: Path) -> None:
     def one(step: int) -> tuple[Arrays, Arrays]:
-        still = np.tile(np.float32([[1], [0]]), (2, 1, 1, 1))
-        turned = np.tile(np.float32([[1], [0.5 * step]]), (2, 1, 1, 1))
-        far = np.tile(np.float32([[1], [3 * step]]), (2, 1, 1, 1))
+        still = column(1, 0)
+        turned = column(1, 0.5 * step)
+        far = column(1, 3 * step)
         return {"first": turned, "second": still, "third": far}, {}
 
     run = write_run(tmp_path / "run", one, steps=(0, 1))

@@ -4,6 +4,7 @@ import pickle
 import urllib.error
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -37,8 +38,10 @@ def test_half_precision_weights_are_loaded_into_a_full_precision_network(weights
 
 
 def test_the_transform_is_that_of_the_architecture() -> None:
-    assert default_transform("inception_v3").crop_size == [299]
-    assert load_classifier("squeezenet1_1").transform.mean == [0.485, 0.456, 0.406]
+    inception: Any = default_transform("inception_v3")
+    assert inception.crop_size == [299]
+    squeezenet: Any = load_classifier("squeezenet1_1").transform
+    assert squeezenet.mean == [0.485, 0.456, 0.406]
 
 
 @pytest.mark.parametrize("wrap", [dict, lambda state: {"state_dict": state, "epoch": 3}], ids=["plain", "checkpoint"])
@@ -93,7 +96,7 @@ def test_weights_of_another_architecture_are_refused_and_change_nothing(weights:
 
 
 class Evil:
-    def __reduce__(self) -> tuple[object, tuple[str]]:
+    def __reduce__(self) -> tuple[object, tuple[str, ...]]:
         return (open, ("evil-was-run", "w"))
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger
-from lightning.pytorch.tuner import Tuner
+from lightning.pytorch.tuner.tuning import Tuner
 from PIL import Image
 from support.training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 from torch import nn
@@ -74,14 +74,15 @@ def test_numbers_stand_beside_the_pictures(tmp_path: Path) -> None:
 def test_the_stored_filters_are_the_weights_of_the_network(tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = TinyCNN()
-    before = module.net[0].weight.detach().clone().numpy()
+    first, second = module.get_parameter("net.0.weight"), module.get_parameter("net.3.weight")
+    before = first.detach().clone().numpy()
     fit(trainer(tmp_path, monitors()), module)
     run = store(tmp_path)
     np.testing.assert_array_equal(run.read_record(0).filters["net.0"], before)
-    np.testing.assert_array_equal(run.read_record(3).filters["net.0"], module.net[0].weight.detach().numpy())
+    np.testing.assert_array_equal(run.read_record(3).filters["net.0"], first.detach().numpy())
     latest, step = run.read_weights("latest")
     assert step == 3
-    np.testing.assert_array_equal(latest["net.3"], module.net[3].weight.detach().numpy())
+    np.testing.assert_array_equal(latest["net.3"], second.detach().numpy())
 
 
 def test_the_stored_maps_are_the_named_layers_own_output(tmp_path: Path) -> None:
@@ -89,7 +90,8 @@ def test_the_stored_maps_are_the_named_layers_own_output(tmp_path: Path) -> None
     module = TinyCNN()
     fit(trainer(tmp_path, monitors()), module)
     with torch.no_grad():
-        expected = nn.functional.conv2d(probe().tensor, module.net[0].weight, module.net[0].bias, padding=2)
+        weight, bias = module.get_parameter("net.0.weight"), module.get_parameter("net.0.bias")
+        expected = nn.functional.conv2d(probe().tensor, weight, bias, padding=2)
     np.testing.assert_array_equal(store(tmp_path).read_record(3).feature_maps["net.0"], expected.numpy())
 
 
@@ -166,8 +168,10 @@ class TwoOptimisers(TinyCNN):
         super().__init__()
         self.automatic_optimization = False
 
-    def training_step(self, batch: Any, _: int) -> None:
-        for optimiser in self.optimizers():
+    def training_step(self, batch: Any, _: int) -> None:  # type: ignore[override]  # it takes the steps itself
+        both = self.optimizers()
+        assert isinstance(both, list)
+        for optimiser in both:
             loss = nn.functional.cross_entropy(self(batch[0]), batch[1])
             optimiser.zero_grad()
             self.manual_backward(loss)
@@ -284,7 +288,9 @@ def test_arrays_that_arrive_late_are_waited_for_in_the_background(
     fit(trainer(tmp_path, monitors()), module)
     assert waited_in == ["cnnlog"] * 4
     run = store(tmp_path)
-    np.testing.assert_array_equal(run.read_record(3).filters["net.0"], module.net[0].weight.detach().numpy())
+    np.testing.assert_array_equal(
+        run.read_record(3).filters["net.0"], module.get_parameter("net.0.weight").detach().numpy()
+    )
     assert all(np.isfinite(run.read_record(step).feature_maps["net.0"]).all() for step in range(4))
 
 
@@ -323,12 +329,12 @@ def test_a_resumed_run_has_the_numbers_and_ranges_of_an_uninterrupted_one(tmp_pa
     for layer, values in whole.filters.items():
         np.testing.assert_array_equal(parts.filters[layer], values)
     for number, by_layer in whole.numbers.items():
-        for layer, values in by_layer.items():
-            np.testing.assert_array_equal(parts.numbers[number][layer], values)
+        for layer, numbers in by_layer.items():
+            np.testing.assert_array_equal(parts.numbers[number][layer], numbers)
     for kind, states in whole.ranges.items():
         for layer, state in states.items():
-            for part, values in state.items():
-                np.testing.assert_array_equal(parts.ranges[kind][layer][part], values)
+            for part, array in state.items():
+                np.testing.assert_array_equal(parts.ranges[kind][layer][part], array)
 
 
 def test_a_resume_into_a_new_folder_carries_the_baseline_over(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ def filters_of(net: nn.Module, *names: str, with_probe: bool = True) -> dict[str
 
 
 def watched_run(
-    build: Callable[[], nn.Module], folder: Path, *, layers: str = "auto", epochs: int = 2, **more: object
+    build: Callable[[], nn.Module], folder: Path, *, layers: str = "auto", epochs: int = 2, **more: Any
 ) -> cnnlog.Run:
     """Train with and without the monitors, compare every byte, and open what was stored."""
     plain = trace(build, IMAGE, list, folder, epochs=epochs, **more)
@@ -60,7 +61,7 @@ SOME = ("features.0", "features.3")
 GROUPED = "features.2"
 
 
-def _adapted(kind: str) -> nn.Module:
+def _adapted(kind: str) -> Any:
     peft = pytest.importorskip("peft", reason="PEFT is not installed (scripts/setup --test)")
     recent = tuple(map(int, peft.__version__.split(".")[:2])) >= (0, 21)
     if kind == "adalora" and not recent:
@@ -84,15 +85,14 @@ def _adapted(kind: str) -> nn.Module:
     }
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="LoRA adapter added to ConvNd layer with groups > 1")
-        adapted: nn.Module = peft.get_peft_model(plain_net(), configs[kind]())
-    return adapted
+        return peft.get_peft_model(plain_net(), configs[kind]())
 
 
 METHODS = ("lora", "lora with bias", "dora", "adalora", "loha", "loha in two", "lokr",
            "ia3", "ia3 before", "hra", "oft")  # fmt: skip
 
 
-def layer_call(net: nn.Module, name: str) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+def layer_call(net: nn.Module, name: str) -> tuple[Any, torch.Tensor, torch.Tensor]:
     """A layer of the network before it was adapted, what came in there and what came out, for the probe."""
     layer = net.get_submodule(f"base_model.model.{name}")
     seen: list[torch.Tensor] = []
@@ -111,7 +111,7 @@ def misfit(net: nn.Module, name: str, filters: FloatArray) -> float:
     return float((rest - rest.mean((0, 2, 3), keepdim=True)).abs().max() / output.abs().max())
 
 
-def _moved(net: nn.Module) -> nn.Module:
+def _moved(net: Any) -> Any:
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.requires_grad:
@@ -287,23 +287,26 @@ def test_weights_that_forward_computes_are_seen_as_it_computes_them() -> None:
     np.testing.assert_allclose(seen["0"].std((1, 2, 3), ddof=1), 1, atol=1e-5)
     assert seen["1"].shape == (4, 2, 3, 3)
     assert np.linalg.norm(seen["1"]) == pytest.approx(1, abs=1e-5)
-    np.testing.assert_array_equal(filters_of(net, "0", with_probe=False)["0"], net[0].weight.detach().numpy())
+    np.testing.assert_array_equal(
+        filters_of(net, "0", with_probe=False)["0"], net.get_parameter("0.weight").detach().numpy()
+    )
 
 
 def test_what_is_not_the_layers_own_filters_is_not_taken_for_them() -> None:
     torch.manual_seed(0)
     mixed = nn.Sequential(Mixed(3, 4, 3, bias=False))
-    np.testing.assert_array_equal(filters_of(mixed, "0")["0"], mixed[0].weight.detach().numpy())
-    wrapped = nn.Sequential(Wrapper())
-    np.testing.assert_array_equal(filters_of(wrapped, "0")["0"], wrapped[0].weight.detach().numpy())
+    np.testing.assert_array_equal(filters_of(mixed, "0")["0"], mixed.get_parameter("0.weight").detach().numpy())
+    wrapper = Wrapper()
+    wrapped = nn.Sequential(wrapper)
+    np.testing.assert_array_equal(filters_of(wrapped, "0")["0"], wrapper.weight.detach().numpy())
     assert np.abs(filters_of(wrapped, "0", "0.conv")["0.conv"] * 2 - filters_of(wrapped, "0")["0"]).max() == 0
 
 
 def test_a_forward_that_catches_an_error_is_followed() -> None:
     net = nn.Sequential(Retries(), nn.Conv2d(4, 4, 1))
     seen = filters_of(net, "0", "1")
-    np.testing.assert_array_equal(seen["1"], net[1].weight.detach().numpy())
-    np.testing.assert_array_equal(seen["0"], (net[0].weight * 3).detach().numpy())
+    np.testing.assert_array_equal(seen["1"], net.get_parameter("1.weight").detach().numpy())
+    np.testing.assert_array_equal(seen["0"], (net.get_parameter("0.weight") * 3).detach().numpy())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in net.modules())
 
 
@@ -315,7 +318,7 @@ def test_a_forward_that_catches_an_error_is_followed() -> None:
 def test_parametrised_filters_are_the_computed_ones(wrap: Callable[[nn.Module], nn.Module], tmp_path: Path) -> None:
     def build() -> nn.Module:
         net = plain_net()
-        wrap(net.features[0])
+        wrap(net.get_submodule("features.0"))
         return net
 
     run = watched_run(build, tmp_path)
@@ -352,15 +355,15 @@ def test_pruning_that_begins_in_the_training_is_seen(tmp_path: Path) -> None:
 @pytest.mark.parametrize("structured", [False, True])
 def test_pruned_filters_are_masked_also_after_an_optimiser_step(structured: bool) -> None:
     net = plain_net()
+    first: Any = net.get_submodule("features.0")
     if structured:
-        prune.ln_structured(net.features[0], "weight", 0.5, n=2, dim=0)
+        prune.ln_structured(first, "weight", 0.5, n=2, dim=0)
     else:
-        prune.global_unstructured(
-            [(net.features[0], "weight"), (net.features[3], "weight")], prune.L1Unstructured, amount=0.5
-        )
+        both = [(first, "weight"), (net.get_submodule("features.3"), "weight")]
+        prune.global_unstructured(both, prune.L1Unstructured, amount=0.5)
     with torch.no_grad():
-        net.features[0].weight_orig += 1  # what the module holds as its weight is stale now
-    expected = (net.features[0].weight_orig * net.features[0].weight_mask).detach().numpy()
+        first.weight_orig += 1  # what the module holds as its weight is stale now
+    expected = (first.weight_orig * first.weight_mask).detach().numpy()
     for with_probe in (True, False):
         np.testing.assert_array_equal(filters_of(net, "features.0", with_probe=with_probe)["features.0"], expected)
-    assert not np.array_equal(net.features[0].weight.detach().numpy(), expected)  # and it is left stale
+    assert not np.array_equal(first.weight.detach().numpy(), expected)  # and it is left stale

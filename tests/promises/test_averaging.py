@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,11 @@ from cnnlog.runs.store import RunStore
 try:
     from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
 except ImportError:
-    EMAWeightAveraging = WeightAveraging = None
+    LIGHTNING_AVERAGES = False
+else:
+    LIGHTNING_AVERAGES = True
 
-needs_lightnings = pytest.mark.skipif(EMAWeightAveraging is None, reason="this Lightning has no WeightAveraging")
+needs_lightnings = pytest.mark.skipif(not LIGHTNING_AVERAGES, reason="this Lightning has no WeightAveraging")
 
 
 class OwnAverage(L.Callback):
@@ -82,7 +85,7 @@ class Witness(L.Callback):
 
     def look(self, trainer: L.Trainer, module: Any) -> None:
         (average,) = [value.module for value in vars(self.averaging).values() if isinstance(value, AveragedModel)]
-        parts = list(average.net)
+        parts: list[Any] = [*average.get_submodule("net").children()]
         with torch.no_grad():
             normed = nn.functional.batch_norm(
                 parts[0](probe().tensor), parts[1].running_mean, parts[1].running_var, parts[1].weight, parts[1].bias
@@ -130,9 +133,10 @@ def test_training_and_averages_are_as_if_unwatched(kind: str, weights: str, tmp_
     facts, averages = [], []
     for watching in (False, True):
         averaging = AVERAGES[kind]()
-        callbacks = [averaging, *(monitors(weights=weights, every_n_train_steps=1) if watching else [])]
+        own = monitors(weights=weights, every_n_train_steps=1) if watching else []
+        callbacks: list[L.Callback] = [averaging, *own]
         # training's end copies Lightning's averages into the module, so that these facts are of both
-        facts.append(trace(net, (3, 16, 16), lambda callbacks=callbacks: callbacks, tmp_path, epochs=3, images=16))
+        facts.append(trace(net, (3, 16, 16), partial(list, callbacks), tmp_path, epochs=3, images=16))
         (average,) = [value for value in vars(averaging).values() if isinstance(value, AveragedModel)]
         averages.append({**average.state_dict(), **{n: p.training for n, p in average.named_modules()}})
     assert differences(*facts) == []
@@ -172,7 +176,7 @@ def test_averages_are_shown_in_every_precision(options: dict[str, Any], accelera
 
 
 def test_a_resume_goes_on_with_the_averages(tmp_path: Path) -> None:
-    if EMAWeightAveraging is None:
+    if not LIGHTNING_AVERAGES:
         pytest.skip("this Lightning has no WeightAveraging")
 
     def run(folder: Path, epochs: int, weights: str, ckpt_path: Path | None = None) -> Path:
@@ -205,7 +209,7 @@ class SwaWitness(L.Callback):
         self.trained: list[torch.Tensor] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.trained.append(pl_module.get_submodule("net")[0].weight.detach().clone())  # type: ignore[index, operator]
+        self.trained.append(pl_module.get_parameter("net.0.weight").detach().clone())
 
 
 @pytest.mark.parametrize("norm", [False, True])

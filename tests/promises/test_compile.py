@@ -67,7 +67,8 @@ def whole(module: Trained, backend: str) -> Any:
 
 
 def part(module: Trained, backend: str) -> Any:
-    module.net = torch.compile(module.net, backend=backend)
+    compiled: Any = torch.compile(module.net, backend=backend)
+    module.net = compiled
     return module
 
 

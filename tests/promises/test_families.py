@@ -105,17 +105,18 @@ def test_timm_models_are_looked_at_and_given_back(name: str) -> None:
 def test_timm_layers_that_compute_their_weight_show_what_they_convolve_with() -> None:
     layers = pytest.importorskip("timm.layers", reason="timm is not installed (scripts/setup --test)")
     torch.manual_seed(0)
-    net = nn.Sequential(
+    convolutions = [
         layers.StdConv2d(3, 4, 3),
         layers.ScaledStdConv2d(4, 4, 3),
         layers.StdConv2dSame(4, 4, 3),
         layers.ScaledStdConv2dSame(4, 6, 3),
-    )
+    ]
+    net = nn.Sequential(*convolutions)
     with torch.no_grad():
-        for conv in net:
+        for conv in convolutions:
             conv.weight.mul_(3).add_(1)
     seen = look(net, images(3, 12, 12), "0", "1", "2", "3")
-    for conv, (name, filters) in zip(net, seen.filters.items(), strict=True):
+    for conv, (name, filters) in zip(convolutions, seen.filters.items(), strict=True):
         np.testing.assert_allclose(filters.mean((1, 2, 3)), 0, atol=1e-5)
         rows = conv.weight.detach().flatten(1)
         standard = (rows - rows.mean(1, keepdim=True)) / rows.std(1, correction=0, keepdim=True)
@@ -220,7 +221,7 @@ def test_video_models_are_looked_at_and_given_back() -> None:
     whole = first(clip).detach()
     np.testing.assert_allclose(seen.feature_maps[layers[0]], whole[:, :, whole.shape[2] // 2].numpy(), atol=1e-5)
     for layer in layers:
-        weight = model.get_submodule(layer).weight.detach().numpy()
+        weight = model.get_parameter(f"{layer}.weight").detach().numpy()
         frames = np.split(seen.filters[layer], weight.shape[2], axis=3)
         np.testing.assert_array_equal(np.stack(frames, axis=2), weight)
 

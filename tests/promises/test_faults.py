@@ -148,7 +148,8 @@ def test_a_folder_that_cannot_be_written(
     class Unblock(L.Callback):
         def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
             if late and trainer.current_epoch == 2:
-                callbacks[0]._session.recorder.drain()
+                first: Any = callbacks[0]
+                first._session.recorder.drain()
                 blocked.unlink()
 
     blocked.parent.mkdir(parents=True)
@@ -209,17 +210,17 @@ class Poisoned(TinyCNN):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         if self.current_epoch == 2 and batch_idx == 0:
             with torch.no_grad():
-                self.net[0].weight[0, 0, 0, 0] = float("nan")
-                self.net[3].weight[1, 0, 0, 0] = float("inf")
-                self.net[3].weight[1, 0, 0, 1] = -float("inf")
+                self.get_parameter("net.0.weight")[0, 0, 0, 0] = float("nan")
+                self.get_parameter("net.3.weight")[1, 0, 0, 0] = float("inf")
+                self.get_parameter("net.3.weight")[1, 0, 0, 1] = -float("inf")
 
 
 class Dying(TinyCNN):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.current_epoch >= 1:
             with torch.no_grad():
-                self.net[0].weight.zero_()
-                self.net[0].bias.fill_(-1.0)
+                self.get_parameter("net.0.weight").zero_()
+                self.get_parameter("net.0.bias").fill_(-1.0)
 
 
 class FailsOnce(TinyCNN):
@@ -270,7 +271,7 @@ def test_a_baseline_that_fails_is_taken_later_and_whole(
 ) -> None:
     from cnnlog.monitors import fit
 
-    whole = fit.capture
+    whole = vars(fit)["capture"]
 
     def fails_at_first(*args: Any, **more: Any) -> Any:
         if more["step"] == 0:

@@ -60,7 +60,7 @@ def test_what_training_does_next_does_not_reach_the_copies() -> None:
     model, layers = net(), ("0", "4")
     with borrow(model):
         expected = model[0](probe().tensor.cuda()).cpu().numpy()
-    weight = model[0].weight.detach().cpu().numpy()
+    weight = model.get_parameter("0.weight").detach().cpu().numpy()
     busy = torch.rand(4096, 4096, device="cuda")
     for _ in range(20):  # the device is behind by a while when the copies are sent for
         busy = busy @ busy / 4096
@@ -78,7 +78,7 @@ def test_who_does_not_ask_for_it_gets_what_has_arrived() -> None:
     model = net()
     seen = capture(model, probe(), filter_layers=("0",), map_layers=("0",), **WHERE)
     assert seen.ready is None
-    np.testing.assert_array_equal(seen.filters["0"], model[0].weight.detach().cpu().numpy())
+    np.testing.assert_array_equal(seen.filters["0"], model.get_parameter("0.weight").detach().cpu().numpy())
 
 
 def test_a_training_hands_over_what_is_still_arriving(

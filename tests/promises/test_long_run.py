@@ -67,7 +67,8 @@ class Watch(L.Callback):
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.hooked += hooks(pl_module)
         if trainer.current_epoch + 1 in LOOKS:
-            trainer.callbacks[0]._session.recorder.drain(trackers=True)
+            monitor = vars(trainer)["callbacks"][0]
+            monitor._session.recorder.drain(trackers=True)
             resident = re.search(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text())
             assert resident is not None
             events = [path.stat().st_size for path in self.folder.rglob("*tfevents*")]
@@ -117,7 +118,7 @@ def test_a_hook_would_be_seen() -> None:
         model.register_forward_pre_hook(lambda *_: None),
         model.net[2].register_full_backward_hook(lambda *_: None),
         model.net.register_state_dict_post_hook(lambda *_: None),
-        model.net[0].weight.register_hook(lambda grad: None),
+        model.get_parameter("net.0.weight").register_hook(lambda grad: None),
         torch_module.register_module_forward_hook(lambda *_: None),
     ]
     assert len(hooks(model)) >= len(handles)

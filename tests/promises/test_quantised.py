@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def qat_net() -> Net:
     return quantization.prepare_qat(net, inplace=True)
 
 
-def trained_qat_net() -> Net:
+def trained_qat_net() -> Any:
     torch.manual_seed(0)
     net = qat_net()
     optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
@@ -67,7 +68,7 @@ def trained_qat_net() -> Net:
     return net
 
 
-def converted_net() -> nn.Module:
+def converted_net() -> Any:
     if "fbgemm" not in torch.backends.quantized.supported_engines:
         pytest.skip("no quantised kernels for this processor")
     return quantization.convert(trained_qat_net().eval())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ MONITORS = (FilterMonitor, FeatureMapMonitor)
 
 
 def refused(
-    folder: Path, callbacks: list[L.Callback], *said: str, module: L.LightningModule | None = None, **more: Any
+    folder: Path, callbacks: Sequence[L.Callback], *said: str, module: L.LightningModule | None = None, **more: Any
 ) -> str:
     """Fit, and see it refused before the first optimiser step, with nothing left behind; the error's text."""
     module = TinyCNN() if module is None else module
@@ -169,7 +169,7 @@ def test_a_probe_too_small_names_the_layers_that_ran(tmp_path: Path) -> None:
 
 
 def test_data_without_an_image_for_the_probe(tmp_path: Path) -> None:
-    data = DataLoader([(torch.zeros(3), 0)] * 4)
+    data: DataLoader[Any] = DataLoader([(torch.zeros(3), 0)] * 4)  # type: ignore[arg-type]  # a list will do
     run = trainer(tmp_path, [FeatureMapMonitor()])
     with pytest.raises(ValueError, match=r"No image \[C, H, W\] was found in .*pass a Probe"):
         run.fit(TinyCNN(), data)
@@ -284,7 +284,7 @@ class Lazy(TinyCNN):
 
 
 class Scripted(TinyCNN):
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, net: Any) -> None:
         super().__init__()
         self.net = net
 

@@ -113,9 +113,9 @@ def test_two_processes_end_as_if_unwatched(
 def test_a_sharded_model_that_is_compiled_or_averaged_ends_as_if_unwatched(
     plain: str, watched: str, trained: Path
 ) -> None:
-    ends = [ended(trained, f"fsdp2-{how}") for how in (plain, watched)]
-    assert differences(*ends) == []
-    for facts in ends[1]:
+    unwatched, end = (ended(trained, f"fsdp2-{how}") for how in (plain, watched))
+    assert differences(unwatched, end) == []
+    for facts in end:
         assert (facts["compiler"]["stats"].get("unique_graphs", 0) > 0) == (watched == "compiled")
     assert RunStore.open(str(trained / f"fsdp2-{watched}" / "run" / "v0" / "cnnlog")).steps == [0, 1, 2, 3]
 

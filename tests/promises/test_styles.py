@@ -176,7 +176,9 @@ class Manual(Trained):
         self.automatic_optimization = False
 
     def training_step(self, batch: list[torch.Tensor], index: int) -> None:  # type: ignore[override]
-        often, seldom = self.optimizers()
+        both = self.optimizers()
+        assert isinstance(both, list)
+        often, seldom = both
         self.manual_backward(super().training_step(batch, index))
         often.step()
         often.zero_grad()
@@ -185,7 +187,8 @@ class Manual(Trained):
             seldom.zero_grad()
 
     def configure_optimizers(self) -> Any:
-        return torch.optim.SGD(self.net[0].parameters(), lr=0.1), torch.optim.Adam(self.net[4].parameters())
+        first, last = self.get_submodule("net.0"), self.get_submodule("net.4")
+        return torch.optim.SGD(first.parameters(), lr=0.1), torch.optim.Adam(last.parameters())
 
 
 class Gan(Trained):
@@ -211,7 +214,9 @@ class Gan(Trained):
 
     def training_step(self, batch: list[torch.Tensor], _: int) -> None:  # type: ignore[override]
         judge = nn.functional.binary_cross_entropy_with_logits
-        generating, judging = self.optimizers()
+        both = self.optimizers()
+        assert isinstance(both, list)
+        generating, judging = both
         real = batch[0]
         noise = torch.randn(len(real), 6, device=real.device, dtype=real.dtype)
         genuine, faked = real.new_ones(len(real), 1), real.new_zeros(len(real), 1)
@@ -231,14 +236,17 @@ class Gan(Trained):
         judging.step()
         judging.zero_grad()
         self.untoggle_optimizer(judging)
-        self.losses.append(loss.item().hex())
+        self.losses.append(float(loss.item()).hex())
 
     def configure_optimizers(self) -> Any:
         parts = (self.generator, self.discriminator)
         return [torch.optim.Adam(part.parameters(), lr=2e-3, betas=(0.5, 0.999)) for part in parts]
 
 
-NO_CLIPPING = {"gradient_clip_val": None, "gradient_clip_algorithm": None}  # which Lightning leaves to such modules
+NO_CLIPPING: dict[str, Any] = {
+    "gradient_clip_val": None,
+    "gradient_clip_algorithm": None,
+}  # which Lightning leaves to such modules
 
 
 @dataclass(frozen=True)

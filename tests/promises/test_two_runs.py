@@ -49,7 +49,8 @@ def run(where: str, how: str, who: int, delay: float) -> None:
     folder = Path(where)
     torch.manual_seed(who)
     module, error = TinyCNN(), ""
-    first = module.net[0].weight.detach().flatten().tolist()
+    weight = module.get_parameter("net.0.weight")
+    first = weight.detach().flatten().tolist()
     try:
         if how == "watch":
             at_gate(folder, who, delay)
@@ -61,7 +62,7 @@ def run(where: str, how: str, who: int, delay: float) -> None:
             fit(trainer(folder, [Gate(folder, who, delay), *monitors], logger=logger, max_epochs=EPOCHS), module)
     except ValueError as refused:
         error = str(refused)
-    trained = module.net[0].weight.detach().flatten().tolist() != first
+    trained = weight.detach().flatten().tolist() != first
     (folder / f"done{who}").write_text(json.dumps({"error": error, "trained": trained, "first": first}))
 
 
@@ -69,7 +70,7 @@ def watched(net: nn.Module, folder: Path) -> None:
     with watch(net, probe(), folder / "run" / "v0") as watcher:
         for step in range(EPOCHS + 1):
             watcher.snapshot(step)
-            nn.init.normal_(net[0].weight)
+            nn.init.normal_(net.get_parameter("0.weight"))
 
 
 @pytest.fixture(scope="module")

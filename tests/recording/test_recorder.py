@@ -197,12 +197,20 @@ def test_the_store_is_written_before_anything_is_drawn(tmp_path: Path, monkeypat
     assert all(steps == [0] for steps in seen)
 
 
+def has_committed(tracker: Tracker, steps: int) -> Callable[[], bool]:
+    return lambda: len(tracker.committed) == steps
+
+
 def test_a_snapshot_is_taken_when_the_one_before_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that a kill costs at most one, however slow the disk is; drawing may take longer still."""
     kept, write, draw = store(tmp_path), RunStore.write_record, encode_png
 
     def slow(function: Callable[..., Any], seconds: float) -> Callable[..., Any]:
-        return lambda *args, **more: (time.sleep(seconds), function(*args, **more))[1]
+        def later(*args: Any, **more: Any) -> Any:
+            time.sleep(seconds)
+            return function(*args, **more)
+
+        return later
 
     monkeypatch.setattr(RunStore, "write_record", slow(write, 0.05))
     monkeypatch.setattr(drawer, "encode_png", slow(draw, 0.01))
@@ -269,7 +277,7 @@ def test_a_tracker_that_blocks_holds_up_neither_the_store_nor_the_others(
         made.record(snapshot(step))
         made.drain()
         assert gate.reached.wait(20)
-        until(lambda count=step + 1: len(good.committed) == count)
+        until(has_committed(good, step + 1))
     made.close()
     problems = made.take_problems()
     gate.open.set()
@@ -309,9 +317,7 @@ def test_the_queue_of_a_tracker_counts_bytes_so_that_a_fast_training_loses_no_pi
     made.close()
     assert whats(made) == []
     assert len(slow.committed) == 40
-    page = recorder_module.Page(
-        0, (recorder_module.Picture("a", b"12345", (1, 1), ""),), {}, {}, {"b": np.ones(3, "f4")}
-    )
+    page = recorder_module.Page(0, (drawer.Picture("a", b"12345", (1, 1), ""),), {}, {}, {"b": np.ones(3, "f4")})
     assert page.nbytes == 5 + 12
 
 

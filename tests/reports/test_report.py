@@ -253,7 +253,7 @@ def test_what_is_nan_keeps_its_own_colour(tmp_path: Path) -> None:
     def broken(step: int) -> Any:
         filters, maps = at(step)
         if step:
-            filters["conv2"][0, 0, 1, 1] = np.nan  # type: ignore[index]
+            filters["conv2"][0, 0, 1, 1] = np.nan
         return filters, maps
 
     write_run(tmp_path / "a", broken)

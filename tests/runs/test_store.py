@@ -13,6 +13,7 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import numpy.typing as npt
 import pytest
 import safetensors.numpy
 from support.records import LAYERS, manifest, png, record, whole_run
@@ -60,8 +61,8 @@ def assert_same(read: Record, written: Record) -> None:
         np.testing.assert_array_equal(read.numbers["filter_norm"][name], values.astype(np.float32))
     for name, state in written.ranges["filters"].items():
         assert read.ranges["filters"][name].keys() == state.keys()
-        for part, values in state.items():
-            np.testing.assert_array_equal(read.ranges["filters"][name][part], values, strict=True)
+        for part, array in state.items():
+            np.testing.assert_array_equal(read.ranges["filters"][name][part], array, strict=True)
 
 
 @pytest.mark.parametrize("where", ["local", "memory"])
@@ -98,7 +99,9 @@ def test_a_view_is_written_in_its_own_order(store: RunStore) -> None:
 
 def test_arrays_are_read_as_safetensors_reads_them(store: RunStore) -> None:
     numbers = np.arange(12)
-    arrays = {f"{dtype}": numbers.astype(dtype).reshape(3, 4) for dtype in ("f8", "f4", "f2", "?")}
+    arrays: dict[str, npt.NDArray[Any]] = {
+        f"{dtype}": numbers.astype(dtype).reshape(3, 4) for dtype in ("f8", "f4", "f2", "?")
+    }
     arrays |= {f"{kind}{size}": numbers.astype(f"{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)}
     arrays |= {"none": np.zeros((0, 3), np.float32), "one": np.array(7.0), "last": np.zeros((2, 0), np.uint8)}
     path = Path(store.folder, "weights-latest.safetensors")
@@ -226,7 +229,7 @@ def test_a_header_that_does_not_fit_its_bytes_is_refused(header: Any, store: Run
         store.read_weights("latest")
 
 
-def rewrite(path: Path, **changes: str | None) -> None:
+def rewrite(path: Path, **changes: Any) -> None:
     """Change the version, or another word, of a file that is otherwise as we write it."""
     if path.suffix == ".json":
         facts = {**json.loads(path.read_text()), **changes}

@@ -33,7 +33,7 @@ class Trained(L.LightningModule):
         while not isinstance(output, torch.Tensor):
             output = next(iter(output.values() if isinstance(output, dict) else output))
         loss = (output.float() - torch.rand_like(output)).square().mean()
-        self.losses.append(loss.item().hex())
+        self.losses.append(float(loss.item()).hex())
         return loss
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -49,7 +49,7 @@ class Detects(Trained):
         target: dict[str, torch.Tensor] = {"boxes": box, "labels": torch.tensor([1])}
         target |= {"masks": torch.ones(1, height, width, dtype=torch.uint8), "keypoints": _keypoints(box)}
         loss = torch.stack(list(self.net(list(batch[0]), [target for _ in batch[0]]).values())).sum()
-        self.losses.append(loss.item().hex())
+        self.losses.append(float(loss.item()).hex())
         return loss
 
 
@@ -211,5 +211,5 @@ def _digest(value: object) -> str:
         return repr(value)
     tensor = value.detach().cpu().contiguous()
     raw = tensor.reshape(-1).view(torch.uint8) if tensor.numel() else tensor
-    crc = zlib.crc32(raw.numpy())  # ten times as fast as SHA-256
+    crc = zlib.crc32(raw.numpy().data)  # ten times as fast as SHA-256
     return f"{tensor.dtype} {tuple(tensor.shape)} {value.stride()} {value.device.type} {crc:08x}"

@@ -23,7 +23,7 @@ def moving(seed: int, amount: float, prefix: str = "", scale: float = 1.0) -> Ca
     """Filters and feature maps that move by `amount` a step; all seeds begin alike."""
     start, way = np.random.default_rng(0), np.random.default_rng(seed + 1)
 
-    def some(generator: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, FloatArray]:
+    def some(generator: np.random.Generator, shapes: Mapping[str, tuple[int, ...]]) -> Arrays:
         return {prefix + name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
 
     filters, maps = some(start, FILTERS), some(start, MAPS)
@@ -31,7 +31,7 @@ def moving(seed: int, amount: float, prefix: str = "", scale: float = 1.0) -> Ca
 
     def at(step: int) -> tuple[Arrays, Arrays]:
         return (
-            {name: scale * (filters[name] + amount * step * filters_way[name]) for name in filters},
+            {name: (scale * (f + amount * step * filters_way[name])).astype(np.float32) for name, f in filters.items()},
             {name: np.maximum(maps[name] + amount * step * maps_way[name], 0) for name in maps},
         )
 

@@ -58,8 +58,15 @@ class Net(TinyCNN):
         self.folder, self.strategy, self.how = folder, strategy, how
         self.seen: list[Any] = []
 
+    @property
+    def fuse(self) -> Fuse:
+        fuse = self.net[4]
+        assert isinstance(fuse, Fuse)
+        return fuse
+
     def configure_model(self) -> None:
         if self.strategy == "fsdp2":
+            assert self.device_mesh is not None
             mesh = self.device_mesh["data_parallel"]
             for part in (self.net[0], self.net, self):
                 fully_shard(part, mesh=mesh)
@@ -68,14 +75,14 @@ class Net(TinyCNN):
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         loss = super().training_step(batch, index)
-        self.seen.append(loss.item().hex())
+        self.seen.append(float(loss.item()).hex())
         return loss
 
     def on_validation_start(self) -> None:
-        self.net[4].lit = False
+        self.fuse.lit = False
 
     def on_validation_end(self) -> None:
-        self.net[4].lit = self.how in ("failing", "raising") and self.current_epoch == 0
+        self.fuse.lit = self.how in ("failing", "raising") and self.current_epoch == 0
 
     def on_train_epoch_end(self) -> None:  # after the monitors' hook: is the model as validation left it?
         self.seen.append([(name, type(tensor).__name__) for name, tensor in self.named_parameters()])
@@ -180,7 +187,9 @@ def fit(folder: Path, strategy: str, how: str) -> None:
 try:
     import peft
 except ImportError:
-    peft = None
+    with_peft = False
+else:
+    with_peft = True
 
 
 class Sharded(nn.Module):
@@ -201,7 +210,7 @@ class Sharded(nn.Module):
             prune.l1_unstructured(self.pruned, "weight", 0.5)
         self.adapted = nn.Conv2d(4, 4, 3)
         self.head = nn.Linear(4, 3)
-        if peft is not None:
+        if with_peft:
             peft.inject_adapter_in_model(
                 peft.LoraConfig(target_modules=["adapted"], r=2, use_dora=True, init_lora_weights=False), self
             )
@@ -244,7 +253,7 @@ def sharded_facts(folder: Path) -> dict[str, Any]:
             raise MemoryError("only here")
         return snapshot
 
-    watcher_module.capture = fails_once
+    vars(watcher_module)["capture"] = fails_once
     for watched in (False, True):
         torch.manual_seed(2)
         model = Sharded(computed=True).shard(MixedPrecisionPolicy())
@@ -260,7 +269,7 @@ def sharded_facts(folder: Path) -> dict[str, Any]:
             loss = model(torch.rand(4, 3, 16, 16)).square().mean()
             loss.backward()
             optimiser.step()
-            losses.append(loss.item().hex())
+            losses.append(float(loss.item()).hex())
         if watcher is not None:
             watcher.close()
         trained = {name: whole(tensor) for name, tensor in model.state_dict().items()}

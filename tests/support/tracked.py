@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -181,11 +181,15 @@ class ClearML:
         from clearml import Task
 
         Task.set_offline(True)
-        quiet = {"auto_connect_arg_parser": False, "auto_resource_monitoring": False, "auto_connect_streams": False}
+        quiet: dict[str, Any] = {
+            "auto_connect_arg_parser": False,
+            "auto_resource_monitoring": False,
+            "auto_connect_streams": False,
+        }
         patched = ("matplotlib", "tensorboard", "pytorch", "joblib", "jsonargparse")
         # `detect_repository` reads every package that is installed
         frameworks = dict.fromkeys((*patched, "detect_repository"), False)
-        self.task = Task.init("tests", "tracked", auto_connect_frameworks=frameworks, **quiet)
+        self.task: Any = Task.init("tests", "tracked", auto_connect_frameworks=frameworks, **quiet)
         self.logger = CSVLogger(folder, name="csv", version="v0")
 
     def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
@@ -207,7 +211,13 @@ class ClearML:
         return images, scalars, {"text": texts.get("layers")}
 
 
-TRACKERS = {"wandb": Wandb, "mlflow": MLflow, "comet": Comet, "aim": Aim, "clearml": ClearML}
+TRACKERS: dict[str, Callable[[Path], Any]] = {
+    "wandb": Wandb,
+    "mlflow": MLflow,
+    "comet": Comet,
+    "aim": Aim,
+    "clearml": ClearML,
+}
 
 
 def main(name: str, folder: Path) -> None:

@@ -50,7 +50,7 @@ class TinyCNN(L.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.lr, momentum=0.9)
 
 
-def loader(images: int = 16, batch_size: int = 4) -> DataLoader:
+def loader(images: int = 16, batch_size: int = 4) -> DataLoader[tuple[torch.Tensor, ...]]:
     generator = torch.Generator().manual_seed(3)
     data = TensorDataset(
         torch.rand(images, 3, 16, 16, generator=generator), torch.randint(0, 3, (images,), generator=generator)

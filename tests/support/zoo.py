@@ -11,6 +11,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -68,11 +69,12 @@ class Grouped(nn.Sequential):
 class InModuleDict(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.parts = nn.ModuleDict({"conv_a": nn.Conv2d(3, 4, 3), "rest": nn.ModuleList()})
-        self.parts["rest"].append(nn.Conv2d(4, 4, 3))
+        self.parts = nn.ModuleDict({"conv_a": nn.Conv2d(3, 4, 3), "rest": nn.ModuleList([nn.Conv2d(4, 4, 3)])})
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.parts["rest"][0](self.parts["conv_a"](x))
+        rest = self.parts["rest"]
+        assert isinstance(rest, nn.ModuleList)
+        return rest[0](self.parts["conv_a"](x))
 
 
 def _old_style(wrap: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
@@ -144,7 +146,7 @@ class Draws(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(3, 4, 3)
         self.torch_generator = torch.Generator().manual_seed(1)
-        self.numpy_generators = {"new": np.random.default_rng(2), "old": np.random.RandomState(3)}
+        self.numpy_generators: dict[str, Any] = {"new": np.random.default_rng(2), "old": np.random.RandomState(3)}
         self.python_generator = [random.Random(4)]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -162,6 +164,9 @@ class Draws(nn.Module):
 
 class Mutates(nn.Module):
     """Writes into attributes, containers, arrays and buffers, swaps a sub-module; its output shows it."""
+
+    bytes: torch.Tensor
+    rebound: torch.Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -319,7 +324,7 @@ class KeepsHooks(nn.Module):
 
 
 def _old_weight_norm(module: nn.Module) -> nn.Module:
-    return nn.utils.weight_norm(module)  # type: ignore[no-any-return]
+    return nn.utils.weight_norm(module)
 
 
 def _old_spectral_norm(module: nn.Module) -> nn.Module:

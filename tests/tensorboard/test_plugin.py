@@ -119,7 +119,8 @@ def test_the_entry_point_is_a_loader_without_a_dashboard() -> None:
     loader = entry.load()
     assert loader is KeepAllImages
     assert issubclass(loader, base_plugin.TBLoader)
-    assert loader().load(base_plugin.TBContext()) is None
+    plugin: Any = loader()
+    assert plugin.load(base_plugin.TBContext()) is None
 
 
 @pytest.mark.parametrize("flags", [argparse.Namespace(), argparse.Namespace(samples_per_plugin="images=3"), None])

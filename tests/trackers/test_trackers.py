@@ -125,7 +125,8 @@ def test_loggers_are_told_by_name_whatever_package_they_are_of() -> None:
 
 
 def test_trainer_module_and_loggers_may_be_those_of_pytorch_lightning(tmp_path: Path) -> None:
-    pl = pytest.importorskip("pytorch_lightning", reason="comes with lightning, but is not there")
+    pytest.importorskip("pytorch_lightning", reason="comes with lightning, but is not there")
+    import pytorch_lightning as pl
     from pytorch_lightning import loggers
 
     class Twin(pl.LightningModule):
@@ -149,7 +150,11 @@ def test_trainer_module_and_loggers_may_be_those_of_pytorch_lightning(tmp_path: 
         module = Twin()
         board = loggers.TensorBoardLogger(tmp_path, name="run", version=version)
         both = [board, loggers.CSVLogger(tmp_path, name="csv", version=version)]
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        quiet: dict[str, Any] = {
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+        }
         trainer = pl.Trainer(accelerator="cpu", max_epochs=2, logger=both, callbacks=callbacks, **quiet)
         trainer.fit(module, loader())
         results.append([parameter.detach().numpy().tobytes() for parameter in module.parameters()])
@@ -303,7 +308,7 @@ def test_a_training_goes_on_when_a_tracker_is_down(
     kind: type[Unknown], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(recorder, "TRACKER_PATIENCE", 0.2)
-    results = []
+    results: list[list[bytes]] = []
     Blocking.released.clear()
     for callbacks in ([], monitors()):
         torch.manual_seed(0)
