@@ -19,6 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from environment import advice
+
 SCRIPTS = Path(__file__).resolve().parent
 SETTINGS = {
     "CNNLOG_OUTPUTS": "1",  # tells that the others are set
@@ -65,9 +67,12 @@ def main() -> int:
 
 
 def _made(folder: Path, *, small: bool) -> dict[str, str]:
-    from fingerprints import fingerprints
-    from output_commands import make_all
-    from output_runs import DRAWN_AGAIN, make_few
+    try:
+        from fingerprints import fingerprints
+        from output_commands import make_all
+        from output_runs import DRAWN_AGAIN, make_few
+    except ModuleNotFoundError as error:
+        raise advice(".venv/bin/python scripts/outputs.py", error) from error
 
     before = Path.cwd()
     os.chdir(folder)  # so that no path says where the folder is

@@ -62,16 +62,25 @@ def test_a_door_leads_to_its_module_with_all_arguments(name: str, checkout: Path
     assert arguments == ["--only", "a b*"]
 
 
-@pytest.mark.parametrize(("module", "lacks"), [("bench", "lightning"), ("bench_compare", "numpy"), ("zoo", "torch")])
+@pytest.mark.parametrize(
+    ("module", "command", "lacks"),
+    [
+        ("bench", "scripts/bench", "lightning"),
+        ("bench_compare", "scripts/bench", "numpy"),
+        ("zoo", "scripts/zoo", "torch"),
+        ("outputs", ".venv/bin/python scripts/outputs.py", "torch"),
+    ],
+)
 def test_a_module_in_another_python_says_which_package_is_missing_and_how_to_get_it(
-    module: str, lacks: str, checkout: Path
+    module: str, command: str, lacks: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = run(checkout / "scripts" / f"{module}.py")
-    door = "scripts/zoo" if module == "zoo" else "scripts/bench"
+    monkeypatch.setenv("CNNLOG_OUTPUTS", "1")  # else outputs.py begins anew, with what is installed
+    arguments = [str(checkout / "sums.json")] if module == "outputs" else []
+    done = run(checkout / "scripts" / f"{module}.py", *arguments)
     assert done.returncode == 1
     assert done.stderr == (
-        f"{door} needs the package {lacks}, and this Python does not have it; "
-        f"run scripts/setup, which installs it into .venv, and then {door}.\n"
+        f"{command} needs the package {lacks}, and this Python does not have it; "
+        f"run scripts/setup, which installs it into .venv, and then {command}.\n"
     )
 
 
