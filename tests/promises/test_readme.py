@@ -1,142 +1,76 @@
-"""README says what is true: its Python and YAML run, its list of tags is what a run logs, its files exist."""
+"""README is short, and its one program runs as pasted and logs what README says."""
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import lightning as L
-import numpy as np
 import pytest
-import torch
-import yaml
-from PIL import Image
-from support.places import ROOT
-from support.training import TinyCNN, events, fit, image_steps, loader, probe, trainer
+from support.documents import README, ROOT, Block, blocks
+from support.training import events, image_steps
 
 import cnnlog
-from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.runs.store import RunStore
 
-README = (ROOT / "README.md").read_text()
+TEXT = README.read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    every = re.findall(r"^```([\w ]*)\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-    return [text for kind, text in every if kind == language]
+def the_program() -> Block:
+    (program,) = [block for block in blocks(README) if block.info == "python"]
+    return program
 
 
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder with the two images that README speaks of."""
-    monkeypatch.chdir(tmp_path)
-    generator = np.random.default_rng(0)
-    for name in ("shark.jpg", "ray.jpg"):
-        Image.fromarray(generator.integers(0, 256, (40, 50, 3), np.uint8)).save(tmp_path / name)
-    return tmp_path
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that was empty, in which the program has run as somebody would run it."""
+    folder = tmp_path_factory.mktemp("stripes")
+    (folder / "stripes.py").write_text(the_program().text, encoding="utf-8")
+    paths = os.pathsep.join(path for path in (str(ROOT), os.environ.get("PYTHONPATH", "")) if path)
+    done = subprocess.run(
+        [sys.executable, "stripes.py"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": paths, "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "cnnlog watches the filters of 2 and the feature maps of 2 layers" in done.stderr
+    assert "cnnlog: " not in done.stderr, "it warned"
+    return folder
 
 
-def test_the_python_blocks_run(folder: Path) -> None:
-    def transforms() -> Any:
-        return lambda image: torch.from_numpy(np.array(image.resize((16, 16)))).permute(2, 0, 1) / 255
-
-    known = {
-        "weights": SimpleNamespace(transforms=transforms),
-        "model": TinyCNN(),
-        "train_loader": loader(),
-        "val_loader": loader(),
-    }
-    assert len(blocks("python")) == 5
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), known)
-    first, second = (RunStore.open(str(path.parent)) for path in sorted(folder.rglob("manifest.json")))
-    assert first.steps == list(range(11))
-    assert second.steps == [0, 2, 4]
+def test_it_is_short() -> None:
+    assert len(TEXT.splitlines()) <= 150
+    assert len(the_program().text.splitlines()) <= 30
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Ignite's imports
-@pytest.mark.parametrize("kind", ["loop", "fabric", "ignite"])
-def test_the_recipes_without_lightnings_trainer_run(kind: str, folder: Path) -> None:
-    if kind == "ignite":
-        pytest.importorskip("ignite", reason="pytorch-ignite is not installed, and no dependency")
-    trained = []
-    (block,) = blocks(f"python {kind}")
-    without = "\n".join(line for line in block.splitlines() if "watcher.snapshot" not in line)
-    without = without.replace("runs/", "unwatched/")
-    for text in (block, without):
-        torch.manual_seed(0)
-        model = TinyCNN()
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        known = {"model": model, "optimizer": optimizer, "probe": probe(), "train_loader": loader()}
-        exec(compile(text, "README.md", "exec"), {**known, "torch": torch, "cnnlog": cnnlog, "lightning": L})
-        trained.append([parameter.detach().clone() for parameter in model.parameters()])
-    assert all(torch.equal(*pair) for pair in zip(*trained, strict=True))
-    (path,) = folder.rglob("manifest.json")
-    assert not [path for path in (folder / "unwatched").rglob("*") if path.is_file()]
-    run = RunStore.open(str(path.parent))
-    assert path.parent.parent.parent.name == "runs"
-    assert run.steps == [0, 1, 2, 3]
-    assert [layer.name for layer in run.manifest.layers] == ["net.0", "net.3"]
-    assert run.read_record(3).numbers["filter_drift_l2"]["net.0"].min() > 0
-    assert image_steps(events(path.parent.parent))["feature_maps/01_net.3"] == [0, 1, 2, 3]
+def test_the_program_leaves_a_run_whose_filters_moved(folder: Path) -> None:
+    run = cnnlog.open_run(folder)
+    assert run.steps == tuple(range(11))
+    assert run.layers == ("conv1", "conv2")
+    assert run.numbers("cosine", "conv1").mean() > 0.05
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Lightning's use of jsonargparse
-def test_the_yaml_block_configures_a_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lightning.pytorch.cli import LightningCLI
-
-    (block,) = blocks("yaml")
-    config = yaml.safe_load(block)
-    config["trainer"] |= {
-        "max_epochs": 2,
-        "accelerator": "cpu",
-        "logger": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-        "enable_checkpointing": False,
-    }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-
-    class Loaded(TinyCNN):
-        def train_dataloader(self) -> Any:
-            return loader()
-
-    monkeypatch.setattr(sys, "argv", ["train.py", "fit", "--config", "config.yaml"])
-    LightningCLI(Loaded, save_config_callback=None, seed_everything_default=1)
-    run = RunStore.open(str(folder / "cnnlog_logs" / "version_0" / "cnnlog"))
-    assert run.steps == [0, 2]
-    assert run.read_probe().shape == (1, 3, 224, 224)
+def test_the_program_logs_the_tags_that_are_listed(folder: Path) -> None:
+    listed = {tag for row in re.findall(r"^\|(.*?)\|", TEXT, re.MULTILINE) for tag in re.findall(r"`([^`]+)`", row)}
+    found = events(folder / "lightning_logs" / "version_0")
+    logged = {tag for kind in ("images", "scalars") for tag in found.Tags()[kind]}
+    assert len(listed) == 11
+    assert listed <= logged
+    assert image_steps(found)["filters/00_conv1"] == list(range(11))
 
 
-def test_the_list_of_tags_is_what_a_run_logs(tmp_path: Path) -> None:
-    listed = set(re.findall(r"^\| `([^`]+)` \|", README, re.MULTILINE))
-    callbacks: list[L.Callback] = [FilterMonitor(histograms=True), FeatureMapMonitor(probe(), histograms=True)]
-    fit(trainer(tmp_path, callbacks, max_epochs=1), TinyCNN())
-    tags = events(tmp_path / "run" / "v0").Tags()
-    logged = {tag for kind in ("images", "scalars", "tensors") for tag in tags[kind]}
-    mine = {tag for tag in logged if tag not in ("loss", "epoch") and "01_net.3" not in tag}
-    assert {tag.replace("00_net.0", "00_conv1") for tag in mine} == listed
-
-
-def test_the_files_it_names_exist() -> None:
-    for name in re.findall(r"(?:\]\(|`|^)((?:examples|scripts|tests)/[\w./]+)", README, re.MULTILINE):
-        assert (ROOT / name).exists(), name
-
-
-def test_the_commands_it_shows_parse() -> None:
-    from typer.main import get_command
+def test_the_comparison_that_it_shows_is_of_that_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from typer.testing import CliRunner
 
     from cnnlog.cli.app import app
 
-    commands = [line.split("#")[0].split() for block in blocks("") for line in block.splitlines() if "cnnlog " in line]
-    commands = [words for words in commands if words[:1] == ["cnnlog"]]
-    assert len(commands) == 8
-    for words in commands:
-        command: Any = get_command(app)
-        arguments = words[1:]
-        while hasattr(command, "commands"):
-            command = command.commands[arguments.pop(0)]
-        command.make_context(words[1], list(arguments))  # raises on an unknown option or a missing one
+    commands = [words for block in blocks(README) if block.info == "sh" for words in block.commands]
+    (arguments,) = [words[1:] for words in commands if words[:2] == ["cnnlog", "compare"]]
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    assert (folder / "report.html").stat().st_size > 10_000
