@@ -198,7 +198,16 @@ def test_a_command_exists_and_takes_its_arguments(page: str, words: list[str], r
 
 def test_the_options_in_the_text_exist() -> None:
     known = set(_options(get_command(app))) | {"--help"}
-    elsewhere = {"--samples_per_plugin", "--serve", "--all", "--lowest", "--memory", "--compare", "--page"}  # scripts
+    elsewhere = {
+        "--samples_per_plugin",
+        "--cnnlog_keep_all_images",
+        "--serve",
+        "--all",
+        "--lowest",
+        "--memory",
+        "--compare",
+        "--page",
+    }  # scripts
     elsewhere |= {"--weights", "--lr", "--warmup", "--epochs"}  # of examples/finetune.py
     for page in EVERY:
         text = page.read_text(encoding="utf-8")
