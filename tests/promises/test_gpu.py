@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,9 @@ from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.loan import borrow
 from cnnlog.snapshot import Snapshot
 
-pytestmark = GPU
+# torch says so of the mode in which what waits raises
+PROTOTYPE = pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype feature")
+pytestmark = [*GPU, PROTOTYPE]
 WHERE: dict[str, Any] = {"step": 0, "epoch": 0, "global_step": 0}
 
 
@@ -101,28 +101,18 @@ def test_a_training_hands_over_what_is_still_arriving(
     assert all(snapshot.ready is not None for snapshot in taken)
 
 
-def test_the_training_thread_is_held_for_at_most_two_forward_passes() -> None:
+def test_a_capture_returns_while_the_device_is_still_at_work() -> None:
+    """What it costs is measured by scripts/bench; here is told that it does not wait."""
     model = torchvision.models.alexnet(weights=None).cuda()
     image, layers = Probe.chart(224), tuple(f"features.{i}" for i in (0, 3, 6, 8, 10))
-
-    def forward() -> None:
-        with torch.no_grad():
-            model.eval()(image.tensor.cuda())
-        torch.cuda.synchronize()
-
-    def taking() -> None:
-        snapshots.append(capture(model, image, filter_layers=layers, map_layers=layers, **WHERE, wait=False))
-
-    snapshots: list[Snapshot] = []
-    seconds: dict[str, list[float]] = {"forward": [], "taking": []}
-    for _ in range(30):
-        for name, work in (("forward", forward), ("taking", taking)):
-            start = time.perf_counter()
-            work()
-            seconds[name].append(time.perf_counter() - start)
-        for snapshot in snapshots:
-            assert snapshot.ready is not None
-            snapshot.ready()
-        snapshots.clear()
-    medians = {name: statistics.median(values[5:]) for name, values in seconds.items()}  # the first ones set things up
-    assert medians["taking"] <= 2 * medians["forward"], medians
+    capture(model, image, filter_layers=layers, map_layers=layers, **WHERE)  # the first one sets things up
+    busy = torch.rand(8192, 8192, device="cuda")
+    for _ in range(60):
+        busy = busy @ busy / 8192
+    behind = torch.cuda.Event()
+    behind.record()
+    seen = capture(model, image, filter_layers=layers, map_layers=layers, **WHERE, wait=False)
+    assert not behind.query(), "the device was done before, so that nothing is told: give it more to do"
+    assert seen.ready is not None
+    seen.ready()
+    assert behind.query()

@@ -59,7 +59,7 @@ class Reference(L.Callback):
         self.maps: dict[str, torch.Tensor] = {}
         self.filters: dict[str, torch.Tensor] = {}
 
-    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:  # later it is on the CPU again
         module: Any = pl_module
         module.eval()
         tensor = probe(2).tensor.to(module.device, self.dtype)
