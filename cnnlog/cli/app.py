@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Annotated
 
@@ -27,11 +28,19 @@ app.add_typer(show, name="show")
 
 def main() -> None:
     """Run the command; what is wrong with its arguments is said in one sentence, with exit code 2."""
+    _spell_what_cannot_be_shown()
     try:
         app()
     except (ValueError, TypeError, OSError) as error:
         typer.echo(f"cnnlog: {error}", err=True)
         sys.exit(2)
+
+
+def _spell_what_cannot_be_shown() -> None:
+    """Print what the terminal's encoding lacks by its number, because help and names of layers may hold anything."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _say_version(wanted: bool) -> None:

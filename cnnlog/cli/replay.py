@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def replay(
         typer.echo(f"note: {note}")
     typer.echo(f"{made.folder}: steps {_listed(made.steps)}; drift and changes are relative to {made.relative_to}")
     if tensorboard:
-        typer.echo(f"View: cnnlog tensorboard {made.folder}")
+        typer.echo(f"View: cnnlog tensorboard {shlex.quote(str(made.folder))}")
 
 
 def _floats(text: str | None) -> tuple[float, ...] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from stored_runs import write_run
 from torch import nn
 from typer.testing import CliRunner, Result
 
@@ -158,4 +161,30 @@ def test_demo_ends_with_the_runs_the_table_and_the_line_that_opens_tensorboard(t
     text = run("demo", "--quick", "--out", tmp_path / "runs").output
     assert str(tmp_path / "runs") in text
     assert "from scratch" in text
-    assert f"tensorboard --logdir {tmp_path / 'runs'}" in text
+    assert f"tensorboard --logdir {shlex.quote(str(tmp_path / 'runs'))}" in text
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("latin-1", r"net.größe \u4e16\u754c"), ("utf-8", "net.größe 世界")],
+    ids=["latin-1", "utf-8"],
+)
+def test_what_a_terminal_cannot_show_is_spelled_out(encoding: str, shown: str, tmp_path: Path) -> None:
+    arrays = {"net.größe 世界": np.ones((4, 3, 3, 3), np.float32)}
+    write_run(tmp_path / "run", lambda step: ({name: values * (step + 1) for name, values in arrays.items()}, {}))
+    assert shown in typed("compare", tmp_path / "run", encoding=encoding)
+
+
+@pytest.mark.parametrize("command", ["layers", "compare", "tensorboard", "export", "replay", "demo"])
+def test_help_is_shown_by_a_narrow_terminal_without_an_encoding(command: str) -> None:
+    """It is cut there, with a character that ASCII lacks."""
+    assert "Usage: cnnlog" in typed(command, "--help", encoding="ascii")
+
+
+def typed(*arguments: object, encoding: str) -> str:
+    """What the command prints to a terminal of 40 columns, in an encoding of its own."""
+    environment = {**os.environ, "PYTHONUTF8": "0", "PYTHONIOENCODING": encoding, "COLUMNS": "40"}
+    command = [str(Path(sys.executable).with_name("cnnlog")), *map(str, arguments)]
+    done = subprocess.run(command, env=environment, capture_output=True, encoding=encoding, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
