@@ -139,5 +139,5 @@ def _target(run: Run, form: Form, wanted: Wanted, output: Path | None) -> Path:
         parts += [layer.name, WORDS[kind]]
         last = f"step{step_of(run, wanted, layer, kind)}" if form == "figure" else ""
         parts += [part for part in ({"strip": "strip", "apng": "animated"}.get(form, last),) if part]
-    name = "-".join(places.shortened(re.sub(r"[^\w.=+-]+", "_", part), 80) for part in parts)
+    name = "-".join(places.shortened(places.spelled(re.sub(r"[^\w.=+-]+", "_", part)), 80) for part in parts)
     return (output or Path()) / (name + SUFFIXES[form][0])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+from urllib.parse import quote
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -31,11 +33,30 @@ def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def inside(name: str) -> str:
     """A name as folders under another one: never outside of it, and such as every file system takes.
 
+    What the locale has no bytes for is spelled out, see `spelled`.
+
     Example:
         >>> inside("../a:b/c")
         '%2e%2e/a%3ab/c'
     """
-    return "/".join(shortened(re.sub(r'^\.+$|[<>:"\\|?*\x00-\x1f]', _escape, part), 120) for part in name.split("/"))
+    legal = (re.sub(r'^\.+$|[<>:"\\|?*\x00-\x1f]', _escape, part) for part in name.split("/"))
+    return "/".join(shortened(spelled(part), 120) for part in legal)
+
+
+def spelled(name: str) -> str:
+    """The name, with every character that names of files cannot hold in this locale as the %-codes of its UTF-8.
+
+    Under UTF-8 that is none; under Latin-1, which older clusters have, all of most languages.
+    """
+    return "".join(character if _has_bytes(character) else quote(character) for character in name)
+
+
+def _has_bytes(character: str) -> bool:
+    try:
+        os.fsencode(character)
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def shortened(name: str, limit: int) -> str:
