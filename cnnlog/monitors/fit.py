@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -288,7 +289,7 @@ class Session:
         if folder is None:
             size = "nothing is kept in fast_dev_run"
         elif logdir is not None:
-            view = f"; view: tensorboard --logdir {logdir}"
+            view = f"; view: tensorboard --logdir {shlex.quote(str(logdir))}"
         return (
             f"cnnlog watches {what} layers ({names}){on}, {schedule.replace('every 1 epochs', 'every epoch')}: "
             f"{size} a snapshot in {folder}{view}"

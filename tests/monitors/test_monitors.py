@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import pickle
+import shlex
 import shutil
 import threading
 import time
@@ -129,10 +130,12 @@ def test_the_layer_table_is_logged_as_text(tmp_path: Path) -> None:
 
 def test_one_line_says_what_is_watched(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        fit(trainer(tmp_path, monitors()), TinyCNN())
+        fit(trainer(tmp_path / "my runs", monitors()), TinyCNN())
     (line,) = [record.message for record in caplog.records if record.message.startswith("cnnlog watches")]
-    for part in ("net.0", "net.3", "image 0 [1, 3, 16, 16]", "every epoch", "MB stored", "tensorboard --logdir"):
+    for part in ("net.0", "net.3", "image 0 [1, 3, 16, 16]", "every epoch", "MB stored"):
         assert part in line
+    words = shlex.split(line.split("view: ")[1])  # as a shell reads what is pasted into it
+    assert words == ["tensorboard", "--logdir", str(tmp_path / "my runs" / "run" / "v0")]
 
 
 # --- schedules

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -245,10 +246,11 @@ def squeezenets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_architecture_its_image_and_a_baseline_with_another_head(squeezenets: Path, tmp_path: Path) -> None:
     options = ("--arch", "squeezenet1_1", "--image", squeezenets / "probe.png")
     baseline = ("--baseline", squeezenets / "pretrained.pt")
-    text = command(squeezenets / "tuned", *options, *baseline, "--no-tensorboard", "-o", tmp_path / "run").output
+    text = command(squeezenets / "tuned", *options, *baseline, "-o", tmp_path / "my run").output
+    assert f"View: cnnlog tensorboard {shlex.quote(str(tmp_path / 'my run'))}" in text.splitlines()
     assert "not watched, for the baseline has no such layer of that shape: classifier.1" in text
     assert "steps 0, 1, 2; drift and changes are relative to step 0" in " ".join(text.split())
-    run = open_run(tmp_path / "run")
+    run = open_run(tmp_path / "my run")
     assert "classifier.1" not in run.layers
     weights, step = run.weights("baseline")
     expected = torch.load(squeezenets / "pretrained.pt", weights_only=True)["features.0.weight"]
