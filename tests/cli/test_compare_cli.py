@@ -72,7 +72,7 @@ def test_the_table_and_every_file(cnnlog: Any, runs: tuple[Path, Path], tmp_path
         rows = list(csv.DictReader(file))
     assert [row["layer"] for row in rows] == ["conv1", "conv2"]
     assert float(rows[1]["distance_cosine_B_mean"]) == expected.table().rows[1][4]
-    assert page.read_text().lstrip().lower().startswith("<!doctype html>")
+    assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["board", "numbers.json", "page.html", "table.csv"]
     assert f"Written: {page}, {numbers}, {table}, {tmp_path / 'board'}" in out
 
@@ -104,7 +104,7 @@ def test_nothing_is_overwritten_unless_forced(
         assert cnnlog("compare", *runs, option, target, "--force")[0] == 0
         assert len(list(target.iterdir())) == 2  # the comparison before it is replaced
     else:
-        assert held.read_text() != "mine"
+        assert held.read_bytes() != b"mine"
 
 
 def wrong(folder: Path, runs: tuple[Path, Path]) -> dict[str, tuple[tuple[object, ...], str]]:

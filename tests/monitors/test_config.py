@@ -113,7 +113,7 @@ def example() -> Any:
 def configured(example: Any, *callbacks: Mapping[str, Any]) -> list[Any]:
     """The monitors that LightningCLI makes of a YAML file."""
     written = {"trainer": {"logger": False, "callbacks": list(callbacks)}}
-    Path("config.yaml").write_text(yaml.safe_dump(written))
+    Path("config.yaml").write_text(yaml.safe_dump(written), encoding="utf-8")
     made = example.main(["--config", "config.yaml"], run=False)
     return [callback for callback in made.trainer.callbacks if isinstance(callback, (FilterMonitor, FeatureMapMonitor))]
 

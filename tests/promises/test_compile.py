@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sysconfig
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,8 @@ def test_a_compiled_model_trains_as_if_unwatched_and_is_compiled_once(
 ) -> None:
     if backend == "inductor" and not COMPILER:
         pytest.skip("inductor needs a C++ compiler and Python's headers, and there are none")
+    if backend == "inductor" and " " in tempfile.gettempdir():
+        pytest.skip("inductor gives the compiler names of temporary files unquoted, and TMPDIR has a space")
     plain, counted = trained(how, backend, list, tmp_path, accelerator)
     watched, counted_watched = trained(how, backend, monitors, tmp_path, accelerator)
     assert differences(plain, watched) == []

@@ -43,8 +43,8 @@ def data(tmp_path: Path) -> Path:
 
 
 def quick(data: Path, *more: str) -> list[str]:
-    given = f"--data {data} --weights none --epochs 1 --batch-size 4 --size 64 --workers 0 --accelerator cpu".split()
-    return [*given, "--out", str(data.parent / "runs"), *more]
+    given = ["--data", str(data), "--weights", "none", "--out", str(data.parent / "runs"), "--accelerator", "cpu"]
+    return [*given, "--epochs", "1", "--batch-size", "4", "--size", "64", "--workers", "0", *more]
 
 
 def test_every_epoch_is_watched_and_its_accuracy_printed(

@@ -101,7 +101,7 @@ def run(where: str, result: str, how: str, seed: int, logger: bool) -> None:
     said = [str(w.message) for w in caught if "cnnlog:" in str(w.message)]
     full_from = fill.epoch if callbacks else EPOCHS
     facts = {"weights": digest, "epochs": fitted.current_epoch, "said": said, "full_from": full_from}
-    Path(result).write_text(json.dumps(facts))
+    Path(result).write_text(json.dumps(facts), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import url2pathname
 
 import numpy as np
 import pytest
@@ -357,7 +358,7 @@ def test_a_link_shows_its_view_whatever_was_shown_before(page: Page, address: st
 
 def test_a_page_in_a_frame_without_an_address_stays_there(page: Page, address: str) -> None:
     """As notebooks and trackers show it; there, the page around it has the address."""
-    html = Path(address.removeprefix("file://")).read_text()
+    html = Path(url2pathname(address.removeprefix("file://"))).read_text(encoding="utf-8")
     page.evaluate(
         "html => {const frame = document.createElement('iframe'); frame.srcdoc = html; document.body.append(frame)}",
         html,

@@ -232,8 +232,8 @@ def test_a_header_that_does_not_fit_its_bytes_is_refused(header: Any, store: Run
 def rewrite(path: Path, **changes: Any) -> None:
     """Change the version, or another word, of a file that is otherwise as we write it."""
     if path.suffix == ".json":
-        facts = {**json.loads(path.read_text()), **changes}
-        path.write_text(json.dumps({k: v for k, v in facts.items() if v is not None}))
+        facts = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+        path.write_text(json.dumps({k: v for k, v in facts.items() if v is not None}), encoding="utf-8")
     elif path.suffix == ".png":
         path.write_bytes(png(changes["version"]))
     else:
@@ -275,9 +275,9 @@ def test_a_step_file_without_its_step_is_refused(step: str | None, store: RunSto
 
 def test_a_manifest_that_lacks_something_is_refused(store: RunStore) -> None:
     path = Path(store.folder, "manifest.json")
-    whole = path.read_text()
+    whole = path.read_text(encoding="utf-8")
     for change in ({"layers": None}, {"unit": None}, {"layers": [{"nome": "x"}]}, {"layers": 3}, {"surplus": 1}):
-        path.write_text(whole)
+        path.write_text(whole, encoding="utf-8")
         rewrite(path, **change)
         with pytest.raises(StoreError, match=r"manifest\.json is damaged.*restore it from a copy, or delete"):
             RunStore.open(store.folder)

@@ -111,7 +111,7 @@ class MLflow:
             tag_of(key): {metric.step: metric.value for metric in client.get_metric_history(run, key)}
             for key in client.get_run(run).data.metrics
         }
-        text = Path(client.download_artifacts(run, "cnnlog/layers.md")).read_text()
+        text = Path(client.download_artifacts(run, "cnnlog/layers.md")).read_text(encoding="utf-8")
         return images, scalars, {"text": text, "grid": client.get_run(run).data.tags.get("mlflow.loggedImages")}
 
 
@@ -207,7 +207,7 @@ class ClearML:
                 elif event["type"] == "training_debug_image" and event["url"].endswith(".png"):
                     images.setdefault(tag, {})[event["iter"]] = pixels(Path(event["url"]).read_bytes())
                 elif event["type"] == "training_debug_image":
-                    texts[tag] = Path(event["url"]).read_text()
+                    texts[tag] = Path(event["url"]).read_text(encoding="utf-8")
         return images, scalars, {"text": texts.get("layers")}
 
 

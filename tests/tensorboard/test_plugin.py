@@ -40,10 +40,9 @@ def tensorboard(logdir: Path, log: Path, *flags: str) -> Iterator[Get]:
             [*command, "--host=127.0.0.1", "--port=0", *flags], stdin=subprocess.DEVNULL, stdout=said, stderr=said
         )
     try:
-        found = _until(
-            lambda: process.poll() is not None or re.search(r"^TensorBoard \S+ at (\S+)", log.read_text(), re.M)
-        )
-        assert isinstance(found, re.Match), log.read_text()
+        address = re.compile(r"^TensorBoard \S+ at (\S+)", re.MULTILINE)
+        found = _until(lambda: process.poll() is not None or address.search(log.read_text(encoding="utf-8")))
+        assert isinstance(found, re.Match), log.read_text(encoding="utf-8")
         url = found[1]
         assert url.startswith("http://127.0.0.1:")
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
