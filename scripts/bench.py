@@ -315,7 +315,7 @@ def machine() -> str:
     """Date, processor and versions, in one line: numbers of another machine are others."""
     processor = platform.processor() or platform.machine()
     if (cpuinfo := Path("/proc/cpuinfo")).exists() and (
-        found := re.search(r"model name\s*: (.*)", cpuinfo.read_text())
+        found := re.search(r"model name\s*: (.*)", cpuinfo.read_text(encoding="utf-8"))
     ):
         processor = found[1]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -334,7 +334,7 @@ class MemoryWatch(L.Callback):
         """Look, if this is one of the steps."""
         if trainer.global_step in self.steps:
             settle()
-            resident = re.search(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text())
+            resident = re.search(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
             assert resident is not None
             open_files = len(list(Path("/proc/self/fd").iterdir()))
             self.seen.append((trainer.global_step, int(resident[1]) / 1024, open_files))

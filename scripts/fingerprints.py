@@ -101,19 +101,19 @@ class Steady:
 def _parts(path: Path, steady: Steady) -> Iterator[tuple[str, bytes | str]]:
     """The parts of a file that are hashed one by one: the end of the name, and the content."""
     if path.name == "manifest.json":
-        yield from _manifest_parts(json.loads(path.read_text()), steady)
+        yield from _manifest_parts(json.loads(path.read_text(encoding="utf-8")), steady)
     elif path.suffix == ".json":
-        yield "", steady(path.read_text())
-        for where, value in _leaves(json.loads(path.read_text()), depth=2):
+        yield "", steady(path.read_text(encoding="utf-8"))
+        for where, value in _leaves(json.loads(path.read_text(encoding="utf-8")), depth=2):
             yield where or "/", steady(json.dumps(value))
     elif path.suffix == ".safetensors":
         yield from _array_parts(path.read_bytes())
     elif path.suffix == ".html":
-        yield from _page_parts(path.read_text(), steady)
+        yield from _page_parts(path.read_text(encoding="utf-8"), steady)
     elif path.suffix == ".ckpt":
         yield from _checkpoint_parts(path, steady)
     elif path.suffix in _TEXTS:
-        yield "", steady(path.read_text())
+        yield "", steady(path.read_text(encoding="utf-8"))
     elif "tfevents" not in path.name:
         yield "", path.read_bytes()
 

@@ -49,15 +49,17 @@ def command(name: str, *arguments: object) -> None:
         sys.argv = before
     path = Path("said", f"{name}.txt")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"{out.getvalue()}\nexit code: {code}\n")
+    path.write_text(f"{out.getvalue()}\nexit code: {code}\n", encoding="utf-8")
 
 
 def demo() -> None:
     """The demo's three runs, in their quick form."""
     command("demo", "demo", "--quick", "--out", "demo")
     path = Path("said/demo.txt")
-    lines = [line.split() for line in path.read_text().splitlines()]  # without bars, and the path of this Python
-    path.write_text("\n".join(" ".join(line) for line in lines if "--logdir" not in line and "━" not in "".join(line)))
+    # without bars, and the path of this Python
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+    kept = [" ".join(line) for line in lines if "--logdir" not in line and "━" not in "".join(line)]
+    path.write_text("\n".join(kept), encoding="utf-8")
 
 
 def given_files() -> None:
@@ -254,7 +256,7 @@ def make_all() -> None:
         for part in (replays, comparisons, exports, shown, helps_and_refusals, from_python):
             _timed(part)
     ours = sorted({str(warning.message) for warning in said if str(warning.message).startswith("cnnlog")})
-    Path("said/warnings.txt").write_text("\n".join(ours) + "\n")
+    Path("said/warnings.txt").write_text("\n".join(ours) + "\n", encoding="utf-8")
 
 
 def _timed(part: Callable[[], None], name: str = "") -> None:

@@ -334,7 +334,7 @@ def _loop(
             watcher.snapshot(step, global_step=3 * step)
     written = Path("python", Path(folder).name + ".txt")
     written.parent.mkdir(exist_ok=True)
-    written.write_text(f"{watcher!r}\n{watcher.layers}\n{watcher.folder}\n")
+    written.write_text(f"{watcher!r}\n{watcher.layers}\n{watcher.folder}\n", encoding="utf-8")
 
 
 def _one_epoch(net: Tiny, optimizer: torch.optim.Optimizer) -> None:

@@ -31,7 +31,7 @@ def run(script: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def stand_in(path: Path, line: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/usr/bin/env bash\n{line}\n")
+    path.write_text(f"#!/usr/bin/env bash\n{line}\n", encoding="utf-8")
     path.chmod(0o755)
 
 

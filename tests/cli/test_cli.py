@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
-from stored_runs import write_run
+from support.stored_runs import write_run
 from torch import nn
 from typer.testing import CliRunner, Result
 

@@ -171,7 +171,7 @@ def test_a_name_stays_inside(name: str, tmp_path: Path) -> None:
 def test_a_name_that_the_locale_has_no_bytes_for_is_spelled_out(locale: str, made: str) -> None:
     """Asked of another process, for Python learns the encoding of names as it starts."""
     ascii_or_not = {"PYTHONUTF8": "0", "LC_ALL": "C"} if locale == "C" else {"PYTHONUTF8": "1"}
-    code = r"from cnnlog.places import inside; print(ascii(inside('gr\xfcn/\u5c64')))"
+    code = r"from cnnlog.runs.places import inside; print(ascii(inside('gr\xfcn/\u5c64')))"
     command = [sys.executable, "-c", code]
     said = subprocess.run(command, env={**os.environ, **ascii_or_not}, capture_output=True, check=True).stdout
     assert said.decode().strip() == ascii(made)
