@@ -20,6 +20,7 @@ from typer.testing import CliRunner, Result
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
 from cnnlog.cli.app import app
+from cnnlog.kinds import Unit
 from cnnlog.models.checkpoints import find, order
 from cnnlog.monitors.replay import replay
 from cnnlog.runs.finding import open_run
@@ -184,7 +185,7 @@ def test_one_from_within_an_epoch_needs_steps_to_be_counted(trained: Path, tmp_p
     with pytest.raises(ValueError, match=r"2\.ckpt was saved within an epoch, after 0 whole ones.*--unit step"):
         order(find([trained / "middle"]))
     out = tmp_path / "steps"
-    made = replay([trained / "middle"], out, module="test_replay:Named", unit="step", tensorboard=False)
+    made = replay([trained / "middle"], out, module="test_replay:Named", unit=Unit.STEP, tensorboard=False)
     assert made.steps == (2, 6, 10)
     assert made.relative_to == "step 2 (2.ckpt)"
     run = open_run(out)

@@ -17,6 +17,7 @@ from torch import nn
 
 import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor
+from cnnlog.kinds import Kind
 from cnnlog.reports.export import export
 from cnnlog.reports.part import Wanted
 from cnnlog.runs.finding import open_run
@@ -91,7 +92,7 @@ def test_names_of_layers(tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
     for name in names:
-        (made,) = export(open_run(folder), ["strip"], Wanted(layer=name, kind="filters"), out)
+        (made,) = export(open_run(folder), ["strip"], Wanted(layer=name, kind=Kind.FILTERS), out)
         assert made.path.parent == out
         assert made.path.exists()
     assert len(files(out)) == len(LAYERS)

@@ -39,7 +39,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Boto3 will no longer support Python.*"),
 ]
 LOGGERS: dict[str, Callable[..., Any]] = {"tensorboard": TensorBoardLogger, "csv": CSVLogger}
-KINDS: tuple[Kind, ...] = ("filters", "feature_maps")
+KINDS = tuple(Kind)
 EPOCHS = 2
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from torch.utils.tensorboard import SummaryWriter
 
+from cnnlog.kinds import Unit
 from cnnlog.recording import drawer
 from cnnlog.recording import recorder as recorder_module
 from cnnlog.recording.drawer import Look
@@ -49,7 +50,7 @@ def snapshot(step: int, *, maps: bool = True, filters: bool = True) -> Snapshot:
 
 
 def store(folder: Path) -> RunStore:
-    manifest = Manifest(LAYERS, "epoch", 0, {}, {}, {}, "Net", "2026-01-01T00:00:00")
+    manifest = Manifest(LAYERS, Unit.EPOCH, 0, {}, {}, {}, "Net", "2026-01-01T00:00:00")
     return RunStore(str(folder / "cnnlog"), manifest)
 
 

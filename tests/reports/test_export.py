@@ -12,6 +12,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from cnnlog.cli.app import app
+from cnnlog.kinds import Kind, Unit
 from cnnlog.recording.drawer import Look
 from cnnlog.recording.recorder import Recorder
 from cnnlog.rendering.grids import filters_grid, maps_grid
@@ -54,7 +55,7 @@ def snapshot(step: int, *, maps: bool = True) -> Snapshot:
 def write(folder: Path, *, rule: RangeRule = "channel") -> Path:
     looks = {kind: Look(value_range=rule) for kind in ("filters", "feature_maps")}
     settings = {kind: vars(look) for kind, look in looks.items()}
-    manifest = Manifest(LAYERS, "epoch", 0, settings, {}, {}, "Net", "2026-01-01T00:00:00+00:00")
+    manifest = Manifest(LAYERS, Unit.EPOCH, 0, settings, {}, {}, "Net", "2026-01-01T00:00:00+00:00")
     store = RunStore(str(folder / "cnnlog"), manifest)
     recorder = Recorder(LAYERS, filters=looks["filters"], maps=looks["feature_maps"], store=store, sinks=[], probe=None)
     for step in range(STEPS):
@@ -150,7 +151,7 @@ def test_a_sheet_of_a_step_without_feature_maps_shows_the_filters(stored: Path) 
     run = open_run(stored)
     assert sheet(run, Wanted(step=5)).width < sheet(run, Wanted(step=4)).width * 1.01
     with pytest.raises(ValueError, match="no feature maps at step 5"):
-        sheet(run, Wanted(step=5, kind="feature_maps"))
+        sheet(run, Wanted(step=5, kind=Kind.FEATURE_MAPS))
 
 
 def test_in_an_animation_a_colour_means_the_same_in_every_frame(stored: Path, tmp_path: Path) -> None:
@@ -185,7 +186,7 @@ def test_the_step_is_drawn_into_each_frame(stored: Path) -> None:
     assert all((header < 60).any() for header in headers)
 
 
-@pytest.mark.parametrize("wanted", [Wanted(kind="feature_maps"), Wanted(layer="blocks.1/conv")])
+@pytest.mark.parametrize("wanted", [Wanted(kind=Kind.FEATURE_MAPS), Wanted(layer="blocks.1/conv")])
 def test_a_gif_of_one_channel_pictures_has_the_very_colours(wanted: Wanted, stored: Path, tmp_path: Path) -> None:
     animation = Animation(open_run(stored), wanted)
     path = tmp_path / "animation.gif"
@@ -219,7 +220,7 @@ def test_a_range_fresh_at_each_step_becomes_one_for_all_frames(tmp_path: Path) -
 
 
 def test_a_figure_names_what_it_shows(stored: Path) -> None:
-    figure = exporting.figure(open_run(stored), Wanted(kind="feature_maps", layer="stem"))
+    figure = exporting.figure(open_run(stored), Wanted(kind=Kind.FEATURE_MAPS, layer="stem"))
     (title, *_) = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert "stem" in title
     assert "step 10" in title  # the last that holds feature maps
@@ -332,4 +333,4 @@ def test_a_run_with_feature_maps_only_shows_those(stored: Path) -> None:
     only = Run(RunStore(run.path, Manifest(**{**vars(manifest), "layers": layers})), run.name)
     assert Animation(only, Wanted()).steps == tuple(range(0, STEPS, 2))
     with pytest.raises(ValueError, match="no filters; layers that do: none"):
-        strip(only, Wanted(kind="filters"))
+        strip(only, Wanted(kind=Kind.FILTERS))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cnnlog.kinds import Unit
 from cnnlog.recording.drawer import Look, Picture
 from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.manifest import Manifest, WatchedLayer
@@ -73,7 +74,7 @@ def write_run(
     look = Look(shown=max_filters, slices=min(16, max_filters))
     manifest = Manifest(
         layers=tuple(layers),
-        unit="epoch",
+        unit=Unit.EPOCH,
         baseline_step=steps[0],
         settings={"filters": asdict(look), "feature_maps": asdict(look)},
         probe={"fingerprint": probe, "names": ["noise"], "shape": [1, 3, 16, 16]},
