@@ -1,10 +1,55 @@
+"""What tests of several folders share."""
+
 from __future__ import annotations
 
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
 import pytest
+from support.forks import Forks
 from tensorboard.summary.writer import event_file_writer
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _event_files_of_a_second_are_read_in_order() -> None:
     """TensorBoard numbers the event files of a process, and reads those of one second by name, 10 before 9."""
     event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Tiny convolutions gain nothing from two threads, and lose much when the machine is busy."""
+    torch = sys.modules.get("torch")  # a test that does without it need not wait for its import
+    if torch is None:
+        yield
+        return
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def forks(request: pytest.FixtureRequest) -> Iterator[Forks]:
+    """Calls functions of the test's own module, each in a process of its own."""
+    with Forks(str(request.path)) as forks:
+        yield forks
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """Chromium, without a window."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
+    if chromium is None:
+        pytest.skip("no browser: neither chromium nor chromium-browser is installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright to drive the browser with")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, headless=True, args=quiet)
+        yield browser
+        browser.close()

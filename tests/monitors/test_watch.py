@@ -6,7 +6,7 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,6 @@ AWKWARD = (
     *("in_place", "frozen_norm", "shared", "spectral_norm_old", "weight_norm_old", "dropout_first", "fails_midway"),
     *("draws", "mutates", "momentum_in_place", "caches", "late", "keeps_hooks"),
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def model() -> TinyCNN:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -49,14 +49,6 @@ AVERAGES: dict[str, Callable[[], Any]] = {
     "own": OwnAverage,
 }
 KINDS = [pytest.param(name, marks=() if name == "own" else needs_lightnings) for name in AVERAGES]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def net() -> nn.Sequential:

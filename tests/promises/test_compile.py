@@ -28,12 +28,9 @@ COMPILER = any(map(shutil.which, ("c++", "g++", "clang++"))) and HEADERS.exists(
 
 @pytest.fixture(autouse=True)
 def _afresh() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()
-    torch.set_num_threads(threads)
 
 
 class Compilable(Trained):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import lightning as L
@@ -21,14 +21,6 @@ from cnnlog.capture.layers import select
 from cnnlog.snapshot import Snapshot
 
 Shape = tuple[int, ...]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def images(*shape: int, count: int = 2) -> torch.Tensor:

@@ -105,12 +105,6 @@ def run(where: str, result: str, how: str, seed: int, logger: bool) -> None:
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks(__file__) as forks:
-        yield forks
-
-
-@pytest.fixture(scope="module")
 def plain(forks: Forks, tmp_path_factory: pytest.TempPathFactory) -> str:
     return trained(forks, tmp_path_factory.mktemp("plain"), "plain", 0)["weights"]
 

@@ -8,7 +8,6 @@ import random
 import re
 import signal
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,12 +77,6 @@ def step_files(folder: Path) -> list[Path]:
 class Killed:
     folder: Path
     at: int
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks(__file__) as forks:
-        yield forks
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -49,12 +48,6 @@ def last_step(folder: Path) -> int:
 def last_checkpoint(folder: Path) -> str:
     saved = sorted((folder / "checkpoints").glob("epoch=*.ckpt"), key=lambda path: path.stat().st_mtime_ns)
     return str(saved[-2])  # the last one may be half written
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks(__file__) as forks:
-        yield forks
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ that were asked for, and they hold what the forward pass gives in that precision
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,14 +27,6 @@ from cnnlog import FeatureMapMonitor, FilterMonitor
 from cnnlog.runs.store import RunStore
 
 IMAGE = (3, 16, 16)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def net() -> nn.Sequential:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,12 +70,6 @@ def watched(net: nn.Module, folder: Path) -> None:
         for step in range(EPOCHS + 1):
             watcher.snapshot(step)
             nn.init.normal_(net.get_parameter("0.weight"))
-
-
-@pytest.fixture(scope="module")
-def forks() -> Iterator[Forks]:
-    with Forks(__file__) as forks:
-        yield forks
 
 
 def both(forks: Forks, folder: Path, how: str, delay: float) -> list[dict[str, Any]]:

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import base64
 import io
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,19 +41,6 @@ def address(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -
     path = tmp_path_factory.mktemp("page") / "report.html"
     write_report(cnnlog.compare(*runs), path)
     return path.as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no browser: neither chromium nor chromium-browser is installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright to drive the browser with")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, headless=True, args=quiet)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

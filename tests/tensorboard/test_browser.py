@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from support.event_logs import train_run
 from cnnlog.tensorboard import serve
 
 if TYPE_CHECKING:
-    from playwright.sync_api import ElementHandle, Page
+    from playwright.sync_api import Browser, ElementHandle, Page
 
 pytestmark = pytest.mark.browser
 
@@ -33,18 +32,11 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[serve.Server]:
 
 
 @pytest.fixture
-def page() -> Iterator[Page]:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser")
-    if chromium is None:
-        pytest.skip("no browser: neither chromium nor chromium-browser is installed")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright to drive the browser with")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=chromium, headless=True, args=quiet)
-        page = browser.new_page(viewport={"width": 1600, "height": 1000})
-        page.set_default_timeout(1000 * TIMEOUT)
-        yield page
-        browser.close()
+def page(browser: Browser) -> Iterator[Page]:
+    page = browser.new_page(viewport={"width": 1600, "height": 1000})
+    page.set_default_timeout(1000 * TIMEOUT)
+    yield page
+    page.close()
 
 
 def loaded(page: Page, selector: str, *, at_least: int) -> list[ElementHandle]:
