@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from pathlib import Path
@@ -25,8 +26,10 @@ def usage() -> str:
 def test_the_workflow_runs_commands_that_the_usage_names() -> None:
     jobs = read(".github/workflows/ci.yml")["jobs"]
     commands = [case["command"] for case in jobs["test"]["strategy"]["matrix"]["include"]]
-    assert sorted(commands) == ["scripts/test", "scripts/test --all", "scripts/test --lowest"]
-    assert all(re.search(rf"^ +{command}  ", usage(), re.MULTILINE) for command in commands)
+    assert sorted(commands) == ["scripts/docs", "scripts/test", "scripts/test --all", "scripts/test --lowest"]
+    tests = [command for command in commands if command != "scripts/docs"]
+    assert all(re.search(rf"^ +{command}  ", usage(), re.MULTILINE) for command in tests)
+    assert os.access(ROOT / "scripts" / "docs", os.X_OK)
 
 
 def test_the_hooks_check_what_the_tests_check() -> None:
