@@ -16,6 +16,15 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True, scope="session")
+def _what_is_printed_does_not_depend_on_the_terminal() -> Iterator[None]:
+    """Rich and Typer print colours where one of these is set, and fold lines by the width that is said."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("FORCE_COLOR", "PY_COLORS", "GITHUB_ACTIONS", "COLUMNS", "TERMINAL_WIDTH", "TTY_COMPATIBLE"):
+            patch.delenv(name, raising=False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
 def _event_files_of_a_second_are_read_in_order() -> None:
     """TensorBoard numbers the event files of a process, and reads those of one second by name, 10 before 9."""
     event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)

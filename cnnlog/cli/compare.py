@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cnnlog.cli.options import Of
+from cnnlog.cli.progress import progress_bar
 
 
 def compare(
@@ -67,24 +66,3 @@ def compare(
     written = [str(target) for target in (output, json_file, csv_file, board) if target is not None]
     if written:
         typer.echo(f"\nWritten: {', '.join(written)}")
-
-
-@contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar on the terminal for each kind of work, gone when all is done."""
-    from rich.console import Console
-    from rich.progress import Progress, TaskID
-
-    tasks: dict[str, TaskID] = {}
-    console = Console(stderr=True)
-    if not console.is_terminal:  # Rich below 14 would print an empty line
-        yield lambda what, done, total: None
-        return
-    with Progress(console=console, transient=True) as bar:
-
-        def advance(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what)
-            bar.update(tasks[what], completed=done, total=total)
-
-        yield advance

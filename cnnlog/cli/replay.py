@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from cnnlog.cli.options import Shown, View
+from cnnlog.cli.progress import is_watched
 
 
 def replay(
@@ -71,9 +72,7 @@ def replay(
         look=Look(shown=shown, view=view),
         through=through,
         tensorboard=tensorboard,
-        progress=lambda steps: track(
-            steps, "replaying", transient=True, console=console, disable=not console.is_terminal
-        ),
+        progress=lambda steps: track(steps, "replaying", transient=True, console=console, disable=not is_watched()),
     )
     for note in made.notes:
         typer.echo(f"note: {note}")

@@ -85,6 +85,15 @@ def test_one_run_alone_and_pinned_ones(cnnlog: Any, runs: tuple[Path, Path]) -> 
     assert out.splitlines()[:2] == ["A: slow@1 (step 1)", "B: fast@last (step 4)"]
 
 
+def test_bars_are_for_terminals_alone(
+    cnnlog: Any, runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert cnnlog("compare", *runs)[2] == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    assert "\x1b[" in cnnlog("compare", *runs)[2]
+
+
 @pytest.mark.parametrize("option", ["-o", "--json", "--csv", "--tensorboard"])
 def test_nothing_is_overwritten_unless_forced(
     cnnlog: Any, runs: tuple[Path, Path], tmp_path: Path, option: str
