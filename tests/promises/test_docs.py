@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import inspect
+import locale
 import os
 import re
 import shutil
@@ -145,6 +147,9 @@ def test_the_recipes_without_lightnings_trainer_run(kind: str, folder: Path) -> 
 def test_the_yaml_configures_a_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.cli import LightningCLI
 
+    with contextlib.suppress(UnicodeDecodeError):
+        (folder / "shark.jpg").read_text(encoding=locale.getpreferredencoding(False))
+        pytest.skip("jsonargparse reads an image as a list of paths where the locale makes a text of any bytes")
     config = yaml.safe_load(the("yaml").text)
     config["trainer"] |= {
         "max_epochs": 2,
@@ -154,7 +159,7 @@ def test_the_yaml_configures_a_training(folder: Path, monkeypatch: pytest.Monkey
         "enable_model_summary": False,
         "enable_checkpointing": False,
     }
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
 
     class Loaded(TinyCNN):
         def train_dataloader(self) -> Any:
