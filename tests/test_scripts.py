@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+QUICK = "--ignore=tests/promises --numprocesses=auto --dist=loadfile"
 CHECKS = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m codespell_lib"]
 
 
@@ -88,12 +89,12 @@ def test_a_module_in_another_python_says_which_package_is_missing_and_how_to_get
     ("arguments", "expected"),
     [
         ([], ["setup --test", *CHECKS, "-m pytest"]),
-        (["--quick"], ["setup --test", *CHECKS, "-m pytest --ignore=tests/promises"]),
+        (["--quick"], ["setup --test", *CHECKS, f"-m pytest {QUICK}"]),
         (["--all"], ["setup --all", *CHECKS, "-m pytest"]),
         (["--lowest"], ["setup --lowest", "lowest -m pytest"]),
         (["tests/rendering"], ["setup --test", "-m pytest tests/rendering"]),
         (["-k", "drift", "-x"], ["setup --test", "-m pytest -k drift -x"]),
-        (["tests/runs", "--quick"], ["setup --test", "-m pytest tests/runs --ignore=tests/promises"]),
+        (["tests/runs", "--quick"], ["setup --test", f"-m pytest tests/runs {QUICK}"]),
         (["--lowest", "-k", "a  or  b"], ["setup --lowest", "lowest -m pytest -k a  or  b"]),
     ],
 )

@@ -45,7 +45,7 @@ SAMPLES = {
     "test_finetune.py": "what_is_missing",
     "test_monitors.py": "one_line_says",
     "test_names.py": "tracker_takes or stays_inside",
-    "test_readme.py": "files_it_names or commands_it_shows",
+    "test_docs.py": "options_in_the_text or links_lead",
     "test_serve.py": "removes_the_links",
     "test_store.py": "umask or truncated_file",
 }
