@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,13 +32,11 @@ _TEXTS = {".csv", ".md", ".txt", ".json", ".yaml", ".svg"}
 _IN_A_CHECKPOINT = ("FilterMonitor", "FeatureMapMonitor")
 
 
-def fingerprints(root: Path, *, unordered: Container[str] = ()) -> Sums:
+def fingerprints(root: Path) -> Sums:
     """The sums of all files below a folder; what they are called says where a difference lies.
 
     Args:
         root: the folder; what it is called, and where it lies, is left out of everything.
-        unordered: folders with event files in which the order of a step's items is left out, for it is a matter of
-            chance: safetensors gives a file's arrays in a random order, and some pictures are drawn from stored files.
     """
     steady = Steady(root)
     sums: Sums = {}
@@ -49,7 +47,7 @@ def fingerprints(root: Path, *, unordered: Container[str] = ()) -> Sums:
             sums[f"{name}{part}"] = digest(content)
     for folder in sorted({path.parent for path in files if "tfevents" in path.name}):
         name = folder.relative_to(root).as_posix()
-        for part, content in _event_parts(folder, steady, ordered=name not in unordered):
+        for part, content in _event_parts(folder, steady):
             sums[f"{name}/events{part}"] = digest(content)
     names = (_EVENT_FILE.sub("events", path.relative_to(root).as_posix()) for path in files)
     sums["names of the files"] = digest("\n".join(sorted(names)))
@@ -150,7 +148,7 @@ def _checkpoint_parts(path: Path, steady: Steady) -> Iterator[tuple[str, str]]:
 # --- TensorBoard's events --------------------------------------------------------------------------------------------
 
 
-def _event_parts(folder: Path, steady: Steady, *, ordered: bool) -> Iterator[tuple[str, str]]:
+def _event_parts(folder: Path, steady: Steady) -> Iterator[tuple[str, str]]:
     """Every item of all event files of a folder, by tag and step, and the order of the items of each step.
 
     Which of a folder's files an item is in may differ, for files begin anew with a process.
@@ -158,7 +156,7 @@ def _event_parts(folder: Path, steady: Steady, *, ordered: bool) -> Iterator[tup
     items: dict[str, list[str]] = {}
     for event in read_events(folder):
         tags = [value.tag for value in event.summary.value]
-        if ordered and len(tags) > 1:
+        if len(tags) > 1:
             items.setdefault(f"/order@{event.step}", []).append(digest("\n".join(tags)))
         for value in event.summary.value:
             if not value.tag.startswith("_hparams_"):  # Lightning's, with times in it

@@ -35,7 +35,6 @@ from cnnlog import FeatureMapMonitor, FilterMonitor, Probe, watch
 
 SIDE = 20
 KILLED_AFTER = 3  # steps that a killed training has stored, beside its baseline
-DRAWN_AGAIN = ("runs/behind/v0", "runs/killed/carried")  # event files with pictures of what an earlier process stored
 
 
 # --- a network and its data ------------------------------------------------------------------------------------------

@@ -70,7 +70,7 @@ def _made(folder: Path, *, small: bool) -> dict[str, str]:
     try:
         from fingerprints import fingerprints
         from output_commands import make_all
-        from output_runs import DRAWN_AGAIN, make_few
+        from output_runs import make_few
     except ModuleNotFoundError as error:
         raise advice(".venv/bin/python scripts/outputs.py", error) from error
 
@@ -78,7 +78,7 @@ def _made(folder: Path, *, small: bool) -> dict[str, str]:
     os.chdir(folder)  # so that no path says where the folder is
     try:
         (make_few if small else make_all)()
-        return fingerprints(folder, unordered=DRAWN_AGAIN)
+        return fingerprints(folder)
     finally:
         os.chdir(before)
 

@@ -254,7 +254,7 @@ class Recorder:
         if is_baseline:
             self.baseline_step = snapshot.step
             if self.store is not None:  # later than planned, if the probe could not run at first
-                self.store.manifest = dataclasses.replace(self.store.manifest, baseline_step=snapshot.step)
+                self.store.begin_at(snapshot.step)
             self._weights_baseline, self._samples_baseline = dict(snapshot.filters), samples
         numbers = self._measure(snapshot, samples)
         shown = self._shown(snapshot)

@@ -19,8 +19,10 @@ import json
 import os
 import re
 import struct
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast
+from dataclasses import replace
+from typing import Any, Literal, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -39,6 +41,7 @@ MANIFEST = "manifest.json"
 _STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
 _PNG_END = b"IEND\xaeB`\x82"
 _Arrays = dict[str, npt.NDArray[Any]]
+_T = TypeVar("_T")
 
 
 class RunStore:
@@ -51,7 +54,26 @@ class RunStore:
 
     def __init__(self, folder: str, manifest: Manifest) -> None:
         self.folder = folder
-        self.manifest = manifest
+        self._manifest = manifest
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[type[RunStore], tuple[str, Manifest]]:
+        return RunStore, (self.folder, self.manifest)  # a lock goes to no other process, and no copy needs this one
+
+    @property
+    def manifest(self) -> Manifest:
+        """What stands, or will stand, in `manifest.json`."""
+        with self._lock:
+            return self._manifest
+
+    def begin_at(self, step: int) -> None:
+        """Make `step` the baseline in the manifest, for the file that `create` writes; any thread may.
+
+        Args:
+            step: the step of the first snapshot, later than planned if the probe could not run at first.
+        """
+        with self._lock:
+            self._manifest = replace(self._manifest, baseline_step=step)
 
     @classmethod
     def open(cls, folder: str) -> RunStore:
@@ -151,7 +173,7 @@ class RunStore:
         maps: dict[str, FloatArray] = {}
         numbers: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
         ranges: dict[str, dict[str, dict[str, npt.NDArray[np.generic]]]] = {}
-        for key, array in arrays.items():
+        for key, array in sorted(arrays.items()):
             what, _, rest = key.partition("/")
             if what == "filters":
                 filters[rest] = array
@@ -164,7 +186,15 @@ class RunStore:
                 kind, _, rest = rest.partition("/")
                 part, _, layer = rest.partition("/")
                 ranges.setdefault(kind, {}).setdefault(layer, {})[part] = array
-        return Record(meta["step"], meta["epoch"], meta["global_step"], filters, maps, numbers, ranges)
+        return Record(
+            step=meta["step"],
+            epoch=meta["epoch"],
+            global_step=meta["global_step"],
+            filters=self._in_order(filters),
+            feature_maps=self._in_order(maps),
+            numbers={number: self._in_order(by_layer) for number, by_layer in numbers.items()},
+            ranges={kind: self._in_order(by_layer) for kind, by_layer in ranges.items()},
+        )
 
     def write_weights(self, which: Literal["baseline", "latest"], weights: Mapping[str, FloatArray], step: int) -> None:
         """Write all filters `[O, I, kH, kW]` of the watched layers, as they are at `step`."""
@@ -173,7 +203,7 @@ class RunStore:
     def read_weights(self, which: Literal["baseline", "latest"]) -> tuple[dict[str, FloatArray], int]:
         """Read what `write_weights` wrote: the filters and their step."""
         arrays, meta = self._read_arrays(f"weights-{which}.safetensors", "cnnlog-weights", ("step",))
-        return arrays, meta["step"]
+        return self._in_order(arrays), meta["step"]
 
     def write_sampled_maps(self, samples: Mapping[str, FloatArray], step: int) -> None:
         """Write the baseline's activations `[positions, C]` of the watched layers."""
@@ -181,7 +211,7 @@ class RunStore:
 
     def read_sampled_maps(self) -> dict[str, FloatArray]:
         """Read what `write_sampled_maps` wrote."""
-        return self._read_arrays("maps-baseline.safetensors", "cnnlog-maps")[0]
+        return self._in_order(self._read_arrays("maps-baseline.safetensors", "cnnlog-maps")[0])
 
     def write_probe(self, tensor: FloatArray, picture: bytes) -> None:
         """Write the probe: the tensor `[N, C, H, W]` that the network gets, and a PNG of it."""
@@ -214,6 +244,11 @@ class RunStore:
             raise StoreError(f"{where} is truncated or no PNG file ({error}); {DELETE_IT}") from error
         refuse_newer(version, where)
         return pixels
+
+    def _in_order(self, by_layer: Mapping[str, _T]) -> dict[str, _T]:
+        """The layers as the manifest lists them, which is as they were written: safetensors reads in random order."""
+        position = {layer.name: number for number, layer in enumerate(self.manifest.layers)}
+        return {name: by_layer[name] for name in sorted(by_layer, key=lambda name: (position.get(name, -1), name))}
 
     def _write_arrays(self, name: str, form: str, arrays: _Arrays, counts: Mapping[str, int]) -> int:
         metadata = {"format": form, "version": str(VERSION), **{k: str(v) for k, v in counts.items()}}

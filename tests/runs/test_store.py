@@ -85,6 +85,14 @@ def test_what_goes_in_comes_out(where: str, tmp_path: Path, memory_folder: str) 
     np.testing.assert_array_equal(run.read_probe_picture().ravel(), np.arange(192))
 
 
+def test_layers_are_read_in_the_order_of_the_manifest(store: RunStore) -> None:
+    for _ in range(3):  # safetensors gives them in another order each time
+        read = store.read_record(1)
+        by_layer = [read.filters, read.feature_maps, read.numbers["filter_norm"], read.ranges["filters"]]
+        by_layer += [store.read_weights("latest")[0], store.read_sampled_maps()]
+        assert [tuple(layers) for layers in by_layer] == [LAYERS] * 6
+
+
 def test_values_that_are_not_numbers_come_out_as_they_are(store: RunStore) -> None:
     odd = np.array([np.nan, np.inf, -np.inf, -0.0, 1e-45, 3.4e38], np.float32).reshape(1, 1, 2, 3)
     store.write_record(Record(5, 5, 5, filters={"conv": odd}))
@@ -125,6 +133,20 @@ def test_the_numbers_of_a_step_are_read_alone(where: str, tmp_path: Path, memory
     for kind in ("filters", "feature_maps"):
         assert getattr(numbers, kind).keys() == set(LAYERS)
         assert not any(array.size for array in getattr(numbers, kind).values())
+
+
+def test_a_later_baseline_is_in_the_manifest_and_in_a_copy_for_another_process(tmp_path: Path) -> None:
+    store = RunStore(str(tmp_path / "cnnlog"), manifest())
+    store.create()
+    store.begin_at(3)
+    copy = pickle.loads(pickle.dumps(store))
+    store.create()
+    assert (
+        RunStore.open(store.folder).manifest
+        == copy.manifest
+        == store.manifest
+        == replace(manifest(), baseline_step=3, run_id=store.manifest.run_id)
+    )
 
 
 @pytest.mark.parametrize("lost", [1, 200, 2000])
