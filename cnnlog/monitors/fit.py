@@ -25,7 +25,7 @@ from cnnlog.recording.recorder import Problem, Recorder
 from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.places import inside
 from cnnlog.runs.store import FOLDER, RunStore
-from cnnlog.trackers import Sink, kinds, sinks_for
+from cnnlog.trackers import Tracker, kinds, trackers_for
 
 
 @dataclass
@@ -177,7 +177,7 @@ class Session:
             filters=self._filters.look if self._filters else None,
             maps=self._maps.look if self._maps else None,
             store=store,
-            sinks=self._sinks(folder),
+            trackers=self._trackers(folder),
             probe=probe_files(self.probe),
             texts=texts,
         )
@@ -240,17 +240,17 @@ class Session:
                 raise _taken(RunStore.open(folder))
             folder = _unnamed_run(self._trainer)  # the last one is of a training that has begun at the same moment
 
-    def _sinks(self, folder: str | None) -> list[Sink]:
+    def _trackers(self, folder: str | None) -> list[Tracker]:
         if _is_rehearsal(self._trainer):
             return []
         assert folder is not None, "only a rehearsal has no folder"
-        sinks, refused = sinks_for(self._trainer.loggers, folder=folder, unit=self.unit)
+        trackers, refused = trackers_for(self._trainer.loggers, folder=folder, unit=self.unit)
         for logger in refused:
             self._alarm.warn(
                 f"logger {type(logger).__name__}",
                 f"{type(logger).__name__} is given no pictures; every snapshot is in the store, {folder}",
             )
-        return sinks
+        return trackers
 
     def _table(self) -> dict[str, str]:
         if self.probe is None or not self._trainer.loggers or _is_rehearsal(self._trainer):

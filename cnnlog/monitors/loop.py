@@ -29,9 +29,9 @@ from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View
 from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.store import FOLDER, RunStore
-from cnnlog.trackers import Sink
+from cnnlog.trackers import Tracker
 from cnnlog.trackers.event_file import EventFile
-from cnnlog.trackers.tensorboard import TensorBoardSink
+from cnnlog.trackers.tensorboard import TensorBoardTracker
 
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "_FabricModule"}  # by name: Fabric may not be installed
 _log = logging.getLogger(__name__)
@@ -235,7 +235,7 @@ class Watcher:
             filters=self._filters.look,
             maps=self._maps.look if self._maps else None,
             store=store,
-            sinks=stack.enter_context(_sinks(log_dir, tensorboard)),
+            trackers=stack.enter_context(_trackers(log_dir, tensorboard)),
             probe=probe_files(self._filters.probe),
             texts=texts,
         )
@@ -393,13 +393,13 @@ def _taken(by: RunStore) -> ValueError:
 
 
 @contextmanager
-def _sinks(folder: str, tensorboard: bool | SummaryWriter) -> Iterator[list[Sink]]:
+def _trackers(folder: str, tensorboard: bool | SummaryWriter) -> Iterator[list[Tracker]]:
     if isinstance(tensorboard, SummaryWriter):
-        yield [TensorBoardSink(_Given(tensorboard))]
+        yield [TensorBoardTracker(_Given(tensorboard))]
     elif tensorboard:
         file = EventFile(folder)
         try:
-            yield [TensorBoardSink(file)]
+            yield [TensorBoardTracker(file)]
         finally:
             file.close()
     else:
@@ -407,7 +407,7 @@ def _sinks(folder: str, tensorboard: bool | SummaryWriter) -> Iterator[list[Sink
 
 
 class _Given:
-    """What `TensorBoardSink` needs of a Lightning logger, around a writer that is not ours to close."""
+    """What `TensorBoardTracker` needs of a Lightning logger, around a writer that is not ours to close."""
 
     def __init__(self, writer: SummaryWriter) -> None:
         self.experiment = writer

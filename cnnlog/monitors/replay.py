@@ -29,9 +29,9 @@ from cnnlog.recording.drawer import Look
 from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.run import Run
 from cnnlog.runs.store import FOLDER, RunStore
-from cnnlog.trackers import Sink
+from cnnlog.trackers import Tracker
 from cnnlog.trackers.event_file import EventFile
-from cnnlog.trackers.tensorboard import TensorBoardSink
+from cnnlog.trackers.tensorboard import TensorBoardTracker
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,13 @@ def replay(
             _load(network, checkpoint)
             yield network.model, checkpoint
 
-    with _new_folder(out) as folder, _events(folder if tensorboard else None) as sinks:
+    with _new_folder(out) as folder, _events(folder if tensorboard else None) as trackers:
         recorder = Recorder(
             watched.layers,
             filters=filters.look,
             maps=maps.look if maps else None,
             store=RunStore(str(folder / FOLDER), manifest),
-            sinks=sinks,
+            trackers=trackers,
             probe=probe_files(probe),
             texts=_table(network, probe, watched, through),
         )
@@ -251,12 +251,12 @@ def _new_folder(out: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _events(folder: Path | None) -> Iterator[list[Sink]]:
+def _events(folder: Path | None) -> Iterator[list[Tracker]]:
     if folder is None:
         yield []
         return
     file = EventFile(str(folder))
     try:
-        yield [TensorBoardSink(file)]
+        yield [TensorBoardTracker(file)]
     finally:
         file.close()

@@ -27,7 +27,7 @@ from cnnlog.rendering.views import cell_width, grid_columns, select_filters, sel
 from cnnlog.runs.manifest import WatchedLayer
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray, Record, Snapshot
-from cnnlog.trackers import Sink
+from cnnlog.trackers import Tracker
 
 Numbers = dict[str, dict[str, npt.NDArray[np.float64]]]
 
@@ -90,7 +90,7 @@ class Recorder:
         layers: the watched layers, in the order of their tags.
         filters: how filters are drawn, `None` if none are watched; likewise `maps`.
         store: where to keep the run; `None` keeps nothing (Lightning's `fast_dev_run`).
-        sinks: the trackers.
+        trackers: those that get pictures and numbers.
         probe: the probe's tensor `[N, C, H, W]`, and its picture.
         texts: tag -> Markdown, logged once with the first snapshot.
     """
@@ -102,7 +102,7 @@ class Recorder:
         filters: Look | None,
         maps: Look | None,
         store: RunStore | None,
-        sinks: Sequence[Sink],
+        trackers: Sequence[Tracker],
         probe: tuple[FloatArray, Picture] | None,
         texts: Mapping[str, str] | None = None,
     ) -> None:
@@ -136,28 +136,30 @@ class Recorder:
             name="cnnlog",
             size=JOBS_WAITING,
         )
-        self._sinks = tuple(sinks)
-        self._trackers = [(sink.name, self._tracker(sink)) for sink in sinks]
+        self._trackers = tuple(trackers)
+        self._mailboxes = [(tracker.name, self._mailbox(tracker)) for tracker in trackers]
 
-    def _tracker(self, sink: Sink) -> Mailbox[Page]:
+    def _mailbox(self, tracker: Tracker) -> Mailbox[Page]:
         def send(page: Page) -> None:
             for tag, markdown in page.texts.items():
-                sink.add_text(tag, markdown, page.step)
+                tracker.add_text(tag, markdown, page.step)
             for picture in page.pictures:
-                sink.add_image(picture.tag, picture.png, picture.size, page.step, description=picture.description)
+                tracker.add_image(picture.tag, picture.png, picture.size, page.step, description=picture.description)
             for tag, value in page.scalars.items():
-                sink.add_scalar(tag, value, page.step)
+                tracker.add_scalar(tag, value, page.step)
             for tag, values in page.histograms.items():
-                sink.add_histogram(tag, values, page.step)
-            sink.commit(page.step)
+                tracker.add_histogram(tag, values, page.step)
+            tracker.commit(page.step)
 
         def failed(page: Page, error: Exception) -> None:
             kept = f"; every snapshot is in {self.store.folder}" if self.store else ""
             self._note(
-                sink.name, f"{sink.name} did not take the pictures of step {page.step}, and may miss more{kept}", error
+                tracker.name,
+                f"{tracker.name} did not take the pictures of step {page.step}, and may miss more{kept}",
+                error,
             )
 
-        name = f"cnnlog to {sink.name}"
+        name = f"cnnlog to {tracker.name}"
         size = TRACKER_BYTES_WAITING
         return Mailbox(send, failed, name=name, size=size, weigh=lambda page: page.nbytes, drop_when_full=True)
 
@@ -174,12 +176,12 @@ class Recorder:
     def drain(self, *, trackers: bool = False) -> None:
         """Wait until everything handed over is stored and drawn; with `trackers`, until they have taken it, too."""
         self._jobs.drain()
-        for _, tracker in self._trackers if trackers else ():
-            tracker.drain()
+        for _, mailbox in self._mailboxes if trackers else ():
+            mailbox.drain()
 
     def finish(self) -> None:
         """Draw the evolution strips, if there was anything new, then drain."""
-        if self.store is not None and self._trackers and self._recorded:
+        if self.store is not None and self._mailboxes and self._recorded:
             self._recorded = False  # a second strip at the same step would hide the first
             self._jobs.put(Job("drawing the evolution", self._draw_evolution))
         self.drain()
@@ -188,12 +190,12 @@ class Recorder:
         """Drain and end the threads, with patience for the trackers; says how many steps' pictures one has missed."""
         self._jobs.close()
         deadline = time.monotonic() + TRACKER_PATIENCE
-        for name, tracker in self._trackers:
-            done = tracker.close(max(0, deadline - time.monotonic()))
-            missed = f"the pictures of {tracker.dropped} steps were left out"
+        for name, mailbox in self._mailboxes:
+            done = mailbox.close(max(0, deadline - time.monotonic()))
+            missed = f"the pictures of {mailbox.dropped} steps were left out"
             if not done:
                 self._note(name, f"{name} still has work after {TRACKER_PATIENCE:.0f} s; {missed}")
-            elif tracker.dropped:
+            elif mailbox.dropped:
                 self._note(f"{name} dropped", f"{name} was too slow; {missed}")
 
     def take_problems(self) -> list[Problem]:
@@ -241,7 +243,7 @@ class Recorder:
         finally:
             self._stored.set()  # also when that failed: the training does not wait for what will not come
         self._check(record, snapshot)
-        if self._trackers:
+        if self._mailboxes:
             try:
                 page = self._page(record, histograms=self._histograms(snapshot), is_baseline=is_baseline)
             except Exception as error:  # the snapshot is stored all the same
@@ -357,7 +359,7 @@ class Recorder:
                 self._store_start(self.store)
             except Exception as error:
                 self._note("store", f"the baseline could not be stored in {self.store.folder}", error)
-        if self._trackers:
+        if self._mailboxes:
             self._see(baseline)
             self._send(self._page(baseline, histograms={}, is_baseline=True))
 
@@ -368,7 +370,7 @@ class Recorder:
 
     def _draw_missing(self, store: RunStore, baseline: Record) -> None:
         """Send the trackers the stored steps that a kill kept them from, so that it leaves no gap."""
-        lasts = [sink.last_step() for sink in self._sinks]
+        lasts = [tracker.last_step() for tracker in self._trackers]
         for step in store.steps:
             behind = [i for i, last in enumerate(lasts) if last is not None and last < step]
             if not behind:
@@ -378,7 +380,7 @@ class Recorder:
             self._see(record)
             page = self._page(record, histograms={}, is_baseline=step == self.baseline_step)
             for i in behind:
-                self._trackers[i][1].put(page)
+                self._mailboxes[i][1].put(page)
 
     def _check(self, record: Record, snapshot: Snapshot) -> None:
         """Tell of values that are NaN or infinite, and of dead layers."""
@@ -469,8 +471,8 @@ class Recorder:
         self._send(Page(steps[-1], tuple(pictures)))
 
     def _send(self, page: Page) -> None:
-        for _, tracker in self._trackers:
-            tracker.put(page)
+        for _, mailbox in self._mailboxes:
+            mailbox.put(page)
 
     def _note(self, what: str, message: str, error: Exception | None = None, *, next: str = "") -> None:
         with self._lock:

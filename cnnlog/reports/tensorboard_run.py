@@ -26,7 +26,7 @@ from cnnlog.rendering.ranges import Limits
 from cnnlog.rendering.views import ResolvedView
 from cnnlog.runs.run import Progress
 from cnnlog.snapshot import FloatArray
-from cnnlog.trackers.tensorboard import TensorBoardSink
+from cnnlog.trackers.tensorboard import TensorBoardTracker
 
 SUFFIX = ".cnnlog-compare"
 _KINDS: tuple[Kind, ...] = (Kind.FILTERS, Kind.FEATURE_MAPS)
@@ -73,12 +73,12 @@ def write_board(
     try:
         events = _Events(draft)
         try:
-            sink, numbers = TensorBoardSink(events), _numbers(comparison)
+            tracker, numbers = TensorBoardTracker(events), _numbers(comparison)
             for done, step in enumerate(comparison.steps):
-                _add_step(sink, comparison, step, width)
+                _add_step(tracker, comparison, step, width)
                 for tag, value in numbers.get(step, ()):
-                    sink.add_scalar(tag, value, step)
-                sink.commit(step)
+                    tracker.add_scalar(tag, value, step)
+                tracker.commit(step)
                 if progress is not None:
                     progress("drawing for TensorBoard", done + 1, len(comparison.steps))
         finally:
@@ -97,7 +97,7 @@ def write_board(
 
 
 class _Events:
-    """An event file, in the clothes of the logger and its writer that the sink expects."""
+    """An event file, in the clothes of the logger and its writer that the tracker expects."""
 
     def __init__(self, folder: Path) -> None:
         self._file = EventFileWriter(str(folder), filename_suffix=SUFFIX)
@@ -122,7 +122,7 @@ class _Events:
             self._file.close()
 
 
-def _add_step(sink: TensorBoardSink, comparison: Comparison, step: int, width: int) -> None:
+def _add_step(tracker: TensorBoardTracker, comparison: Comparison, step: int, width: int) -> None:
     for layer in comparison.layers:
         for kind in _KINDS:
             for side in range(len(comparison.sides)):
@@ -133,7 +133,7 @@ def _add_step(sink: TensorBoardSink, comparison: Comparison, step: int, width: i
                 own = comparison.step_of(side, step)
                 of = comparison.sides[side].label + ("" if own is None else f", its step {own} at step {step}")
                 for tail, grid in _grids(kind, comparison.view_of(side, layer), shown, limits, width=width):
-                    _add(sink, f"{kind}/{layer.tag}/{letter(side)}{tail}", grid, step, f"{layer.name} of {of}")
+                    _add(tracker, f"{kind}/{layer.tag}/{letter(side)}{tail}", grid, step, f"{layer.name} of {of}")
             for side in range(1, len(comparison.sides)):
                 change = comparison.difference(layer, kind, step, side)
                 limits = comparison.difference_limits(layer, kind, step, side)
@@ -141,7 +141,7 @@ def _add_step(sink: TensorBoardSink, comparison: Comparison, step: int, width: i
                     continue
                 what = f"{layer.name} of {comparison.sides[side].label} minus {comparison.sides[0].label}"
                 for tail, grid in _grids(kind, comparison.view_of(0, layer), change, limits, width=width):
-                    _add(sink, f"{kind}/{layer.tag}/{letter(side)}-{letter(0)}{tail}", grid, step, what)
+                    _add(tracker, f"{kind}/{layer.tag}/{letter(side)}-{letter(0)}{tail}", grid, step, what)
 
 
 def _numbers(comparison: Comparison) -> dict[int, list[tuple[str, float]]]:
@@ -169,5 +169,5 @@ def _grids(
             yield (f"/image{image}" if len(shown) > 1 else ""), maps_grid(maps, limits, width=width)
 
 
-def _add(sink: TensorBoardSink, tag: str, grid: Grid, step: int, description: str) -> None:
-    sink.add_image(f"compare_{tag}", encode_png(grid), grid.size, step, description=description)
+def _add(tracker: TensorBoardTracker, tag: str, grid: Grid, step: int, description: str) -> None:
+    tracker.add_image(f"compare_{tag}", encode_png(grid), grid.size, step, description=description)

@@ -1,4 +1,4 @@
-"""Where pictures and numbers go: one small module a tracker, all behind `Sink`."""
+"""Where pictures and numbers go: one small module a tracker, all behind `Tracker`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class Sink(Protocol):
+class Tracker(Protocol):
     """A tracker, as the recorder sees it. Called from one background thread, with rising steps on every tag."""
 
     name: str
@@ -34,8 +34,8 @@ class Sink(Protocol):
         """The last step whose filters or feature maps the tracker has, -1 without any; None if it cannot tell."""
 
 
-def sinks_for(loggers: Sequence[Any], *, folder: str, unit: str) -> tuple[list[Sink], list[Any]]:
-    """The sinks of a trainer, and those of its loggers that take no pictures.
+def trackers_for(loggers: Sequence[Any], *, folder: str, unit: str) -> tuple[list[Tracker], list[Any]]:
+    """The trackers of a trainer, and those of its loggers that take no pictures.
 
     Pictures become files in the run's folder for a `CSVLogger`, and where nothing else takes them. A ClearML task of
     this process is served, too: where there is a TensorBoard logger, ClearML copies what that one writes.
@@ -45,58 +45,58 @@ def sinks_for(loggers: Sequence[Any], *, folder: str, unit: str) -> tuple[list[S
         folder: where the run is stored.
         unit: what steps count, `"epoch"` or `"step"`.
     """
-    found = {id(logger): sink_for(logger, folder=folder, unit=unit) for logger in loggers}
-    sinks = [sink for sink in found.values() if sink is not None]
-    names = {sink.name for sink in sinks}
+    found = {id(logger): tracker_for(logger, folder=folder, unit=unit) for logger in loggers}
+    trackers = [tracker for tracker in found.values() if tracker is not None]
+    names = {tracker.name for tracker in trackers}
     if not names & {"TensorBoard", "ClearML"} and (task := _clearml_task()) is not None:
-        from cnnlog.trackers.clearml import ClearMLSink
+        from cnnlog.trackers.clearml import ClearMLTracker
 
-        sinks.append(ClearMLSink(task))
+        trackers.append(ClearMLTracker(task))
     if not loggers or any("CSVLogger" in kinds(logger) for logger in loggers):
         from cnnlog.trackers.picture_files import PictureFiles
 
-        sinks.append(PictureFiles(folder))
+        trackers.append(PictureFiles(folder))
     refused = [logger for logger in loggers if found[id(logger)] is None and "CSVLogger" not in kinds(logger)]
-    return sinks, refused
+    return trackers, refused
 
 
-def sink_for(logger: Any, *, folder: str, unit: str) -> Sink | None:
-    """The sink for a Lightning logger, or `None` if it takes no pictures itself.
+def tracker_for(logger: Any, *, folder: str, unit: str) -> Tracker | None:
+    """The tracker for a Lightning logger, or `None` if it takes no pictures itself.
 
     Loggers are told by the name of their classes, so that those of `lightning` and of `pytorch_lightning` are alike
     and no tracker's package is imported before it is used.
     """
     known = kinds(logger)
-    sink: Sink | None = None
+    tracker: Tracker | None = None
     if "TensorBoardLogger" in known:
-        from cnnlog.trackers.tensorboard import TensorBoardSink
+        from cnnlog.trackers.tensorboard import TensorBoardTracker
 
-        sink = TensorBoardSink(logger)
+        tracker = TensorBoardTracker(logger)
     elif "WandbLogger" in known:
-        from cnnlog.trackers.wandb import WandbSink
+        from cnnlog.trackers.wandb import WandbTracker
 
-        sink = WandbSink(logger, unit=unit)
+        tracker = WandbTracker(logger, unit=unit)
     elif "MLFlowLogger" in known:
-        from cnnlog.trackers.mlflow import MLflowSink
+        from cnnlog.trackers.mlflow import MLflowTracker
 
-        sink = MLflowSink(logger)
+        tracker = MLflowTracker(logger)
     elif "CometLogger" in known:
-        from cnnlog.trackers.comet import CometSink
+        from cnnlog.trackers.comet import CometTracker
 
-        sink = CometSink(logger, unit=unit)
+        tracker = CometTracker(logger, unit=unit)
     elif "AimLogger" in known:
-        from cnnlog.trackers.aim import AimSink
+        from cnnlog.trackers.aim import AimTracker
 
-        sink = AimSink(logger, unit=unit)
+        tracker = AimTracker(logger, unit=unit)
     elif "ClearMLLogger" in known:
-        from cnnlog.trackers.clearml import ClearMLSink, task_of
+        from cnnlog.trackers.clearml import ClearMLTracker, task_of
 
-        sink = ClearMLSink(task_of(logger))
+        tracker = ClearMLTracker(task_of(logger))
     elif "CSVLogger" not in known:
-        from cnnlog.trackers.other import OtherSink
+        from cnnlog.trackers.other import OtherTracker
 
-        sink = OtherSink.of(logger)
-    return sink
+        tracker = OtherTracker.of(logger)
+    return tracker
 
 
 def kinds(logger: Any) -> set[str]:

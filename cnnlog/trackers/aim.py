@@ -11,7 +11,7 @@ import numpy.typing as npt
 from PIL import Image
 
 
-class AimSink:
+class AimTracker:
     """Writes to the run of an `AimLogger`."""
 
     def __init__(self, logger: Any, *, unit: str) -> None:

@@ -18,7 +18,7 @@ def task_of(logger: Any) -> Any:
     raise LookupError(f"{type(logger).__name__} has no ClearML task as its `task` or `experiment`")
 
 
-class ClearMLSink:
+class ClearMLTracker:
     """Reports to a ClearML task; the part of a tag before the first slash is its title there, the rest its series."""
 
     def __init__(self, task: Any) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-class CometSink:
+class CometTracker:
     """Writes to the experiment of a Lightning `CometLogger`."""
 
     def __init__(self, logger: Any, *, unit: str) -> None:

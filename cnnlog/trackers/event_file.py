@@ -8,7 +8,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 
 class EventFile:
-    """What `TensorBoardSink` needs of a Lightning logger.
+    """What `TensorBoardTracker` needs of a Lightning logger.
 
     Args:
         folder: where the event file goes; it is made when it is first written to.

@@ -17,7 +17,7 @@ from cnnlog.runs.places import shortened
 KEY_BYTES = 150  # MLflow takes 250 for a metric, but adds about 90 to an image's, which becomes the name of a file
 
 
-class MLflowSink:
+class MLflowTracker:
     """Writes to the run of a Lightning `MLFlowLogger`; pictures show in its image grid, with a slider over the steps.
 
     MLflow takes no histograms; those are left out.

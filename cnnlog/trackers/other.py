@@ -22,7 +22,7 @@ CAPTION = ("caption", "description")
 Call = Callable[[str, Any, int, str], None]  # tag, value, step, description
 
 
-class OtherSink:
+class OtherTracker:
     """Calls a logger's, or its experiment's, method for images; numbers go the way that is found likewise.
 
     Texts and histograms are left out.
@@ -34,8 +34,8 @@ class OtherSink:
         self._number = number
 
     @classmethod
-    def of(cls, logger: Any) -> OtherSink | None:
-        """The sink for a logger, `None` if no method is found that can be called with a tag and an image."""
+    def of(cls, logger: Any) -> OtherTracker | None:
+        """The tracker for a logger, `None` if no method is found that can be called with a tag and an image."""
         image = next(_calls(logger, IMAGE_METHODS, IMAGE, _as_image), None)
         if image is None:
             return None

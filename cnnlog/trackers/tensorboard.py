@@ -16,7 +16,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from cnnlog.runs.places import locate
 
 
-class TensorBoardSink:
+class TensorBoardTracker:
     """Writes to the event file of a Lightning `TensorBoardLogger`.
 
     All pictures and numbers of a step go out as one event: a kill leaves the whole step or nothing of it, and the

@@ -13,7 +13,7 @@ from PIL import Image
 from cnnlog.runs.places import shortened
 
 
-class WandbSink:
+class WandbTracker:
     """Writes to the run of a Lightning `WandbLogger`.
 
     Everything of a step is one row of the run's history, with the step on an axis of its own, `cnnlog/epoch` or

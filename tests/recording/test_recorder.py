@@ -23,8 +23,8 @@ from cnnlog.rendering.png import encode_png
 from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Snapshot
-from cnnlog.trackers import Sink
-from cnnlog.trackers.tensorboard import TensorBoardSink
+from cnnlog.trackers import Tracker
+from cnnlog.trackers.tensorboard import TensorBoardTracker
 
 LAYERS = (
     WatchedLayer("stem", "00_stem", "Conv2d", (6, 3, 5, 5), (1, 6, 12, 12), "rgb"),
@@ -72,8 +72,8 @@ class Gate:
         assert self.open.wait(20)
 
 
-class Tracker:
-    """A sink that keeps what it gets."""
+class Keeping:
+    """A tracker that keeps what it gets."""
 
     def __init__(self, *, fail: Callable[[int, str], None] = lambda step, tag: None, name: str = "Tracker") -> None:
         self.name = name
@@ -104,8 +104,8 @@ class Tracker:
         return None
 
 
-def recorder(kept: RunStore | None, *sinks: Sink) -> Recorder:
-    return Recorder(LAYERS, filters=Look(), maps=Look(), store=kept, sinks=sinks, probe=None)
+def recorder(kept: RunStore | None, *trackers: Tracker) -> Recorder:
+    return Recorder(LAYERS, filters=Look(), maps=Look(), store=kept, trackers=trackers, probe=None)
 
 
 def whats(made: Recorder) -> list[str]:
@@ -120,7 +120,7 @@ def assert_no_threads() -> None:
 
 
 def test_every_snapshot_is_stored_and_drawn_in_order(tmp_path: Path) -> None:
-    tracker = Tracker()
+    tracker = Keeping()
     made = recorder(store(tmp_path), tracker)
     for step in range(6):
         made.record(snapshot(step))
@@ -135,7 +135,7 @@ def test_every_snapshot_is_stored_and_drawn_in_order(tmp_path: Path) -> None:
 
 
 def test_the_evolution_is_drawn_once_for_what_is_new(tmp_path: Path) -> None:
-    tracker = Tracker()
+    tracker = Keeping()
     made = recorder(store(tmp_path), tracker)
     made.record(snapshot(0))
     for _ in range(3):
@@ -145,7 +145,7 @@ def test_the_evolution_is_drawn_once_for_what_is_new(tmp_path: Path) -> None:
 
 
 def test_nothing_is_kept_or_lost_without_a_store() -> None:
-    tracker = Tracker()
+    tracker = Keeping()
     made = recorder(None, tracker)
     made.record(snapshot(0))
     made.finish()
@@ -164,7 +164,7 @@ def test_a_drawing_that_raises_loses_no_stored_step(
     def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError("no room for a picture")
 
-    tracker = Tracker()
+    tracker = Keeping()
     made = recorder(store(tmp_path), tracker)
     made.record(snapshot(0))
     made.drain()
@@ -191,7 +191,7 @@ def test_the_store_is_written_before_anything_is_drawn(tmp_path: Path, monkeypat
         return draw(*args, **more)
 
     monkeypatch.setattr(drawer, "encode_png", watch)
-    made = recorder(kept, Tracker())
+    made = recorder(kept, Keeping())
     made.record(snapshot(0))
     made.close()
     assert seen
@@ -215,7 +215,7 @@ def test_a_snapshot_is_taken_when_the_one_before_is_stored(tmp_path: Path, monke
 
     monkeypatch.setattr(RunStore, "write_record", slow(write, 0.05))
     monkeypatch.setattr(drawer, "encode_png", slow(draw, 0.01))
-    made = recorder(kept, Tracker())
+    made = recorder(kept, Keeping())
     for step in range(5):
         made.record(snapshot(step))
         assert kept.steps == list(range(len(kept.steps)))
@@ -253,7 +253,7 @@ def test_a_tracker_that_raises_at_the_third_picture_costs_the_store_nothing(tmp_
         if step == 1 and len(given) % 3 == 0:
             raise ConnectionError("the server is gone")
 
-    bad, good = Tracker(fail=third, name="Bad"), Tracker(name="Good")
+    bad, good = Keeping(fail=third, name="Bad"), Keeping(name="Good")
     made = recorder(store(tmp_path), bad, good)
     for step in range(4):
         made.record(snapshot(step))
@@ -272,7 +272,7 @@ def test_a_tracker_that_blocks_holds_up_neither_the_store_nor_the_others(
 ) -> None:
     monkeypatch.setattr(recorder_module, "TRACKER_PATIENCE", 0.2)
     gate = Gate()
-    slow, good = Tracker(fail=gate, name="Slow"), Tracker(name="Good")
+    slow, good = Keeping(fail=gate, name="Slow"), Keeping(name="Good")
     made = recorder(store(tmp_path), slow, good)
     for step in range(12):
         made.record(snapshot(step))
@@ -294,7 +294,7 @@ def test_a_tracker_that_blocks_holds_up_neither_the_store_nor_the_others(
 def test_a_slow_tracker_says_how_many_steps_it_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "TRACKER_BYTES_WAITING", 1)
     gate = Gate()
-    slow = Tracker(fail=gate, name="Slow")
+    slow = Keeping(fail=gate, name="Slow")
     made = recorder(store(tmp_path), slow)
     for step in range(12):
         made.record(snapshot(step))
@@ -309,7 +309,7 @@ def test_a_slow_tracker_says_how_many_steps_it_missed(tmp_path: Path, monkeypatc
 
 def test_the_queue_of_a_tracker_counts_bytes_so_that_a_fast_training_loses_no_pictures(tmp_path: Path) -> None:
     gate = Gate()
-    slow = Tracker(fail=gate, name="Slow")
+    slow = Keeping(fail=gate, name="Slow")
     made = recorder(store(tmp_path), slow)
     for step in range(40):
         made.record(snapshot(step % 8, maps=step < 8))
@@ -325,7 +325,7 @@ def test_the_queue_of_a_tracker_counts_bytes_so_that_a_fast_training_loses_no_pi
 def test_the_end_waits_once_for_all_trackers_that_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recorder_module, "TRACKER_PATIENCE", 1.0)
     gates = [Gate(), Gate(), Gate()]
-    made = recorder(store(tmp_path), *(Tracker(fail=gate, name=f"Slow {i}") for i, gate in enumerate(gates)))
+    made = recorder(store(tmp_path), *(Keeping(fail=gate, name=f"Slow {i}") for i, gate in enumerate(gates)))
     made.record(snapshot(0))
     made.drain()
     begun = time.monotonic()
@@ -338,7 +338,7 @@ def test_the_end_waits_once_for_all_trackers_that_hang(tmp_path: Path, monkeypat
     until(lambda: not any(thread.name.startswith("cnnlog to") for thread in threading.enumerate()))
 
 
-def test_what_a_failed_step_left_in_tensorboards_sink_is_not_in_the_next_one() -> None:
+def test_what_a_failed_step_left_in_tensorboards_tracker_is_not_in_the_next_one() -> None:
     written: list[tuple[int, list[str]]] = []
 
     class Writer:
@@ -348,11 +348,11 @@ def test_what_a_failed_step_left_in_tensorboards_sink_is_not_in_the_next_one() -
         def flush(self) -> None:
             pass
 
-    sink = TensorBoardSink(SimpleNamespace(experiment=SimpleNamespace(_get_file_writer=Writer)))
-    sink.add_scalar("lost", 1.0, 0)  # and then something raised
-    sink.add_scalar("kept", 1.0, 1)
-    sink.commit(1)
-    sink.commit(2)
+    tracker = TensorBoardTracker(SimpleNamespace(experiment=SimpleNamespace(_get_file_writer=Writer)))
+    tracker.add_scalar("lost", 1.0, 0)  # and then something raised
+    tracker.add_scalar("kept", 1.0, 1)
+    tracker.commit(1)
+    tracker.commit(2)
     assert written == [(1, ["kept"]), (2, [])]
 
 
@@ -398,7 +398,7 @@ def test_errors_of_other_file_systems_are_store_problems_too(tmp_path: Path, mon
         raise BucketError("access denied")
 
     monkeypatch.setattr(RunStore, "write_record", fail)
-    tracker = Tracker()
+    tracker = Keeping()
     made = recorder(store(tmp_path), tracker)
     made.record(snapshot(0))
     made.finish()
@@ -421,7 +421,7 @@ def test_the_manifest_names_the_baseline_that_was_taken(tmp_path: Path) -> None:
 
 
 def test_all_layers_with_values_that_are_not_numbers_make_one_problem(tmp_path: Path) -> None:
-    made = recorder(store(tmp_path), Tracker())
+    made = recorder(store(tmp_path), Keeping())
     made.record(snapshot(0))
     broken = snapshot(1)
     for array in (*broken.filters.values(), *broken.feature_maps.values()):
@@ -507,7 +507,7 @@ def test_an_evolution_after_a_resume_without_new_maps(tmp_path: Path) -> None:
     first = recorder(store(tmp_path))
     first.record(snapshot(0))
     first.close()
-    old, tracker = RunStore.open(store(tmp_path).folder), Tracker()
+    old, tracker = RunStore.open(store(tmp_path).folder), Keeping()
     second = recorder(old, tracker)
     second.resume(old, now=0, carried=False)
     second.record(snapshot(1, maps=False))
@@ -534,7 +534,7 @@ def test_no_update_is_measured_across_a_kill_between_two_files(tmp_path: Path) -
     assert "filter_update_l2" in old.read_record(4).numbers
 
 
-class Album(Tracker):
+class Album(Keeping):
     """Keeps the pictures, too."""
 
     def __init__(self, last: int = -1) -> None:
@@ -565,15 +565,15 @@ def test_a_resume_draws_what_a_kill_kept_from_a_tracker(tmp_path: Path) -> None:
 
 
 def test_tensorboard_tells_its_last_step_also_from_a_file_that_a_kill_cut_off(tmp_path: Path) -> None:
-    sink = TensorBoardSink(SimpleNamespace(experiment=SummaryWriter(str(tmp_path))))
-    assert sink.last_step() == -1
+    tracker = TensorBoardTracker(SimpleNamespace(experiment=SummaryWriter(str(tmp_path))))
+    assert tracker.last_step() == -1
     for step in range(3):
-        sink.add_image("filters/00_stem", b"\x89PNG" + bytes(500), (1, 1), step, description="d")
-        sink.add_scalar("loss", 1.0, step)
-        sink.commit(step)
-    sink.add_scalar("loss", 1.0, 9)
-    sink.commit(9)
-    assert sink.last_step() == 2
+        tracker.add_image("filters/00_stem", b"\x89PNG" + bytes(500), (1, 1), step, description="d")
+        tracker.add_scalar("loss", 1.0, step)
+        tracker.commit(step)
+    tracker.add_scalar("loss", 1.0, 9)
+    tracker.commit(9)
+    assert tracker.last_step() == 2
     (path,) = tmp_path.glob("*tfevents*")
     path.write_bytes(path.read_bytes()[:-200])  # into step 2's event
-    assert sink.last_step() == 1
+    assert tracker.last_step() == 1

@@ -57,7 +57,9 @@ def write(folder: Path, *, rule: RangeRule = "channel") -> Path:
     settings = {kind: vars(look) for kind, look in looks.items()}
     manifest = Manifest(LAYERS, Unit.EPOCH, 0, settings, {}, {}, "Net", "2026-01-01T00:00:00+00:00")
     store = RunStore(str(folder / "cnnlog"), manifest)
-    recorder = Recorder(LAYERS, filters=looks["filters"], maps=looks["feature_maps"], store=store, sinks=[], probe=None)
+    recorder = Recorder(
+        LAYERS, filters=looks["filters"], maps=looks["feature_maps"], store=store, trackers=[], probe=None
+    )
     for step in range(STEPS):
         recorder.record(snapshot(step, maps=step % 2 == 0))
     recorder.close()

@@ -89,7 +89,7 @@ def write_run(
         filters=look,
         maps=look,
         store=RunStore(str(folder / "cnnlog"), manifest),
-        sinks=(),
+        trackers=(),
         probe=(tensor, Picture("probe", pixels, (16, 16), "The probe.")),
     )
     for step in steps:

@@ -27,8 +27,8 @@ from cnnlog import FeatureMapMonitor, FilterMonitor
 from cnnlog.recording import recorder
 from cnnlog.runs.places import shortened
 from cnnlog.runs.store import RunStore
-from cnnlog.trackers import kinds, sinks_for
-from cnnlog.trackers.other import OtherSink
+from cnnlog.trackers import kinds, trackers_for
+from cnnlog.trackers.other import OtherTracker
 from cnnlog.trackers.picture_files import PictureFiles
 
 PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "comet": "comet_ml", "aim": "aim", "clearml": "clearml"}
@@ -118,8 +118,8 @@ def test_loggers_are_told_by_name_whatever_package_they_are_of() -> None:
     class Mine(TensorBoardLogger):
         pass
 
-    sinks, refused = sinks_for([Mine()], folder="x", unit="epoch")
-    assert [sink.name for sink in sinks] == ["TensorBoard"]
+    trackers, refused = trackers_for([Mine()], folder="x", unit="epoch")
+    assert [tracker.name for tracker in trackers] == ["TensorBoard"]
     assert refused == []
     assert {"Mine", "TensorBoardLogger"} <= kinds(Mine())
 
@@ -168,9 +168,9 @@ def test_trainer_module_and_loggers_may_be_those_of_pytorch_lightning(tmp_path: 
 
 def test_the_package_of_a_tracker_that_is_not_used_is_not_imported() -> None:
     code = (
-        "import sys; from cnnlog.trackers import sinks_for\n"
+        "import sys; from cnnlog.trackers import trackers_for\n"
         "class CSVLogger: pass\n"
-        "sinks_for([CSVLogger()], folder='x', unit='epoch'); print(*sys.modules)"
+        "trackers_for([CSVLogger()], folder='x', unit='epoch'); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"wandb", "mlflow", "comet_ml", "aim", "clearml", "tensorboard"}
@@ -248,11 +248,11 @@ def test_an_unknown_logger_with_an_image_method_is_used(tmp_path: Path) -> None:
 def one_picture(logger: Any) -> None:
     data = io.BytesIO()
     Image.fromarray(np.full((4, 6, 3), 7, np.uint8)).save(data, "PNG")
-    sink = OtherSink.of(logger)
-    assert sink is not None
-    sink.add_image("filters/a", data.getvalue(), (6, 4), 3, description="what it is")
-    sink.add_scalar("cka/a", 0.5, 3)
-    sink.commit(3)
+    tracker = OtherTracker.of(logger)
+    assert tracker is not None
+    tracker.add_image("filters/a", data.getvalue(), (6, 4), 3, description="what it is")
+    tracker.add_scalar("cka/a", 0.5, 3)
+    tracker.commit(3)
 
 
 def test_image_methods_are_called_as_their_parameters_want(tmp_path: Path) -> None:
@@ -283,7 +283,7 @@ def test_image_methods_are_called_as_their_parameters_want(tmp_path: Path) -> No
         def log_image(self, image: Any, artifact: str) -> None:
             raise AssertionError
 
-    assert OtherSink.of(Strange()) is None
+    assert OtherTracker.of(Strange()) is None
 
 
 # --- a tracker that is slow or down
