@@ -231,7 +231,16 @@ class FilterMonitor(_Monitor):
         super().__init__(
             layers=layers,
             probe=probe,
-            look=Look(max_filters, value_range, cmap, width, change, histograms, view, max_slices),
+            look=Look(
+                shown=max_filters,
+                value_range=value_range,
+                cmap=cmap,
+                width=width,
+                change=change,
+                histograms=histograms,
+                view=view,
+                slices=max_slices,
+            ),
             every_n_epochs=every_n_epochs,
             every_n_train_steps=every_n_train_steps,
             on_error=on_error,
@@ -314,7 +323,14 @@ class FeatureMapMonitor(_Monitor):
         super().__init__(
             layers=layers,
             probe=probe,
-            look=Look(max_maps, value_range, cmap, width, change, histograms),
+            look=Look(
+                shown=max_maps,
+                value_range=value_range,
+                cmap=cmap,
+                width=width,
+                change=change,
+                histograms=histograms,
+            ),
             every_n_epochs=every_n_epochs,
             every_n_train_steps=every_n_train_steps,
             on_error=on_error,

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, get_args
 
@@ -152,12 +153,12 @@ def watch(
     if not _is_step(resume):
         raise ValueError(f"{who} expected resume to be a whole number from 0 on, got {resume!r}.")
     common: dict[str, Any] = {"unit": Unit(unit), "every": 1, "on_error": on_error, "through": through}
-    look = (value_range, cmap, width, change, histograms)
+    look = Look(value_range=value_range, cmap=cmap, width=width, change=change, histograms=histograms)
     filters = plan_of(
         who,
         layers=layers,
         probe=probe,
-        look=Look(max_filters, *look, view, max_slices),
+        look=replace(look, shown=max_filters, view=view, slices=max_slices),
         shown="max_filters",
         **common,
     )
@@ -165,7 +166,7 @@ def watch(
         who,
         layers=layers if map_layers is None else map_layers,
         probe=filters.probe,
-        look=Look(max_maps, *look),
+        look=replace(look, shown=max_maps),
         shown="max_maps",
         **common,
     )

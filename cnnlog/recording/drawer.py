@@ -22,9 +22,22 @@ from cnnlog.snapshot import FloatArray
 STRIP_CHANNELS = 8
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Look:
-    """How one kind of picture is drawn; see the monitors' arguments."""
+    """How the pictures of one monitor are drawn.
+
+    Attributes:
+        shown: how many channels of a layer, at most; always the first ones.
+        value_range: what full colour stands for: `"channel"`, what each channel had at the baseline; `"layer"`, what
+            the layer had there; `"step"`, the largest value of each channel at each step.
+        cmap: `"auto"`, `"gray"`, or the name of any matplotlib colour map.
+        width: of a grid in pixels, at most; None draws one pixel a value.
+        change: whether the difference to the baseline is drawn, too.
+        histograms: whether the trackers get the distributions of all values, too.
+        view: how a filter with several input channels is drawn: `"rgb"`, `"gray"`, `"slices"` (a row of cells, one for
+            each input channel), `"mean"`, or `"auto"`.
+        slices: how many filters, and how many input channels of each, the view slices has at most.
+    """
 
     shown: int = 64
     value_range: RangeRule = "channel"
