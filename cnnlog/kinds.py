@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import Enum
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
 if TYPE_CHECKING:
-    from cnnlog.snapshot import FloatArray, Record
+    from cnnlog.snapshot import FloatArray
 
 KindName = Literal["filters", "feature_maps"]
 """How the public functions take a kind: by its name, in files and tags, too."""
 
 UnitName = Literal["epoch", "step"]
 """How the public functions take a unit of steps: by its name, in files, too."""
+
+
+_T_co = TypeVar("_T_co", covariant=True)
+
+
+class _OfBoth(Protocol[_T_co]):
+    """What has one thing for filters and one for feature maps: a snapshot, a record, a summary, a side."""
+
+    @property
+    def filters(self) -> _T_co: ...
+
+    @property
+    def feature_maps(self) -> _T_co: ...
+
+
+class _Shaped(Protocol):
+    """A watched layer, as far as its shapes go."""
+
+    @property
+    def weight_shape(self) -> tuple[int, ...] | None: ...
+
+    @property
+    def output_shape(self) -> tuple[int, ...] | None: ...
 
 
 class _Named(str, Enum):
@@ -54,9 +77,27 @@ class Kind(_Named):
         """Whether its values have a sign; None where only the values tell."""
         return True if self is Kind.FILTERS else None
 
-    def of(self, record: Record) -> Mapping[str, FloatArray]:
-        """A record's arrays of this kind: layer -> filters `[n, k, kH, kW]`, or maps `[N, n, h, w]` of N images."""
-        return record.filters if self is Kind.FILTERS else record.feature_maps
+    @property
+    def per_image(self) -> bool:
+        """Whether there is one picture for each image of the probe, rather than one in all."""
+        return self is Kind.FEATURE_MAPS
+
+    def of(self, holder: _OfBoth[_T_co]) -> _T_co:
+        """What a snapshot, a record, a summary or a side has of this kind.
+
+        Args:
+            holder: what has `filters` and `feature_maps`. Those of a record are for each layer filters
+                `[n, k, kH, kW]`, or maps `[N, n, h, w]` of N probe images.
+        """
+        return holder.filters if self is Kind.FILTERS else holder.feature_maps
+
+    def shape(self, layer: _Shaped) -> tuple[int, ...] | None:
+        """The shape of a layer's filters `(O, I, kH, kW)`, or of its output `(N, C, H, W)`; None if not watched.
+
+        Args:
+            layer: a watched layer, as the manifest has it.
+        """
+        return layer.weight_shape if self is Kind.FILTERS else layer.output_shape
 
     def by_channel(self, shown: FloatArray) -> FloatArray:
         """A layer's array with the axis of the channels first, as ranges take it: `[n, ...]`."""

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable
 
 from cnnlog.monitors.ranks import Ranks
-from cnnlog.recording.recorder import Problem
+from cnnlog.recording.problems import Problem
 
 
 class Alarm:

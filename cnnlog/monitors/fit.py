@@ -21,7 +21,8 @@ from cnnlog.kinds import Unit
 from cnnlog.monitors.alarm import Alarm
 from cnnlog.monitors.plan import Plan, manifest_of, probe_files, refuse_other, watch
 from cnnlog.monitors.ranks import Ranks
-from cnnlog.recording.recorder import Problem, Recorder
+from cnnlog.recording.problems import Problem
+from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.places import inside
 from cnnlog.runs.store import FOLDER, RunStore

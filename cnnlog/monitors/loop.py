@@ -25,7 +25,8 @@ from cnnlog.monitors.plan import Plan, manifest_of, plan_of, probe_files, refuse
 from cnnlog.monitors.plan import watch as choose
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.recording.drawer import Look
-from cnnlog.recording.recorder import Problem, Recorder
+from cnnlog.recording.problems import Problem
+from cnnlog.recording.recorder import Recorder
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View
 from cnnlog.runs.manifest import Manifest

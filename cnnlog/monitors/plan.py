@@ -14,7 +14,7 @@ import numpy as np
 from cnnlog.capture.layers import LayerInfo, LayerSpec, select
 from cnnlog.capture.probe import Probe
 from cnnlog.kinds import Kind, Unit
-from cnnlog.recording.drawer import Look, Picture
+from cnnlog.recording.drawer import LoggedPicture, Look
 from cnnlog.rendering.colours import palette
 from cnnlog.rendering.png import Grid, encode_png
 from cnnlog.rendering.ranges import RangeRule
@@ -169,7 +169,7 @@ def refuse_other(old: Manifest, new: Manifest) -> None:
             )
 
 
-def probe_files(probe: Probe | None) -> tuple[FloatArray, Picture] | None:
+def probe_files(probe: Probe | None) -> tuple[FloatArray, LoggedPicture] | None:
     """The probe as the recorder wants it: its tensor, and its pictures side by side."""
     if probe is None:
         return None
@@ -177,7 +177,7 @@ def probe_files(probe: Probe | None) -> tuple[FloatArray, Picture] | None:
     row = [part for picture in probe.pictures for part in (gap, picture)][1:]
     grid = Grid(np.concatenate(row, axis=1), None)
     png = encode_png(grid, text={"cnnlog-probe": "1"}, level=6)
-    return probe.tensor.numpy(), Picture("probe", png, grid.size, f"The probe: {', '.join(probe.names)}.")
+    return probe.tensor.numpy(), LoggedPicture("probe", png, grid.size, f"The probe: {', '.join(probe.names)}.")
 
 
 def _watched(

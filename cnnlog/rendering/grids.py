@@ -23,6 +23,12 @@ from cnnlog.rendering.shrink import fit_width
 from cnnlog.rendering.views import View, cell_width, grid_columns, resolve_view
 from cnnlog.snapshot import FloatArray
 
+STRIP_STEPS = 8
+"""How many steps a strip shows, unless more are asked for."""
+
+STRIP_CHANNELS = 8
+"""How many channels a strip shows: the first ones, unless others are asked for."""
+
 
 def filters_grid(shown: FloatArray, limits: Limits, *, view: View, cmap: str = "auto", width: int | None = 350) -> Grid:
     """One cell a filter in a nearly square grid; with slices: rows are filters, columns are input channels.

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,10 +15,12 @@ import pytest
 from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog.kinds import Unit
-from cnnlog.recording import drawer
-from cnnlog.recording import recorder as recorder_module
-from cnnlog.recording.drawer import Look
+from cnnlog.recording import drawer, outbox
+from cnnlog.recording.drawer import LoggedPicture, Look
+from cnnlog.recording.measured import Yardstick
+from cnnlog.recording.outbox import Parcel
 from cnnlog.recording.recorder import Recorder
+from cnnlog.rendering import picture
 from cnnlog.rendering.png import encode_png
 from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.runs.store import RunStore
@@ -157,9 +159,11 @@ def test_nothing_is_kept_or_lost_without_a_store() -> None:
 # --- drawing fails
 
 
-@pytest.mark.parametrize("broken", ["encode_png", "maps_grid", "filters_grid"])
+@pytest.mark.parametrize(
+    ("module", "broken"), [(drawer, "encode_png"), (picture, "maps_grid"), (picture, "filters_grid")]
+)
 def test_a_drawing_that_raises_loses_no_stored_step(
-    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: ModuleType, broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: Any, **__: Any) -> Any:
         raise MemoryError("no room for a picture")
@@ -169,7 +173,7 @@ def test_a_drawing_that_raises_loses_no_stored_step(
     made.record(snapshot(0))
     made.drain()
     with monkeypatch.context() as patch:
-        patch.setattr(drawer, broken, fail)
+        patch.setattr(module, broken, fail)
         made.record(snapshot(1))
         made.drain()
     made.record(snapshot(2))
@@ -198,7 +202,7 @@ def test_the_store_is_written_before_anything_is_drawn(tmp_path: Path, monkeypat
     assert all(steps == [0] for steps in seen)
 
 
-def has_committed(tracker: Tracker, steps: int) -> Callable[[], bool]:
+def has_committed(tracker: Keeping, steps: int) -> Callable[[], bool]:
     return lambda: len(tracker.committed) == steps
 
 
@@ -225,17 +229,30 @@ def test_a_snapshot_is_taken_when_the_one_before_is_stored(tmp_path: Path, monke
 
 
 def test_a_snapshot_that_cannot_be_measured_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    measure = Recorder._measure
+    measure = Yardstick.measure
 
-    def fails_once(self: Recorder, taken: Snapshot, samples: Any) -> Any:
+    def fails_once(self: Yardstick, taken: Snapshot) -> Any:
         if taken.step == 1:
             raise MemoryError("no room")
-        return measure(self, taken, samples)
+        return measure(self, taken)
 
-    monkeypatch.setattr(Recorder, "_measure", fails_once)
+    monkeypatch.setattr(Yardstick, "measure", fails_once)
     made = recorder(store(tmp_path))
     for step in range(4):
         made.record(snapshot(step))
+    made.close()
+    (problem,) = made.take_problems()
+    assert problem.message == "keeping the snapshot of step 1 failed"
+    assert store(tmp_path).steps == [0, 2, 3]
+
+
+def test_a_snapshot_that_never_arrives_from_a_device_holds_nobody_up(tmp_path: Path) -> None:
+    def lost() -> None:
+        raise RuntimeError("the device is gone")
+
+    made = recorder(store(tmp_path))
+    for step in range(4):
+        made.record(replace(snapshot(step), ready=lost if step == 1 else None))
     made.close()
     (problem,) = made.take_problems()
     assert problem.message == "keeping the snapshot of step 1 failed"
@@ -270,7 +287,7 @@ def test_a_tracker_that_raises_at_the_third_picture_costs_the_store_nothing(tmp_
 def test_a_tracker_that_blocks_holds_up_neither_the_store_nor_the_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder_module, "TRACKER_PATIENCE", 0.2)
+    monkeypatch.setattr(outbox, "TRACKER_PATIENCE", 0.2)
     gate = Gate()
     slow, good = Keeping(fail=gate, name="Slow"), Keeping(name="Good")
     made = recorder(store(tmp_path), slow, good)
@@ -292,7 +309,7 @@ def test_a_tracker_that_blocks_holds_up_neither_the_store_nor_the_others(
 
 
 def test_a_slow_tracker_says_how_many_steps_it_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "TRACKER_BYTES_WAITING", 1)
+    monkeypatch.setattr(outbox, "TRACKER_BYTES_WAITING", 1)
     gate = Gate()
     slow = Keeping(fail=gate, name="Slow")
     made = recorder(store(tmp_path), slow)
@@ -318,12 +335,12 @@ def test_the_queue_of_a_tracker_counts_bytes_so_that_a_fast_training_loses_no_pi
     made.close()
     assert whats(made) == []
     assert len(slow.committed) == 40
-    page = recorder_module.Page(0, (drawer.Picture("a", b"12345", (1, 1), ""),), {}, {}, {"b": np.ones(3, "f4")})
-    assert page.nbytes == 5 + 12
+    parcel = Parcel(0, (LoggedPicture("a", b"12345", (1, 1), ""),), {}, {}, {"b": np.ones(3, "f4")})
+    assert parcel.nbytes == 5 + 12
 
 
 def test_the_end_waits_once_for_all_trackers_that_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recorder_module, "TRACKER_PATIENCE", 1.0)
+    monkeypatch.setattr(outbox, "TRACKER_PATIENCE", 1.0)
     gates = [Gate(), Gate(), Gate()]
     made = recorder(store(tmp_path), *(Keeping(fail=gate, name=f"Slow {i}") for i, gate in enumerate(gates)))
     made.record(snapshot(0))

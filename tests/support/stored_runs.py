@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cnnlog.kinds import Unit
-from cnnlog.recording.drawer import Look, Picture
+from cnnlog.recording.drawer import LoggedPicture, Look
 from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.runs.store import RunStore
@@ -90,7 +90,7 @@ def write_run(
         maps=look,
         store=RunStore(str(folder / "cnnlog"), manifest),
         trackers=(),
-        probe=(tensor, Picture("probe", pixels, (16, 16), "The probe.")),
+        probe=(tensor, LoggedPicture("probe", pixels, (16, 16), "The probe.")),
     )
     for step in steps:
         filters, maps = at(step)

@@ -24,7 +24,7 @@ from support.tracked import EPOCHS, pixels
 from support.training import TinyCNN, events, fit, image_steps, loader, ours, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.recording import recorder
+from cnnlog.recording import outbox
 from cnnlog.runs.places import shortened
 from cnnlog.runs.store import RunStore
 from cnnlog.trackers import kinds, trackers_for
@@ -307,7 +307,7 @@ class Blocking(Unknown):
 def test_a_training_goes_on_when_a_tracker_is_down(
     kind: type[Unknown], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "TRACKER_PATIENCE", 0.2)
+    monkeypatch.setattr(outbox, "TRACKER_PATIENCE", 0.2)
     results: list[list[bytes]] = []
     Blocking.released.clear()
     for callbacks in ([], monitors()):

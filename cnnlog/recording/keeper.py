@@ -1,0 +1,89 @@
+"""What goes into the store: the files that begin a run, and then a record a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from cnnlog.recording.measured import Yardstick
+from cnnlog.recording.problems import Problem, Problems
+from cnnlog.runs.store import RunStore
+from cnnlog.snapshot import FloatArray, Record
+
+
+class Keeper:
+    """Writes a run. What could not be stored of its start is tried again before each later step.
+
+    Args:
+        store: where to; None keeps nothing.
+        probe: the probe's tensor `[N, C, H, W]` and its PNG; None for a run without one.
+        problems: where it is noted that something could not be stored.
+
+    Attributes:
+        step_bytes: the size of the last step file; 0 before there is one.
+    """
+
+    def __init__(self, store: RunStore | None, *, probe: tuple[FloatArray, bytes] | None, problems: Problems) -> None:
+        self.step_bytes = 0
+        self._store, self._probe, self._problems = store, probe, problems
+        self._unstored: list[Callable[[RunStore], None]] = []
+
+    def keep(self, record: Record, weights: Mapping[str, FloatArray], *, begins: Yardstick | None) -> None:
+        """Store a record and the latest filters; a failure becomes a problem.
+
+        Args:
+            record: of a step, with its ranges.
+            weights: layer -> all filters of that step; if there are none, the latest that are stored stay.
+            begins: what later snapshots are measured against, if this record is the baseline; else None.
+        """
+        if self._store is None:
+            return
+        if begins is not None:
+            self._store.begin_at(record.step)  # later than planned, if the probe could not run at first
+            self._unstored = self._start_of(record, begins)
+        try:
+            self._store_start(self._store)
+            if begins is None:
+                self.step_bytes = self._store.write_record(record)
+            if weights:
+                self._store.write_weights("latest", weights, record.step)
+        except Exception as error:  # fsspec's file systems raise errors of their own
+            message = f"step {record.step} could not be stored in {self._store.folder}"
+            goes_on = "training goes on, and later steps are tried again"
+            self._problems.add(Problem("store", message, error, goes_on))
+
+    def carry(self, baseline: Record, begins: Yardstick) -> None:
+        """Begin this run's folder with the baseline of the run that it resumes; a failure becomes a problem.
+
+        Args:
+            baseline: the record of that run's first step.
+            begins: what later snapshots are measured against.
+        """
+        if self._store is None:
+            return
+        self._unstored = self._start_of(baseline, begins)
+        try:
+            self._store_start(self._store)
+        except Exception as error:  # fsspec's file systems raise errors of their own
+            message = f"the baseline could not be stored in {self._store.folder}"
+            self._problems.add(Problem("store", message, error))
+
+    def _start_of(self, baseline: Record, begins: Yardstick) -> list[Callable[[RunStore], None]]:
+        """The writes that begin a run, in order."""
+        weights, samples, step, probe = begins.weights, begins.samples, baseline.step, self._probe
+        writes: list[Callable[[RunStore], None]] = [RunStore.create]
+        if probe is not None:
+            writes.append(lambda store: store.write_probe(*probe))
+        if weights:
+            writes.append(lambda store: store.write_weights("baseline", weights, step))
+        if samples:
+            writes.append(lambda store: store.write_sampled_maps(samples, step))
+
+        def write_baseline(store: RunStore) -> None:
+            self.step_bytes = store.write_record(baseline)
+
+        return [*writes, write_baseline]
+
+    def _store_start(self, store: RunStore) -> None:
+        while self._unstored:
+            self._unstored[0](store)
+            del self._unstored[0]
