@@ -39,6 +39,16 @@ class _Shaped(Protocol):
     def output_shape(self) -> tuple[int, ...] | None: ...
 
 
+class _Counts(Protocol[_T_co]):
+    """What was made in a training, after so many epochs and optimiser steps."""
+
+    @property
+    def epoch(self) -> _T_co: ...
+
+    @property
+    def global_step(self) -> _T_co: ...
+
+
 class _Named(str, Enum):
     """An enum whose members are the texts that stand in files, tags and arguments."""
 
@@ -123,3 +133,16 @@ class Unit(_Named):
     def words(self) -> str:
         """What is counted, as people say it."""
         return "completed epochs" if self is Unit.EPOCH else "optimiser steps"
+
+    @property
+    def short(self) -> str:
+        """What is counted, in few words."""
+        return "epochs" if self is Unit.EPOCH else "training steps"
+
+    def of(self, counts: _Counts[_T_co]) -> _T_co:
+        """How far something is, counted in this unit.
+
+        Args:
+            counts: what has `epoch` and `global_step`, such as a snapshot or a checkpoint.
+        """
+        return counts.epoch if self is Unit.EPOCH else counts.global_step

@@ -86,16 +86,16 @@ def order(paths: Sequence[Path], *, unit: Unit = Unit.EPOCH) -> Ordered:
 
     Args:
         paths: files of weights.
-        unit: `"epoch"`: the step is the number of completed epochs. `"step"`: it is `global_step`.
+        unit: what the steps count: completed epochs, or optimiser steps (`global_step`).
 
     Raises:
         ValueError: a file cannot be read; two are of the same step and differ; one was saved within an epoch, and
             epochs are counted.
     """
     held = {path: _place(read_checkpoint(path), path) for path in paths}
-    if all((place.epoch if unit == "epoch" else place.global_step) is not None for place in held.values()):
+    if all(unit.of(place) is not None for place in held.values()):
         return _by_counts(held, unit)
-    if unit == "step":
+    if unit is Unit.STEP:
         without = [str(path) for path, place in held.items() if place.global_step is None]
         raise ValueError(f"{some(without)} holds no global_step to count: leave --unit step out.")
     names = sorted(held, key=lambda path: _counting(path.name))
@@ -135,13 +135,12 @@ def _by_counts(held: Mapping[Path, _Place], unit: Unit) -> Ordered:
     checkpoints: list[Checkpoint] = []
     notes: list[str] = []
     for path, place in held.items():
-        assert place.epoch is not None or unit == "step", "the caller looked"
-        if not place.whole and unit == "epoch" and place.global_step != 0:
+        if not place.whole and unit is Unit.EPOCH and place.global_step != 0:
             raise ValueError(
                 f"{path} was saved within an epoch, after {place.epoch} whole ones: count optimiser steps "
                 "(--unit step), or leave it out."
             )
-        step = place.epoch if unit == "epoch" else place.global_step
+        step = unit.of(place)
         assert step is not None, "the caller looked"
         checkpoints.append(Checkpoint(path, step, place.epoch or 0, place.global_step or 0))
     checkpoints.sort(key=lambda checkpoint: (checkpoint.step, _counting(checkpoint.path.name)))

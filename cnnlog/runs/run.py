@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import html
 from bisect import bisect_right
 from collections import OrderedDict
@@ -12,23 +11,22 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from cnnlog.kinds import Kind
-from cnnlog.messages import by, some
+from cnnlog.kinds import Kind, KindName
+from cnnlog.messages import by, near, some
+from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.ranges import AnchoredRange, Limits
 from cnnlog.runs.manifest import Manifest, StoreError, WatchedLayer
+from cnnlog.runs.spread import Summary, summary_of
 from cnnlog.runs.store import RunStore
 from cnnlog.runs.table import Table
 from cnnlog.snapshot import FloatArray, Record
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from cnnlog.runs.spread import Summary, summary_of
 
 Which = int | Literal["baseline", "last"]
 Measure = Literal["cosine", "l2", "update", "norm", "dead_share", "cka", "active", "mean", "max"]
 Progress = Callable[[str, int, int], None]
-
-
 """Is told how far the work is: `progress("reading run a", done, total)`."""
 
 
@@ -65,10 +63,9 @@ class Run:
         self.path = store.folder
         self.manifest: Manifest = store.manifest
         self.name = name
-        layers = self.manifest.layers
-        self._watched: Mapping[Kind, frozenset[str]] = {
-            Kind.FILTERS: frozenset(layer.name for layer in layers if layer.weight_shape is not None),
-            Kind.FEATURE_MAPS: frozenset(layer.name for layer in layers if layer.output_shape is not None),
+        self._watched = {
+            kind: frozenset(layer.name for layer in self.manifest.layers if kind.shape(layer) is not None)
+            for kind in Kind
         }
         self._listed = tuple(store.steps)
         self._steps = self._listed
@@ -105,8 +102,8 @@ class Run:
         for layer in self.manifest.layers:
             if layer.name == name:
                 return layer
-        near = difflib.get_close_matches(name, self.layers, n=3) or self.layers[:5]
-        raise ValueError(f"{self.name} watched no layer {name!r}; there is {', '.join(near)}")
+        offered = near(name, self.layers) or self.layers[:5]
+        raise ValueError(f"{self.name} watched no layer {name!r}; there is {', '.join(offered)}")
 
     def step(self, which: Which) -> int:
         """The number of a step.
@@ -179,7 +176,7 @@ class Run:
             if progress is not None:
                 progress(f"reading {self.name}", done + 1, len(self._listed))
 
-    def holding(self, layer: str, kind: Kind, step: int) -> int | None:
+    def holding(self, layer: str, kind: Kind | KindName, step: int) -> int | None:
         """The nearest step that can be read, holds a layer's filters or feature maps, and is not after `step`.
 
         Args:
@@ -190,14 +187,13 @@ class Run:
         Returns:
             The step's number; None if there is no such step.
         """
+        kind = Kind(kind)
         if layer not in self._watched[kind]:
             return None  # without a look at every step up to this one
         for at in range(bisect_right(self._listed, step) - 1, -1, -1):
             known = self._listed[at]
-            if self._readable(known):
-                summary = self._summaries[known]
-                if layer in (summary.filters if kind == "filters" else summary.feature_maps):
-                    return known
+            if self._readable(known) and layer in kind.of(self._summaries[known]):
+                return known
         return None
 
     def filters(self, layer: str, step: Which = "last") -> FloatArray:
@@ -292,7 +288,7 @@ class Run:
         """
         return self._store.read_probe_picture()
 
-    def limits(self, layer: str, kind: Kind, step: int) -> Limits:
+    def limits(self, layer: str, kind: Kind | KindName, step: int) -> Limits:
         """The range that a layer's picture was drawn with: what full colour stood for, for each channel.
 
         Args:
@@ -300,11 +296,11 @@ class Run:
             kind: `"filters"` or `"feature_maps"`.
             step: the number of a step that holds the layer.
         """
-        record = self.record(step)
+        kind, record = Kind(kind), self.record(step)
         state = record.ranges.get(kind, {}).get(layer)
-        shown = record.filters[layer] if kind == "filters" else record.feature_maps[layer].swapaxes(0, 1)
+        shown = kind.by_channel(kind.of(record)[layer])
         if state is None:
-            return AnchoredRange(signed=True if kind == "filters" else None).update(shown)
+            return AnchoredRange(signed=kind.signed).update(shown)
         stored = AnchoredRange.from_state(state)  # as it was when it had taken what is shown
         return stored.limits() or stored.update(shown)
 
@@ -352,7 +348,13 @@ class Run:
         return _framed(table)
 
     def figure(
-        self, layer: str, step: Which = "last", kind: Kind = Kind.FILTERS, *, image: int = 0, cmap: str = "auto"
+        self,
+        layer: str,
+        step: Which = "last",
+        kind: Kind | KindName = "filters",
+        *,
+        image: int = 0,
+        cmap: str = "auto",
     ) -> Figure:
         """A matplotlib figure of a layer's filters or feature maps, with title, channel numbers and colour bar.
 
@@ -366,18 +368,14 @@ class Run:
         Raises:
             ValueError: there is no such layer, step, image or colour map, or the step holds nothing of this kind.
         """
-        from cnnlog.rendering import figures
-
-        number = self.step(step)
+        kind, number = Kind(kind), self.step(step)
         array = self._array(layer, kind, number)
-        limits = self.limits(layer, kind, number)
-        what = "Filters" if kind == "filters" else "Feature maps"
-        title = f"{what} of {layer}, {self.name}, step {number}"
-        if kind == "filters":
-            return figures.filters_figure(array, limits, view=self.layer(layer).view or "auto", cmap=cmap, title=title)
-        if not 0 <= image < len(array):
-            raise ValueError(f"image must be from 0 to {len(array) - 1}, the probe's images; got {image}")
-        return figures.maps_figure(array[image], limits, cmap=cmap, title=title)
+        limits, view = self.limits(layer, kind, number), self.layer(layer).view
+        pictures = Picture.several(kind, array, limits, view=view, cmap=cmap)
+        if kind.per_image and not 0 <= image < len(pictures):
+            raise ValueError(f"image must be from 0 to {len(pictures) - 1}, the probe's images; got {image}")
+        title = f"{kind.words.capitalize()} of {layer}, {self.name}, step {number}"
+        return pictures[image if kind.per_image else 0].figure(title)
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}, {len(self.layers)} layers, {len(self.steps)} steps to {self._listed[-1]})"
@@ -387,21 +385,19 @@ class Run:
             (layer.name, layer.kind, by(layer.weight_shape), by(layer.output_shape)) for layer in self.manifest.layers
         )
         table = Table(("layer", "kind", "filters", "feature maps"), rows)
-        unit = "epochs" if self.manifest.unit == "epoch" else "training steps"
-        head = f"{self.name}: {self.manifest.architecture}, {len(self.steps)} snapshots to {self._listed[-1]} {unit}"
+        until = f"{self._listed[-1]} {self.manifest.unit.short}"
+        head = f"{self.name}: {self.manifest.architecture}, {len(self.steps)} snapshots to {until}"
         return f"<p><b>{html.escape(head)}</b><br>{html.escape(self.path)}</p>{table._repr_html_()}"
 
     def _array(self, layer: str, kind: Kind, step: Which) -> FloatArray:
         number = self.step(step)
         self.layer(layer)
-        arrays = getattr(self.record(number), kind)
+        arrays = kind.of(self.record(number))
         if layer not in arrays:
-            what = kind.replace("_", " ")
             held = self.holding(layer, kind, self._listed[-1])
             hint = f"the last step that holds them is {held}" if held is not None else "they were not watched"
-            raise ValueError(f"{self.name} holds no {what} of {layer} at step {number}; {hint}")
-        array: FloatArray = arrays[layer]
-        return array
+            raise ValueError(f"{self.name} holds no {kind.words} of {layer} at step {number}; {hint}")
+        return arrays[layer]
 
     def _readable(self, step: int) -> bool:
         if step not in self._damaged and step not in self._summaries:

@@ -31,6 +31,7 @@ import safetensors.numpy
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
+from cnnlog.kinds import Kind
 from cnnlog.runs.manifest import DELETE_IT, VERSION, Manifest, StoreError, refuse_newer
 from cnnlog.runs.places import locate
 from cnnlog.runs.whole_files import join, read_bytes, renamed, write_bytes
@@ -145,14 +146,12 @@ class RunStore:
 
     def write_record(self, record: Record) -> int:
         """Write one step file; says how many bytes it has."""
-        arrays: _Arrays = {}
-        arrays.update({f"filters/{layer}": a for layer, a in record.filters.items()})
-        arrays.update({f"feature_maps/{layer}": a for layer, a in record.feature_maps.items()})
+        arrays: _Arrays = {f"{kind}/{layer}": a for kind in Kind for layer, a in kind.of(record).items()}
         for name, by_layer in record.numbers.items():
             arrays.update({f"numbers/{name}/{layer}": a.astype(np.float32) for layer, a in by_layer.items()})
-        for kind, states in record.ranges.items():
+        for picture_kind, states in record.ranges.items():
             for layer, state in states.items():
-                arrays.update({f"ranges/{kind}/{part}/{layer}": a for part, a in state.items()})
+                arrays.update({f"ranges/{picture_kind}/{part}/{layer}": a for part, a in state.items()})
         counts = {"step": record.step, "epoch": record.epoch, "global_step": record.global_step}
         return self._write_arrays(_step_file(record.step), "cnnlog-step", arrays, counts)
 
@@ -169,16 +168,13 @@ class RunStore:
         """
         only, counts = "numbers/" if numbers_only else "", ("step", "epoch", "global_step")
         arrays, meta = self._read_arrays(_step_file(step), "cnnlog-step", counts, only=only)
-        filters: dict[str, FloatArray] = {}
-        maps: dict[str, FloatArray] = {}
+        shown: dict[str, dict[str, FloatArray]] = {kind.value: {} for kind in Kind}
         numbers: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
         ranges: dict[str, dict[str, dict[str, npt.NDArray[np.generic]]]] = {}
         for key, array in sorted(arrays.items()):
             what, _, rest = key.partition("/")
-            if what == "filters":
-                filters[rest] = array
-            elif what == "feature_maps":
-                maps[rest] = array
+            if what in shown:
+                shown[what][rest] = array
             elif what == "numbers":
                 number, _, layer = rest.partition("/")
                 numbers.setdefault(number, {})[layer] = array.astype(np.float64)
@@ -190,8 +186,8 @@ class RunStore:
             step=meta["step"],
             epoch=meta["epoch"],
             global_step=meta["global_step"],
-            filters=self._in_order(filters),
-            feature_maps=self._in_order(maps),
+            filters=self._in_order(shown[Kind.FILTERS.value]),
+            feature_maps=self._in_order(shown[Kind.FEATURE_MAPS.value]),
             numbers={number: self._in_order(by_layer) for number, by_layer in numbers.items()},
             ranges={kind: self._in_order(by_layer) for kind, by_layer in ranges.items()},
         )
