@@ -5,7 +5,6 @@ Torch ends here: a `Snapshot` holds NumPy arrays only.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -19,6 +18,7 @@ from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type, reshard
 from cnnlog.capture.transfer import departures, sent, to_host
 from cnnlog.capture.used_weights import UsedWeights, filters_of, has_one_weight, weight_shape
+from cnnlog.messages import near
 from cnnlog.snapshot import FloatArray, Snapshot
 
 Forward = Callable[[nn.Module, torch.Tensor], object]
@@ -217,7 +217,7 @@ def entry(model: nn.Module, through: str | None) -> nn.Module:
     if through is not None:
         modules = _named(model)
         if through not in modules:
-            close = difflib.get_close_matches(through, modules, n=3) or [name for name, _ in model.named_children()]
+            close = near(through, list(modules)) or [name for name, _ in model.named_children()]
             raise ValueError(f"through={through!r} names no sub-module of {type(model).__name__}; there is {close}.")
         return modules[through]
     home = getattr(type(model).forward, "__module__", "")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
+
+from cnnlog.messages import near, some
 
 if TYPE_CHECKING:
     from torch import nn
@@ -195,9 +196,9 @@ def _close(name: str, infos: Sequence[LayerInfo], what: What) -> str:
     """The end of an error sentence: names that look like the one asked for, else some that would do."""
     names = {info.name.lower(): info.name for info in infos if info.name}
     bare = name.lower().strip("*?")
-    close = [names[match] for match in difflib.get_close_matches(bare, names, n=3, cutoff=0.6)]
+    close = [names[match] for match in near(bare, list(names))]
     close += [known for known in names.values() if known.endswith(f".{name}") and known not in close][:2]
-    return f"; did you mean {_listed(close)}?" if close else _some_usable(infos, what) + "."
+    return f"; did you mean {', '.join(map(repr, close))}?" if close else _some_usable(infos, what) + "."
 
 
 def _some_usable(infos: Sequence[LayerInfo], what: What, inside: str = "") -> str:
@@ -206,9 +207,4 @@ def _some_usable(infos: Sequence[LayerInfo], what: What, inside: str = "") -> st
     names = [name for name in names if name.startswith(f"{inside}.")] or names
     if not names:
         return ""
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"; layers with {what}: {_listed(names[:5])}{more}"
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) for name in names)
+    return f"; layers with {what}: {some(map(repr, names), 5)}"

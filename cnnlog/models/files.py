@@ -15,7 +15,6 @@ import safetensors
 import safetensors.torch
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from cnnlog.messages import some
 
@@ -110,13 +109,6 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], *, source:
                 f"but got {list(value.shape)}; give the architecture that the weights are of."
             )
     model.load_state_dict(found, strict=False)
-
-
-class _NoStorage(TorchFunctionMode):
-    """Builds networks without memory for their weights. `torch.device("meta")` would do, but RegNets fail on it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
 def without_prefix(state: Mapping[str, torch.Tensor], wanted: Mapping[str, Any]) -> StateDict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from typing import Any
 import torch
 import torchvision
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
-from cnnlog.messages import some
-from cnnlog.models.files import SUFFIXES, StateDict, _NoStorage, load_weights, read_state_dict, without_prefix
+from cnnlog.messages import near, some
+from cnnlog.models.files import SUFFIXES, StateDict, load_weights, read_state_dict, without_prefix
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ def _known(name: str) -> str:
         return name
     if name.lower() in known:
         return name.lower()
-    close = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.5)
+    close = near(name.lower(), known, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "`torchvision.models.list_models()` lists them."
     raise ValueError(f"torchvision has no classifier {name!r}; {hint}")
 
@@ -168,6 +168,13 @@ def _architecture_of(state: StateDict, source: str) -> str:
         f"{source} fits none of torchvision's classifiers by its names and shapes (it has {some(list(state))}); "
         "give the architecture with --arch if it is one of them."
     )
+
+
+class _NoStorage(TorchFunctionMode):
+    """Builds networks without memory for their weights. `torch.device("meta")` would do, but RegNets fail on it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **{**(kwargs or {}), **({"device": "meta"} if func is torch.empty else {})})
 
 
 def _parameters(name: str) -> int:

@@ -16,6 +16,7 @@ from torch import nn
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.layers import LayerInfo, select
 from cnnlog.capture.probe import Probe
+from cnnlog.messages import some
 from cnnlog.models.files import read_state_dict
 from cnnlog.models.torchvision import Loaded, architectures, load_classifier
 from cnnlog.snapshot import FloatArray
@@ -146,9 +147,8 @@ def _without_peft(
             bases += [match[1]] if match[2] == "base_layer" else []
     if not bases:
         return named, "it holds adapters of PEFT's, without the filters that they adapt"
-    listed = ", ".join(bases[:5]) + (f" and {len(bases) - 5} more" if len(bases) > 5 else "")
     return named, (
-        f"the filters of {listed} are shown without the adapters of PEFT's that it holds beside them; "
+        f"the filters of {some(bases, 5)} are shown without the adapters of PEFT's that it holds beside them; "
         "save what merge_and_unload() gives to see both together"
     )
 

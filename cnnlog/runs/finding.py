@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 
+from cnnlog.messages import some
 from cnnlog.runs.places import locate
 from cnnlog.runs.run import Run
 from cnnlog.runs.store import FOLDER, MANIFEST, RunStore
@@ -49,8 +50,7 @@ def _the_run(path: str) -> str:
             f"wrote, <log_dir>/{FOLDER}"
         )
     if len(found) > 1:
-        more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-        raise ValueError(f"{path} holds {len(found)} runs, and one is needed; give one of {', '.join(found[:8])}{more}")
+        raise ValueError(f"{path} holds {len(found)} runs, and one is needed; give one of {some(found, 8)}")
     return found[0]
 
 

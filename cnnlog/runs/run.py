@@ -345,7 +345,7 @@ class Run:
             raise ValueError(f"{self.name} has no {measure!r} of {'any layer' if layer is None else layer}")
         spread_columns = ("step", "layer", "mean", "lower_quartile", "median", "upper_quartile")
         table = Table(spread_columns if layer is None else ("step", "channel", "value"), tuple(rows))
-        return _framed(table)
+        return table.to_frame()
 
     def figure(
         self,
@@ -412,11 +412,3 @@ class Run:
     def _skip(self, step: int, why: str) -> None:
         self._damaged[step] = why
         self._steps = tuple(known for known in self._listed if known not in self._damaged)
-
-
-def _framed(table: Table) -> Any:
-    try:
-        import pandas  # type: ignore[import-not-found, import-untyped, unused-ignore]
-    except ImportError:
-        return table
-    return pandas.DataFrame(list(table.rows), columns=list(table.columns))

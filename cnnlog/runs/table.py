@@ -50,6 +50,14 @@ class Table:
         writer.writerows([["" if _absent(value) else _csv_cell(value) for value in row] for row in self.rows])
         return buffer.getvalue()
 
+    def to_frame(self) -> Any:
+        """A pandas DataFrame, or this table itself if pandas is not installed."""
+        try:
+            import pandas  # type: ignore[import-not-found, import-untyped, unused-ignore]
+        except ImportError:
+            return self
+        return pandas.DataFrame(list(self.rows), columns=list(self.columns))
+
     def __len__(self) -> int:
         return len(self.rows)
 

@@ -1,4 +1,4 @@
-"""Files that a person asked for: written whole or not at all, and never over another by accident."""
+"""Files that are written whole or not at all: those of a run, and those that a person asked for."""
 
 from __future__ import annotations
 
@@ -44,15 +44,9 @@ def whole(path: Path, *, force: bool = False) -> Iterator[Path]:
         FileExistsError, FileNotFoundError, PermissionError: see `refuse_target`.
     """
     refuse_target(path, force=force)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+    draft = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
+    with _becoming(str(path), draft=str(draft), new=False):
+        yield draft
 
 
 def join(folder: str, name: str) -> str:
@@ -95,19 +89,33 @@ def _pipe_new(fs: AbstractFileSystem, path: str, data: bytes) -> None:
         fs.pipe_file(path, data)  # a store that cannot do that; if it is down, this raises, too
 
 
-@contextlib.contextmanager
+@contextmanager
 def renamed(path: str, *, new: bool = False) -> Iterator[str]:
-    """A temporary name that becomes `path` if all goes well, and vanishes if not."""
-    temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    """A temporary name that becomes `path` if all goes well, and vanishes if not.
+
+    Args:
+        path: of a local file.
+        new: refuse to replace a file that is there, with FileExistsError.
+    """
+    draft = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
+    with _becoming(path, draft=draft, new=new):
+        yield draft
+
+
+@contextmanager
+def _becoming(path: str, *, draft: str, new: bool) -> Iterator[None]:
     try:
-        yield temporary
+        yield
         if new:
-            _link(temporary, path)
+            _link(draft, path)
         else:
-            os.replace(temporary, path)
+            os.replace(draft, path)
     finally:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        if os.path.isdir(draft):
+            shutil.rmtree(draft, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(draft)
 
 
 def _link(temporary: str, path: str) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
-import os
 import re
 
 import numpy as np
 import numpy.typing as npt
-from fsspec.implementations.local import LocalFileSystem
 
 from cnnlog.runs.places import inside, locate
+from cnnlog.runs.whole_files import write_bytes
 
 FOLDER = "pictures"
 
@@ -64,15 +62,4 @@ class PictureFiles:
         return max((int(match[1]) for match in found if match), default=-1)
 
     def _write(self, name: str, data: bytes) -> None:
-        fs, path = locate(f"{self._folder}/{name}")
-        fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-        if not isinstance(fs, LocalFileSystem):  # object stores put an object whole, and have no rename
-            fs.pipe_file(path, data)
-            return
-        temporary = f"{path}.tmp"
-        try:
-            fs.pipe_file(temporary, data)
-            os.replace(temporary, path)  # so that a kill leaves the whole file or none
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
+        write_bytes(f"{self._folder}/{name}", data)  # a kill leaves the whole file or none

@@ -12,8 +12,15 @@ import torch
 import torchvision
 from torch import nn
 
-from cnnlog.models.files import _NoStorage, load_weights, read_state_dict, without_prefix
-from cnnlog.models.torchvision import _outputs, architectures, default_transform, load_classifier, replace_head
+from cnnlog.models.files import load_weights, read_state_dict, without_prefix
+from cnnlog.models.torchvision import (
+    _NoStorage,
+    _outputs,
+    architectures,
+    default_transform,
+    load_classifier,
+    replace_head,
+)
 
 
 def small(classes: int = 1000) -> nn.Module:
