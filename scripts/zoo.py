@@ -33,6 +33,7 @@ from support.inertness import Detects, Trained, differences, trace
 
 from cnnlog.capture.capture import survey
 from cnnlog.capture.layers import select
+from cnnlog.kinds import Kind
 
 Size = tuple[int, ...]
 
@@ -113,7 +114,7 @@ def check(family: str, name: str) -> Result:
     torch.manual_seed(0)
     model, image = smallest(family, name)
     probe = Probe.from_tensor(torch.rand(1, *image, generator=torch.Generator().manual_seed(8)))
-    layers = len(select(survey(model, probe), "auto", what="filters"))
+    layers = len(select(survey(model, probe), "auto", kind=Kind.FILTERS))
     with tempfile.TemporaryDirectory() as folder:
         plain = trace(lambda: copy.deepcopy(model), image, list, Path(folder), epochs=1)
         monitors = lambda: [FilterMonitor(), FeatureMapMonitor(probe)]  # noqa: E731

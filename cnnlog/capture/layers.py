@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
+from cnnlog.kinds import Kind
 from cnnlog.messages import near, some
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ _WRAPPED = "_orig_mod"  # what torch.compile calls the module that it wraps
 _PEFT = {"PeftModel", "PeftMixedModel"}  # by name: PEFT may not be installed
 
 LayerSpec = str | Sequence[str | type[Any]]
-What = Literal["filters", "feature maps"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,14 @@ class LayerInfo:
     has_maps: bool = False
     path: str = ""
 
+    def has(self, kind: Kind) -> bool:
+        """Whether the layer can be watched for a kind.
+
+        Args:
+            kind: filters or feature maps.
+        """
+        return self.has_filters if kind is Kind.FILTERS else self.has_maps
+
 
 def layer_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """Name, path and module of everything in `model.named_modules()`.
@@ -74,14 +82,14 @@ def _wraps(cls: type) -> bool:
     return any(base.__name__ in _PEFT for base in cls.__mro__)
 
 
-def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, what: What) -> tuple[str, ...]:
+def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, kind: Kind) -> tuple[str, ...]:
     """Names of the layers to watch, in the order of `infos` (execution order).
 
     Args:
         infos: what `capture.survey` found.
         wanted: `"auto"` (every convolution up to 8; past that the first, and the last of each output resolution,
             never more than 8), one name or glob, or a sequence of names, globs and module types.
-        what: what will be watched there. A layer given by its exact name must have it; a glob or a type keeps those
+        kind: what will be watched there. A layer given by its exact name must have it; a glob or a type keeps those
             of its matches that do. A convolution inside a convolution is a part of it (the base and the two factors of
             a LoRA layer): a glob that matches both takes the whole, and so does a type.
 
@@ -90,40 +98,35 @@ def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, what: What) -> tupl
 
     Raises:
         ValueError: unknown name (close ones are offered), a glob or type that matches nothing usable, a named layer
-            without `what`, a model without convolutions.
+            that has nothing of the kind, a model without convolutions.
 
     Example:
         >>> conv = LayerInfo("stem", "Conv2d", object, True, (8, 3, 3, 3), (1, 8, 32, 32), has_maps=True)
-        >>> select([conv], "auto", what="filters")
+        >>> select([conv], "auto", kind=Kind.FILTERS)
         ('stem',)
     """
     if wanted == "auto":
-        return _auto(infos, what)
+        return _auto(infos, kind)
     items: Sequence[Any] = [wanted] if isinstance(wanted, (str, type)) else list(wanted)
     if not items:
-        raise ValueError(f'No layer given to watch for {what}: give names, globs, module types or "auto".')
+        raise ValueError(f'No layer given to watch for {kind.words}: give names, globs, module types or "auto".')
     chosen: set[str] = set()
     for item in items:
-        chosen.update(_matches(infos, item, what))
+        chosen.update(_matches(infos, item, kind))
     return tuple(info.name for info in infos if info.name in chosen)
 
 
-def _usable(info: LayerInfo, what: What) -> bool:
-    return info.has_filters if what == "filters" else info.has_maps
-
-
-def _auto(infos: Sequence[LayerInfo], what: What) -> tuple[str, ...]:
+def _auto(infos: Sequence[LayerInfo], kind: Kind) -> tuple[str, ...]:
     filter_layers = {info.name for info in infos if info.has_filters}
     convs = [info for info in infos if info.name in filter_layers and _whole(info.name, filter_layers) == info.name]
     if any(info.output_shape is not None for info in convs):
         convs = [info for info in convs if info.output_shape is not None]
-    if what == "feature maps":
-        convs = [info for info in convs if info.has_maps]
+    convs = [info for info in convs if info.has(kind)]
     if not convs:
         raise ValueError(
-            f'layers="auto" watches 2-D and 3-D convolutions for their {what}, but this model has none that '
-            f"{'could be read' if what == 'filters' else 'gives [N, C, H, W] for the probe'}; "
-            f"name the layers to watch{_some_usable(infos, what)}."
+            f'layers="auto" watches 2-D and 3-D convolutions for their {kind.words}, but this model has none that '
+            f"{'could be read' if kind is Kind.FILTERS else 'gives [N, C, H, W] for the probe'}; "
+            f"name the layers to watch{_some_usable(infos, kind)}."
         )
     if len(convs) > AUTO_LIMIT:
         last_of_resolution = {info.output_shape[-2:] if info.output_shape else info.name: info for info in convs}
@@ -146,42 +149,42 @@ def _whole(name: str, names: set[str]) -> str:
     return next((outer for outer in above if outer in names), name)
 
 
-def _matches(infos: Sequence[LayerInfo], item: Any, what: What) -> list[str]:
+def _matches(infos: Sequence[LayerInfo], item: Any, kind: Kind) -> list[str]:
     filter_layers = {info.name for info in infos if info.has_filters}
     if isinstance(item, type):
         names = {info.name for info in infos if issubclass(info.module_type, item)}
         names = {_whole(name, filter_layers) if name in filter_layers else name for name in names}
         found = [info for info in infos if info.name in names]
-        return _usable_names(found, f"of type {item.__name__}", infos, what, like="")
+        return _usable_names(found, f"of type {item.__name__}", infos, kind, like="")
     if not isinstance(item, str):
         raise ValueError(
             f"A layer is given by its name, a glob or a module type, not by {item!r} ({type(item).__name__})."
         )
     for info in infos:
         if item in (info.name, info.path):
-            if not _usable(info, what):
-                raise ValueError(_unusable(info, what) + _some_usable(infos, what, info.name) + ".")
+            if not info.has(kind):
+                raise ValueError(_unusable(info, kind) + _some_usable(infos, kind, info.name) + ".")
             return [info.name]
     if any(char in item for char in "*?["):
         matched = {info.name: info for info in infos if fnmatchcase(info.name, item) or fnmatchcase(info.path, item)}
         convs = filter_layers & matched.keys()
         found = [info for name, info in matched.items() if name not in convs or _whole(name, convs) == name]
-        return _usable_names(found, f"matching {item!r}", infos, what, like=item)
-    raise ValueError(f"The model has no layer {item!r}{_close(item, infos, what)}")
+        return _usable_names(found, f"matching {item!r}", infos, kind, like=item)
+    raise ValueError(f"The model has no layer {item!r}{_close(item, infos, kind)}")
 
 
-def _usable_names(found: list[LayerInfo], meaning: str, infos: Sequence[LayerInfo], what: What, like: str) -> list[str]:
-    names = [info.name for info in found if _usable(info, what)]
+def _usable_names(found: list[LayerInfo], meaning: str, infos: Sequence[LayerInfo], kind: Kind, like: str) -> list[str]:
+    names = [info.name for info in found if info.has(kind)]
     if names:
         return names
     if found:
-        raise ValueError(f"None of the {len(found)} layers {meaning} has {what}{_some_usable(infos, what)}.")
-    raise ValueError(f"The model has no layer {meaning}{_close(like, infos, what)}")
+        raise ValueError(f"None of the {len(found)} layers {meaning} has {kind.words}{_some_usable(infos, kind)}.")
+    raise ValueError(f"The model has no layer {meaning}{_close(like, infos, kind)}")
 
 
-def _unusable(info: LayerInfo, what: What) -> str:
+def _unusable(info: LayerInfo, kind: Kind) -> str:
     which = f"Layer {info.name!r} ({info.kind})"
-    if what == "filters":
+    if kind is Kind.FILTERS:
         arrived = f"its weight is {list(info.weight_shape)}" if info.weight_shape else "it has none of its own"
         return f"{which} has no filters: expected a 4-D weight [O, I, kH, kW], but {arrived}"
     if info.output_shape is None:
@@ -192,19 +195,19 @@ def _unusable(info: LayerInfo, what: What) -> str:
     )
 
 
-def _close(name: str, infos: Sequence[LayerInfo], what: What) -> str:
+def _close(name: str, infos: Sequence[LayerInfo], kind: Kind) -> str:
     """The end of an error sentence: names that look like the one asked for, else some that would do."""
     names = {info.name.lower(): info.name for info in infos if info.name}
     bare = name.lower().strip("*?")
     close = [names[match] for match in near(bare, list(names))]
     close += [known for known in names.values() if known.endswith(f".{name}") and known not in close][:2]
-    return f"; did you mean {', '.join(map(repr, close))}?" if close else _some_usable(infos, what) + "."
+    return f"; did you mean {', '.join(map(repr, close))}?" if close else _some_usable(infos, kind) + "."
 
 
-def _some_usable(infos: Sequence[LayerInfo], what: What, inside: str = "") -> str:
+def _some_usable(infos: Sequence[LayerInfo], kind: Kind, inside: str = "") -> str:
     """The end of an error sentence: layers that would do, of those inside a layer first of all."""
-    names = [info.name for info in infos if _usable(info, what)]
+    names = [info.name for info in infos if info.has(kind)]
     names = [name for name in names if name.startswith(f"{inside}.")] or names
     if not names:
         return ""
-    return f"; layers with {what}: {some(map(repr, names), 5)}"
+    return f"; layers with {kind.words}: {some(map(repr, names), 5)}"

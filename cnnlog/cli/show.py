@@ -29,11 +29,12 @@ def layers(
     from cnnlog.capture.layer_table import layer_table
     from cnnlog.capture.layers import select
     from cnnlog.capture.probe import Probe
+    from cnnlog.kinds import Kind
     from cnnlog.models.torchvision import load_classifier
 
     network = load_classifier(model, weights, arch=arch).model
     probe = Probe.chart(size)
-    watched = select(survey(network, probe), "auto", what="filters")
+    watched = select(survey(network, probe), "auto", kind=Kind.FILTERS)
     typer.echo(layer_table(network, probe.tensor, watched=watched).to_text())
 
 
@@ -120,8 +121,9 @@ def _captured(
     """The filters `[O, I, kH, kW]` or maps `[N, C, H, W]` of one layer, which must exist."""
     from cnnlog.capture.capture import survey
     from cnnlog.capture.layers import select
+    from cnnlog.kinds import Kind
 
-    names = select(survey(model, probe), [layer], what=what)
+    names = select(survey(model, probe), [layer], kind=Kind.FILTERS if what == "filters" else Kind.FEATURE_MAPS)
     wanted: dict[str, Sequence[str]] = {
         "filter_layers": names if what == "filters" else (),
         "map_layers": names if what == "feature maps" else (),

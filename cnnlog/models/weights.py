@@ -16,6 +16,7 @@ from torch import nn
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.layers import LayerInfo, select
 from cnnlog.capture.probe import Probe
+from cnnlog.kinds import Kind
 from cnnlog.messages import some
 from cnnlog.models.files import read_state_dict
 from cnnlog.models.torchvision import Loaded, architectures, load_classifier
@@ -58,7 +59,7 @@ class Weights:
             LayerInfo(name, "Conv2d", nn.Conv2d, True, tuple(weight.shape), None)
             for name, weight in self.filters.items()
         ]
-        return select(infos, "auto", what="filters")
+        return select(infos, "auto", kind=Kind.FILTERS)
 
     def feature_maps(
         self, names: Sequence[str], *, image: str | os.PathLike[str] | None, run: Run | None

@@ -117,8 +117,8 @@ def watch(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None
     Raises:
         ValueError: no such layer, or one whose filters cannot be shown as asked for.
     """
-    filter_layers = select(infos, filters.layers, what="filters") if filters else ()
-    map_layers = select(infos, maps.layers, what="feature maps") if maps else ()
+    filter_layers = select(infos, filters.layers, kind=Kind.FILTERS) if filters else ()
+    map_layers = select(infos, maps.layers, kind=Kind.FEATURE_MAPS) if maps else ()
     view = filters.look.view if filters else "auto"
     return Watched(filter_layers, map_layers, _watched(infos, filter_layers, map_layers, view))
 
@@ -140,8 +140,8 @@ def manifest_of(
         unit=plan.unit,
         baseline_step=baseline_step,
         settings={
-            **({Kind.FILTERS: filters.settings()} if filters else {}),
-            **({"feature_maps": maps.settings()} if maps else {}),
+            **({Kind.FILTERS.value: filters.settings()} if filters else {}),
+            **({Kind.FEATURE_MAPS.value: maps.settings()} if maps else {}),
         },
         probe=_facts(probe),
         versions={name: version(name) for name in ("cnnlog", "torch", "lightning")},

@@ -20,6 +20,7 @@ import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.layers import select
+from cnnlog.kinds import Kind
 from cnnlog.snapshot import FloatArray
 
 IMAGE = (3, 12, 12)
@@ -142,12 +143,12 @@ def test_an_adapter_that_cannot_be_merged_is_shown_in_its_parts(tmp_path: Path) 
     """LoRA mixes all channels of a grouped convolution, and no filters of the layer's own shape do so."""
     parts = tuple(f"features.2.{part}" for part in ("base_layer", "lora_A.default", "lora_B.default"))
     infos = survey(_adapted("grouped"), probe())
-    assert select(infos, "auto", what="filters") == ("features.0", *parts, "features.3")
-    assert select(infos, "features.2", what="feature maps") == ("features.2",)
+    assert select(infos, "auto", kind=Kind.FILTERS) == ("features.0", *parts, "features.3")
+    assert select(infos, "features.2", kind=Kind.FEATURE_MAPS) == ("features.2",)
     with pytest.raises(
         ValueError, match=r"'features.2' .* has none of its own; layers with filters: 'features.2.base_"
     ):
-        select(infos, "features.2", what="filters")
+        select(infos, "features.2", kind=Kind.FILTERS)
     run = watched_run(lambda: _adapted("grouped"), tmp_path)
     change = [np.abs(run.filters(f"net.{part}", step=2) - run.filters(f"net.{part}", step=0)).max() for part in parts]
     assert [bool(most > 0) for most in change] == [False, True, True]
@@ -162,7 +163,7 @@ def _targets(net: nn.Module) -> list[str]:
 def test_adapted_filters_are_those_that_peft_would_merge(kind: str) -> None:
     net = _moved(_adapted(kind))
     names = ("features.0", "features.2", "features.3")
-    assert select(survey(net, probe()), "auto", what="filters") == names
+    assert select(survey(net, probe()), "auto", kind=Kind.FILTERS) == names
     before = {key: value.clone() for key, value in net.state_dict().items()}
     with_probe, without = filters_of(net, *names), filters_of(net, *names, with_probe=False)
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
@@ -208,11 +209,11 @@ def test_adapted_layers_are_named_as_they_were_and_a_glob_or_type_takes_each_onc
     infos = survey(net, probe())
     whole = ("features.0", "features.2", "features.3")
     for wanted in ("features.*", "base_model.model.features.*", [nn.Conv2d], "*"):
-        assert select(infos, wanted, what="filters") == whole
-    assert select(infos, "base_model.model.features.0", what="feature maps") == ("features.0",)
-    assert select(infos, "*.base_layer", what="filters") == ("features.0.base_layer", "features.3.base_layer")
-    assert select(infos, ["features.0.lora_A.default"], what="filters") == ("features.0.lora_A.default",)
-    assert "features.1" in select(infos, "*", what="feature maps")
+        assert select(infos, wanted, kind=Kind.FILTERS) == whole
+    assert select(infos, "base_model.model.features.0", kind=Kind.FEATURE_MAPS) == ("features.0",)
+    assert select(infos, "*.base_layer", kind=Kind.FILTERS) == ("features.0.base_layer", "features.3.base_layer")
+    assert select(infos, ["features.0.lora_A.default"], kind=Kind.FILTERS) == ("features.0.lora_A.default",)
+    assert "features.1" in select(infos, "*", kind=Kind.FEATURE_MAPS)
 
 
 # --- weights that are computed

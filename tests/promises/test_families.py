@@ -18,6 +18,7 @@ import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.layers import select
+from cnnlog.kinds import Kind
 from cnnlog.snapshot import Snapshot
 
 Shape = tuple[int, ...]
@@ -52,7 +53,7 @@ def look(model: nn.Module, tensor: torch.Tensor, *layers: str) -> Snapshot:
 
 
 def auto(model: nn.Module, tensor: torch.Tensor) -> tuple[str, ...]:
-    return select(survey(model, tensor), "auto", what="feature maps")
+    return select(survey(model, tensor), "auto", kind=Kind.FEATURE_MAPS)
 
 
 # --- timm
@@ -224,7 +225,7 @@ def test_a_transformer_of_clips_is_watched_at_its_one_convolution(tmp_path: Path
     assert run.filters("net.patch_embed.proj").shape == (64, 3, 4, 8)  # 2 frames of 4 x 4
     infos = survey(vision("swin3d_t"), images(*CLIP, count=1))
     with pytest.raises(ValueError, match=r"its weight is \[288, 96\]; layers with filters: 'patch_embed.proj'"):
-        select(infos, "features.0.0.attn.qkv", what="filters")
+        select(infos, "features.0.0.attn.qkv", kind=Kind.FILTERS)
 
 
 def test_a_clip_as_the_probe() -> None:

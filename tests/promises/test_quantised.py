@@ -17,6 +17,7 @@ import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.layers import select
+from cnnlog.kinds import Kind
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -128,9 +129,9 @@ def test_models_quantised_through_fx_keep_their_names() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)).train()
     prepared = quantize_fx.prepare_qat_fx(net, quantization.get_default_qat_qconfig_mapping("fbgemm"), (images(),))
     prepared(images())
-    assert select(survey(prepared, images()), "auto", what="filters") == ("0", "3")
+    assert select(survey(prepared, images()), "auto", kind=Kind.FILTERS) == ("0", "3")
     if "fbgemm" in torch.backends.quantized.supported_engines:
         converted = quantize_fx.convert_fx(prepared.eval())
-        assert select(survey(converted, images()), "auto", what="feature maps") == ("0", "3")
+        assert select(survey(converted, images()), "auto", kind=Kind.FEATURE_MAPS) == ("0", "3")
         look = capture(converted, images(), filter_layers=("0",), map_layers=(), step=0, epoch=0, global_step=0)
         np.testing.assert_array_equal(look.filters["0"], getattr(converted, "0").weight().dequantize().numpy())
