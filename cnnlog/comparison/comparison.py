@@ -8,23 +8,21 @@ from __future__ import annotations
 import html
 import os
 import textwrap
-from bisect import bisect_right
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from cnnlog.comparison.rows import Row, letter, plain, rows_csv, rows_table, verdict_sentence
-from cnnlog.comparison.sides import Given, LayerMatch, Side, filters_shape, open_sides
-from cnnlog.kinds import Kind
+from cnnlog.comparison.between import Distances
+from cnnlog.comparison.curves import Curves, copied, curves_of
+from cnnlog.comparison.rows import Row, letter, plain, rows_at, rows_csv, rows_table, verdict_sentence
+from cnnlog.comparison.side_by_side import SideBySide
+from cnnlog.comparison.sides import Given, LayerMatch, Side, open_sides
+from cnnlog.kinds import Kind, KindName
 from cnnlog.messages import some
-from cnnlog.metrics import drift
-from cnnlog.rendering.ranges import AnchoredRange, ChangeRange, Limits, peak
-from cnnlog.rendering.views import ResolvedView, cell_width, grid_columns, resolve_view, select_filters, select_maps
-from cnnlog.runs.manifest import StoreError
-from cnnlog.runs.run import NUMBER, Measure, Progress
-from cnnlog.runs.spread import Spread
+from cnnlog.rendering.picture import Picture
+from cnnlog.rendering.ranges import Limits
+from cnnlog.rendering.views import ResolvedView
+from cnnlog.runs.run import Progress
 from cnnlog.runs.table import Table
 from cnnlog.snapshot import FloatArray
 
@@ -32,24 +30,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["Comparison", "LayerMatch", "Row", "Side", "compare"]
-
-_CURVES: Mapping[str, Measure] = {
-    "drift_cosine": "cosine",
-    "drift_l2": "l2",
-    "update_l2": "update",
-    "dead_share": "dead_share",
-    "cka": "cka",
-}
-
-
-@dataclass(frozen=True)
-class _Between:
-    """What was measured between the first side and a further one at one step."""
-
-    cosine: Spread | None = None
-    l2: Spread | None = None
-    cka: float | None = None
-    high: Mapping[Kind, tuple[float, int]] = field(default_factory=dict)
 
 
 class Comparison:
@@ -65,19 +45,10 @@ class Comparison:
     """
 
     def __init__(self, sides: Sequence[Side], layers: Sequence[LayerMatch], notes: Sequence[str]) -> None:
-        self.sides = tuple(sides)
-        self.layers = tuple(layers)
-        self.steps = _steps(self.sides)
-        self._notes = list(dict.fromkeys(notes))
-        self._between: dict[tuple[int, str, int], _Between] | None = None
+        self._of = SideBySide(sides, layers, notes)
+        self._distances = Distances(self._of)
+        self.sides, self.layers, self.steps = self._of.sides, self._of.layers, self._of.steps
         self._rows: dict[int, list[Row]] = {}
-        self._look = _look(self.sides)
-        self._shown_weights: dict[tuple[int, str, Kind], FloatArray] = {}
-        for index, side in enumerate(self.sides):
-            if side.run is not None and side.step is None and side.run.steps[-1] < self.steps[-1]:
-                last = side.run.steps[-1]
-                self._note(f"{side.label} ends at step {last} and is held there up to step {self.steps[-1]}")
-            self._check_probe(index)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -86,7 +57,7 @@ class Comparison:
         How layers were matched, what a side lacks, which side ends early, and which steps are damaged.
         """
         skipped = (text for side in self.sides if side.run is not None for text in side.run.skipped)
-        return tuple(dict.fromkeys([*self._notes, *(f"skipped: {text}" for text in skipped)]))
+        return tuple(dict.fromkeys([*self._of.notes, *(f"skipped: {text}" for text in skipped)]))
 
     # ---- pictures
 
@@ -101,12 +72,7 @@ class Comparison:
             The nearest step of the side that is not after `step`; the step that the side is pinned to, if it is; None
             before the side's first step, and for weights.
         """
-        chosen = self.sides[side]
-        if chosen.run is None or chosen.step is not None:
-            return chosen.step
-        known = chosen.run.steps
-        at = bisect_right(known, step)
-        return known[at - 1] if at else None
+        return self._of.step_of(side, step)
 
     def held(self, side: int, step: int) -> bool:
         """Whether a side has ended before a step, so that its last step is shown there.
@@ -115,8 +81,7 @@ class Comparison:
             side: the side, counted from 0.
             step: any step's number.
         """
-        chosen = self.sides[side]
-        return chosen.run is not None and chosen.step is None and step > chosen.run.steps[-1]
+        return self._of.held(side, step)
 
     def view_of(self, side: int, layer: LayerMatch) -> ResolvedView | None:
         """How a side's filters of a layer are shown: rgb, gray, slices or mean; None where there are no filters.
@@ -125,15 +90,9 @@ class Comparison:
             side: the side, counted from 0.
             layer: one of `layers`.
         """
-        run, name = self.sides[side].run, layer.names[side]
-        if name is None or layer.view is None:
-            return layer.view
-        if run is not None:
-            return run.layer(name).view or layer.view
-        shape = filters_shape(self.sides[side], name)
-        return layer.view if shape is None else _fitting(shape, layer.view)
+        return self._of.view_of(side, layer)
 
-    def shown(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> FloatArray | None:
+    def shown(self, side: int, layer: LayerMatch, kind: Kind | KindName, step: int) -> FloatArray | None:
         """A side's shown filters or feature maps of a layer.
 
         Args:
@@ -146,18 +105,9 @@ class Comparison:
             Filters float32 `[n, k, kH, kW]`, or feature maps `[N, n, h, w]` of N probe images; None where the side has
             none.
         """
-        run, name = self.sides[side].run, layer.names[side]
-        if name is None:
-            return None
-        if run is None:
-            return self._shown_of_weights(side, layer, kind)
-        at = self._at(side, layer, kind, step)
-        if at is None:
-            return None
-        record = run.record(at)
-        return record.filters[name] if kind == "filters" else record.feature_maps[name]
+        return self._of.shown(side, layer, Kind(kind), step)
 
-    def limits(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> Limits | None:
+    def limits(self, side: int, layer: LayerMatch, kind: Kind | KindName, step: int) -> Limits | None:
         """The range that a side's picture of a layer was drawn with: what full colour stands for, for each channel.
 
         Args:
@@ -169,18 +119,9 @@ class Comparison:
         Returns:
             The side's own range, anchored at its baseline; None where `shown` gives None.
         """
-        run, name = self.sides[side].run, layer.names[side]
-        shown = self.shown(side, layer, kind, step)
-        if shown is None or name is None:
-            return None
-        if run is None:
-            values = shown if kind == "filters" else shown.swapaxes(0, 1)
-            return AnchoredRange(signed=True if kind == "filters" else None).update(values)
-        at = self._at(side, layer, kind, step)
-        assert at is not None, "something is shown"
-        return run.limits(name, kind, at)
+        return self._of.limits(side, layer, Kind(kind), step)
 
-    def difference(self, layer: LayerMatch, kind: Kind, step: int, side: int = 1) -> FloatArray | None:
+    def difference(self, layer: LayerMatch, kind: Kind | KindName, step: int, side: int = 1) -> FloatArray | None:
         """What a further side shows minus what the first side shows.
 
         Args:
@@ -193,15 +134,9 @@ class Comparison:
             float32, filters `[n, k, kH, kW]` or feature maps `[N, n, h, w]`. None where one of the two sides shows
             nothing, where their shapes differ, and for feature maps of different probes.
         """
-        if kind == "feature_maps" and not self.same_probe(side):
-            return None
-        first, other = self.shown(0, layer, kind, step), self.shown(side, layer, kind, step)
-        if first is None or other is None or first.shape != other.shape:
-            return None
-        with np.errstate(invalid="ignore", over="ignore"):
-            return np.asarray(other - first, dtype=np.float32)
+        return self._of.difference(layer, Kind(kind), step, side)
 
-    def difference_limits(self, layer: LayerMatch, kind: Kind, step: int, side: int = 1) -> Limits | None:
+    def difference_limits(self, layer: LayerMatch, kind: Kind | KindName, step: int, side: int = 1) -> Limits | None:
         """The range that `difference` is drawn with: one for all channels of a layer.
 
         It is the peak of what the first side shows first, divided by a power of two. If a difference exceeds it, it
@@ -216,14 +151,7 @@ class Comparison:
         Returns:
             None where `difference` gives None.
         """
-        measured = self._measured().get((side, layer.name, self._known(step)))
-        found = None if measured is None else measured.high.get(kind)
-        shown = self.shown(0, layer, kind, step)
-        if found is None or shown is None:
-            return None
-        count = len(shown) if kind == "filters" else shown.shape[1]
-        high, doubled = found
-        return Limits(np.full(count, high, np.float32), True, np.full(count, doubled, np.int64))
+        return self._distances.limits(layer, Kind(kind), step, side)
 
     def same_probe(self, side: int) -> bool:
         """Whether a side's feature maps are of the same probe as the first side's.
@@ -231,10 +159,16 @@ class Comparison:
         Args:
             side: the side, counted from 0.
         """
-        return self.sides[0].probe is not None and self.sides[0].probe == self.sides[side].probe
+        return self._of.same_probe(side)
 
     def figure(
-        self, layer: str, kind: Kind = Kind.FILTERS, step: int | None = None, *, side: int | None = None, image: int = 0
+        self,
+        layer: str,
+        kind: Kind | KindName = Kind.FILTERS,
+        step: int | None = None,
+        *,
+        side: int | None = None,
+        image: int = 0,
     ) -> Figure:
         """A matplotlib figure of a layer: the second side minus the first, or one side alone.
 
@@ -248,25 +182,20 @@ class Comparison:
         Raises:
             ValueError: there is no such layer or image, or nothing of this kind to draw.
         """
-        from cnnlog.rendering import figures
-
-        match, at = self.layer(layer), self.steps[-1] if step is None else step
+        kind, match, at = Kind(kind), self.layer(layer), self.steps[-1] if step is None else step
         if side is None:
-            array, limits = self.difference(match, kind, at), self.difference_limits(match, kind, at)
+            shown, limits = self.difference(match, kind, at), self.difference_limits(match, kind, at)
             whose = f"{self.sides[1].label} minus {self.sides[0].label}"
         else:
-            array, limits = self.shown(side, match, kind, at), self.limits(side, match, kind, at)
+            shown, limits = self.shown(side, match, kind, at), self.limits(side, match, kind, at)
             whose = self.sides[side].label
-        what = "Filters" if kind == "filters" else "Feature maps"
-        if array is None or limits is None:
-            raise ValueError(f"there are no {what.lower()} of {layer} to draw for {whose} at step {at}")
-        title = f"{what} of {layer}, {whose}, step {at}"
-        if kind == "filters":
-            view = self.view_of(side or 0, match) or "auto"
-            return figures.filters_figure(array, limits, view=view, title=title)
-        if not 0 <= image < len(array):
-            raise ValueError(f"image must be from 0 to {len(array) - 1}, the probe's images; got {image}")
-        return figures.maps_figure(array[image], limits, title=title)
+        if shown is None or limits is None:
+            raise ValueError(f"there are no {kind.words} of {layer} to draw for {whose} at step {at}")
+        pictures = Picture.several(kind, shown, limits, view=self.view_of(side or 0, match))
+        of = image if kind is Kind.FEATURE_MAPS else 0
+        if not 0 <= of < len(pictures):
+            raise ValueError(f"image must be from 0 to {len(pictures) - 1}, the probe's images; got {image}")
+        return pictures[of].figure(f"{kind.words.capitalize()} of {layer}, {whose}, step {at}")
 
     def layer(self, name: str) -> LayerMatch:
         """One of `layers`, by its name.
@@ -290,17 +219,7 @@ class Comparison:
         Args:
             progress: a function that is told how far the work is: `progress("comparing", done, total)`.
         """
-        if self._between is not None:
-            return
-        ranges: dict[tuple[int, str, Kind], ChangeRange] = {}
-        found: dict[tuple[int, str, int], _Between] = {}
-        for done, step in enumerate(self.steps):
-            for side in range(1, len(self.sides)):
-                for layer in self.layers:
-                    found[side, layer.name, step] = self._measure(side, layer, step, ranges)
-            if progress is not None:
-                progress("comparing", done + 1, len(self.steps))
-        self._between = found
+        self._distances.measure(progress)
 
     def rows(self, step: int | None = None) -> list[Row]:
         """The numbers at one step: one row for each layer.
@@ -313,17 +232,10 @@ class Comparison:
         """
         at = self.steps[-1] if step is None else step
         if at not in self._rows:
-            everything = [self._all_filters(side, at) for side in range(len(self.sides))]
-            self._rows[at] = [self._row(layer, at, everything) for layer in self.layers]
-            parts = [row.layer for row in self._rows[at] if row.shown_only]
-            if parts and at == self.steps[-1]:
-                self._note(
-                    f"the distances between the sides are of the shown filters of {', '.join(parts)}: all "
-                    "are stored at a run's baseline and last step only"
-                )
+            self._rows[at] = rows_at(self._of, self._distances, at)
         return list(self._rows[at])
 
-    def curves(self) -> dict[str, dict[str, dict[str, list[tuple[int, float]]]]]:
+    def curves(self) -> Curves:
         """The numbers over the steps: means over a layer's channels.
 
         Returns:
@@ -332,30 +244,7 @@ class Comparison:
             (to the snapshot before), `dead_share` and `cka` (likeness to its own baseline). Those of a further side are
             `distance_cosine`, `distance_l2` and `cka_between`: how far what it shows is from what the first side shows.
         """
-        curves: dict[str, dict[str, dict[str, list[tuple[int, float]]]]] = {}
-
-        def put(measure: str, layer: str, label: str, step: int, value: float) -> None:
-            curves.setdefault(measure, {}).setdefault(layer, {}).setdefault(label, []).append((step, value))
-
-        for index, side in enumerate(self.sides):
-            if side.run is None:
-                continue
-            for step in side.run.steps if side.step is None else (side.step,):
-                numbers = side.run.summary(step).numbers
-                for layer in self.layers:
-                    name = layer.names[index]
-                    for measure, number in _CURVES.items():
-                        spread = numbers.get(NUMBER[number], {}).get(name or "")
-                        if spread is not None:
-                            put(measure, layer.name, side.label, step, spread.mean)
-        for (index, name, step), between in self._measured().items():
-            label = self.sides[index].label
-            for measure, found in (("distance_cosine", between.cosine), ("distance_l2", between.l2)):
-                if found is not None:
-                    put(measure, name, label, step, found.mean)
-            if between.cka is not None:
-                put("cka_between", name, label, step, between.cka)
-        return curves
+        return copied(self._curves)
 
     def verdict(self) -> str:
         """One sentence that names the layers that moved most and least, at the last step."""
@@ -385,7 +274,7 @@ class Comparison:
     def to_text(self) -> str:
         """The table for a terminal, with a legend, the notes and the verdict."""
         table = self.table().to_text()
-        legend = [f"{letter(i)}: {self._described(i)}" for i in range(len(self.sides))]
+        legend = [f"{letter(i)}: {self._of.described(i)}" for i in range(len(self.sides))]
         about = (
             "Means over a layer's channels. drift: cosine distance from the side's own baseline; A to B: the same "
             "between the sides; dead: share of channels never above 0 on the probe; CKA A: of the feature maps with "
@@ -407,7 +296,7 @@ class Comparison:
             ],
             "steps": list(self.steps),
             "layers": rows,
-            "curves": plain(self.curves()),
+            "curves": plain(self._curves),
             "notes": list(self.notes),
             "verdict": self.verdict(),
         }
@@ -422,157 +311,13 @@ class Comparison:
         )
 
     def _repr_html_(self) -> str:
-        legend = "<br>".join(html.escape(f"{letter(i)}: {self._described(i)}") for i in range(len(self.sides)))
+        legend = "<br>".join(html.escape(f"{letter(i)}: {self._of.described(i)}") for i in range(len(self.sides)))
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
         return f"<p>{legend}</p>{self.table()._repr_html_()}<ul>{notes}</ul><p>{html.escape(self.verdict())}</p>"
 
-    # ---- inside
-
-    def _note(self, text: str) -> None:
-        if text not in self._notes:
-            self._notes.append(text)
-
-    def _known(self, step: int) -> int:
-        """The nearest step of the comparison not after `step`; its first before that."""
-        return self.steps[max(0, bisect_right(self.steps, step) - 1)]
-
-    def _described(self, side: int) -> str:
-        chosen, last = self.sides[side], self.steps[-1]
-        own = self.step_of(side, last)
-        if chosen.run is None:
-            return f"{chosen.label} (weights)"
-        held = ", held there" if self.held(side, last) else ""
-        return f"{chosen.label} (step {own}{held})"
-
-    def _check_probe(self, side: int) -> None:
-        first, other = self.sides[0], self.sides[side]
-        if first.probe is not None and other.probe is not None and first.probe != other.probe:
-            self._note(
-                f"the feature maps of {first.label} and {other.label} are of different probes, so there is no "
-                "difference of them"
-            )
-
-    def _at(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> int | None:
-        run, name, own = self.sides[side].run, layer.names[side], self.step_of(side, step)
-        return None if run is None or name is None or own is None else run.holding(name, kind, own)
-
-    def _shown_of_weights(self, side: int, layer: LayerMatch, kind: Kind) -> FloatArray | None:
-        key = (side, layer.name, kind)
-        if key not in self._shown_weights:
-            name = layer.names[side] or ""
-            if kind == "filters" and name in self.sides[side].filters:
-                shown, slices = self._look["shown"], self._look["slices"]
-                weight = self.sides[side].filters[name]
-                array = select_filters(
-                    weight, view=self.view_of(side, layer) or "auto", max_filters=shown, max_slices=slices
-                )
-            elif kind == "feature_maps" and name in self.sides[side].feature_maps:
-                maps = self.sides[side].feature_maps[name]
-                cell = cell_width(grid_columns(min(maps.shape[1], self._look["maps"])), self._look["width"])
-                array = select_maps(maps, max_maps=self._look["maps"], cell=cell)
-            else:
-                return None
-            self._shown_weights[key] = array
-        return self._shown_weights[key]
-
-    def _measured(self) -> dict[tuple[int, str, int], _Between]:
-        self.measure()
-        assert self._between is not None, "it was just measured"
-        return self._between
-
-    def _measure(
-        self, side: int, layer: LayerMatch, step: int, ranges: dict[tuple[int, str, Kind], ChangeRange]
-    ) -> _Between:
-        result, high = _Between(), {}
-        kinds: tuple[Kind, ...] = (Kind.FILTERS, Kind.FEATURE_MAPS)
-        for kind in kinds:
-            change = self.difference(layer, kind, step, side)
-            if change is None:
-                continue
-            first, other = self.shown(0, layer, kind, step), self.shown(side, layer, kind, step)
-            if first is None or other is None:
-                continue
-            key = (side, layer.name, kind)
-            if key not in ranges:
-                ranges[key] = ChangeRange(peak(first))
-            limits = ranges[key].update(change)
-            high[kind] = (float(limits.high[0]), int(limits.doubled[0]))
-            if kind == "filters":
-                moved = drift.change(first, other)
-                result = replace(result, cosine=Spread.of(moved.cosine), l2=Spread.of(moved.l2))
-            else:
-                result = replace(result, cka=drift.linear_cka(_sampled(first), _sampled(other)))
-        return replace(result, high=high)
-
-    def _all_filters(self, side: int, step: int) -> Mapping[str, FloatArray]:
-        """All filters of a side at a step, where they are stored; else nothing."""
-        chosen = self.sides[side]
-        if chosen.run is None:
-            return chosen.filters
-        own = self.step_of(side, step)
-        for which in ("last", "baseline"):
-            try:
-                weights, held = chosen.run.weights(which)
-            except FileNotFoundError:
-                continue
-            except StoreError as error:
-                self._note(f"skipped: {error}")
-                continue
-            # With filters kept at every n-th step only, those of the last one stand until the next
-            if own is not None and any(held == chosen.run.holding(name, Kind.FILTERS, own) for name in weights):
-                return weights
-        return {}
-
-    def _row(self, layer: LayerMatch, step: int, everything: Sequence[Mapping[str, FloatArray]]) -> Row:
-        sides = range(len(self.sides))
-        further = [self._distances(side, layer, step, everything) for side in sides[1:]]
-        measures: tuple[Measure, ...] = ("cosine", "l2", "update", "dead_share", "cka")
-        numbers = {m: [self._number(side, layer, m, step) for side in sides] for m in measures}
-        return Row(
-            layer=layer.name,
-            filters=self._count(layer),
-            drift_cosine=tuple(numbers["cosine"]),
-            drift_l2=tuple(numbers["l2"]),
-            update_l2=tuple(numbers["update"]),
-            dead_share=tuple(None if s is None else s.mean for s in numbers["dead_share"]),
-            cka=tuple(None if s is None else s.mean for s in numbers["cka"]),
-            distance_cosine=tuple(found[0] for found in further),
-            distance_l2=tuple(found[1] for found in further),
-            cka_between=tuple(found[2] for found in further),
-            shown_only=any(found[3] for found in further),
-        )
-
-    def _distances(
-        self, side: int, layer: LayerMatch, step: int, everything: Sequence[Mapping[str, FloatArray]]
-    ) -> tuple[Spread | None, Spread | None, float | None, bool]:
-        first = everything[0].get(layer.names[0] or "")
-        other = everything[side].get(layer.names[side] or "")
-        between = self._measured()[side, layer.name, self._known(step)]
-        if first is not None and other is not None and first.shape == other.shape:
-            moved = drift.change(first, other)
-            return Spread.of(moved.cosine), Spread.of(moved.l2), between.cka, False
-        return between.cosine, between.l2, between.cka, between.cosine is not None
-
-    def _number(self, side: int, layer: LayerMatch, measure: Measure, step: int) -> Spread | None:
-        chosen, name = self.sides[side], layer.names[side]
-        if name is None:
-            return None
-        if chosen.run is None:
-            maps = chosen.feature_maps.get(name)
-            return Spread.of(drift.dead_share(maps)) if measure == "dead_share" and maps is not None else None
-        at = self._at(side, layer, Kind.FILTERS if measure in ("cosine", "l2", "update") else Kind.FEATURE_MAPS, step)
-        return None if at is None else chosen.run.summary(at).numbers.get(NUMBER[measure], {}).get(name)
-
-    def _count(self, layer: LayerMatch) -> int | None:
-        for side, name in zip(self.sides, layer.names, strict=True):
-            if name is None:
-                continue
-            shape = filters_shape(side, name)
-            if shape is not None:
-                return shape[0]
-            if side.run is not None and (maps := side.run.layer(name).output_shape) is not None:
-                return maps[1]
-        return None
+    @cached_property
+    def _curves(self) -> Curves:
+        return curves_of(self._of, self._distances)
 
 
 def compare(
@@ -606,37 +351,3 @@ def compare(
     """
     found = open_sides(sides, image=image, arch=arch, progress=progress)
     return Comparison(found.sides, found.layers, found.notes)
-
-
-def _steps(sides: Sequence[Side]) -> tuple[int, ...]:
-    free = {step for side in sides if side.run is not None and side.step is None for step in side.run.steps}
-    pinned = [side.step for side in sides if side.step is not None]
-    return tuple(sorted(free)) if free else (max(pinned, default=0),)
-
-
-def _look(sides: Sequence[Side]) -> dict[str, Any]:
-    """How many channels of weights are shown: as many as of the first run."""
-    settings = next((side.run.manifest.settings for side in sides if side.run is not None), {})
-    filters, maps = settings.get("filters") or {}, settings.get("feature_maps") or {}
-    return {
-        "shown": filters.get("shown", 64),
-        "slices": filters.get("slices", 16),
-        "maps": maps.get("shown", 64),
-        "width": maps.get("width", 350),
-    }
-
-
-def _fitting(shape: tuple[int, ...], view: ResolvedView) -> ResolvedView:
-    """The view, or the automatic one where these filters have other input channels than it needs."""
-    try:
-        return resolve_view(shape, view)
-    except ValueError:
-        return resolve_view(shape, "auto")
-
-
-def _sampled(maps: FloatArray) -> FloatArray:
-    """The activations `[positions, n]` of maps `[N, n, h, w]` at the positions where CKA is measured."""
-    images, channels, height, width = maps.shape
-    at = drift.sample_positions(1, height, width)
-    sampled = maps.reshape(images, channels, height * width)[:, :, at]
-    return np.asarray(sampled.swapaxes(1, 2).reshape(-1, channels), dtype=np.float32)

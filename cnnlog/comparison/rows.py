@@ -7,8 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from cnnlog.comparison.between import Between, Distances
+from cnnlog.comparison.side_by_side import SideBySide
+from cnnlog.comparison.sides import LayerMatch, filters_shape
+from cnnlog.kinds import Kind
+from cnnlog.metrics import drift
+from cnnlog.runs.run import NUMBER, Measure
 from cnnlog.runs.spread import Spread
 from cnnlog.runs.table import Table
+
+# The numbers of a side alone, and the kind that a step must hold to have them
+_SHOWN_BY: Mapping[Measure, Kind] = {
+    "cosine": Kind.FILTERS,
+    "l2": Kind.FILTERS,
+    "update": Kind.FILTERS,
+    "dead_share": Kind.FEATURE_MAPS,
+    "cka": Kind.FEATURE_MAPS,
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,67 @@ class Row:
 def letter(side: int) -> str:
     """A, B, C, ...: what a side is called in the columns."""
     return chr(ord("A") + side) if side < 26 else f"S{side + 1}"
+
+
+def rows_at(of: SideBySide, distances: Distances, step: int) -> list[Row]:
+    """The numbers at a step of a comparison: one row for each layer.
+
+    Args:
+        of: the sides, which get a note if the distances at their last step are of the shown filters only.
+        distances: how far the further sides are from the first.
+        step: the step.
+    """
+    everything = [of.all_filters(side, step) for side in range(len(of.sides))]
+    rows = [_row(of, list(distances.of_all_filters(layer, step, everything)), layer, step) for layer in of.layers]
+    parts = [row.layer for row in rows if row.shown_only]
+    if parts and step == of.steps[-1]:
+        of.note(
+            f"the distances between the sides are of the shown filters of {', '.join(parts)}: all "
+            "are stored at a run's baseline and last step only"
+        )
+    return rows
+
+
+def _row(of: SideBySide, further: Sequence[Between], layer: LayerMatch, step: int) -> Row:
+    numbers = {m: [_number(of, side, layer, m, step) for side in range(len(of.sides))] for m in _SHOWN_BY}
+    return Row(
+        layer=layer.name,
+        filters=_count(of, layer),
+        drift_cosine=tuple(numbers["cosine"]),
+        drift_l2=tuple(numbers["l2"]),
+        update_l2=tuple(numbers["update"]),
+        dead_share=tuple(None if spread is None else spread.mean for spread in numbers["dead_share"]),
+        cka=tuple(None if spread is None else spread.mean for spread in numbers["cka"]),
+        distance_cosine=tuple(between.cosine for between in further),
+        distance_l2=tuple(between.l2 for between in further),
+        cka_between=tuple(between.cka for between in further),
+        shown_only=any(between.shown_only for between in further),
+    )
+
+
+def _number(of: SideBySide, side: int, layer: LayerMatch, measure: Measure, step: int) -> Spread | None:
+    """A number of a side alone, as it is spread over a layer's channels."""
+    chosen, name = of.sides[side], layer.names[side]
+    if name is None:
+        return None
+    if chosen.run is None:
+        maps = chosen.feature_maps.get(name)
+        return Spread.of(drift.dead_share(maps)) if measure == "dead_share" and maps is not None else None
+    at = of.holding(side, layer, _SHOWN_BY[measure], step)
+    return None if at is None else chosen.run.summary(at).numbers.get(NUMBER[measure], {}).get(name)
+
+
+def _count(of: SideBySide, layer: LayerMatch) -> int | None:
+    """How many filters a layer has; channels where only its feature maps are known."""
+    for side, name in zip(of.sides, layer.names, strict=True):
+        if name is None:
+            continue
+        shape = filters_shape(side, name)
+        if shape is not None:
+            return shape[0]
+        if side.run is not None and (maps := side.run.layer(name).output_shape) is not None:
+            return maps[1]
+    return None
 
 
 def rows_table(rows: Sequence[Row], sides: int) -> Table:

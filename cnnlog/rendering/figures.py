@@ -133,7 +133,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
 
 def _pixels(cell: FloatArray, limits: Limits, channel: int, cmap: str) -> Pixels:
     """One cell as the grids draw it: `[h, w]`, or `[3, h, w]` for rgb, to uint8 `[h, w, 3]`."""
-    own = Limits(limits.high[[channel]], limits.symmetric, limits.doubled[[channel]])
+    own = limits.only([channel])
     if cell.ndim == 3:
         return filters_grid(cell[None], own, view="rgb", width=None).pixels
     grid = maps_grid(cell[None], own, cmap=cmap, width=None)

@@ -9,7 +9,7 @@ from cnnlog.kinds import Kind
 from cnnlog.rendering.grids import filters_grid, maps_grid
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import Limits
-from cnnlog.rendering.views import View
+from cnnlog.rendering.views import ResolvedView, View, grid_columns, resolve_view
 from cnnlog.snapshot import FloatArray
 
 if TYPE_CHECKING:
@@ -29,8 +29,18 @@ class Picture:
 
     values: FloatArray
     limits: Limits
-    view: View | None = None
+    view: ResolvedView | None = None
     cmap: str = "auto"
+
+    @property
+    def kind(self) -> Kind:
+        """What is shown."""
+        return Kind.FEATURE_MAPS if self.view is None else Kind.FILTERS
+
+    @property
+    def columns(self) -> int:
+        """How many cells stand in a row of the grid."""
+        return self.values.shape[1] if self.view == "slices" else grid_columns(len(self.values))
 
     @classmethod
     def several(
@@ -45,7 +55,9 @@ class Picture:
             view: how filters are shown; None takes the view that fits their shape.
             cmap: `"auto"`, `"gray"`, or the name of any matplotlib colour map.
         """
-        how = (view or "auto") if kind is Kind.FILTERS else None
+        if kind is Kind.FILTERS and view in (None, "auto"):
+            view = resolve_view(shown.shape, "auto")
+        how = view if kind is Kind.FILTERS and view != "auto" else None
         return tuple(cls(values, limits, how, cmap) for values in kind.pictures(shown))
 
     def grid(self, width: int | None = 350) -> Grid:
@@ -71,6 +83,9 @@ class Picture:
         return filters_figure(self.values, self.limits, view=self.view, cmap=self.cmap, title=title)
 
     def first(self, n: int) -> Picture:
-        """The picture of the first n channels, at most."""
-        limits = Limits(self.limits.high[:n], self.limits.symmetric, self.limits.doubled[:n])
-        return replace(self, values=self.values[:n], limits=limits)
+        """The picture of the first channels.
+
+        Args:
+            n: how many channels, at most.
+        """
+        return replace(self, values=self.values[:n], limits=self.limits.only(slice(n)))

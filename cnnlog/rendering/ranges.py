@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -30,6 +30,15 @@ class Limits:
     high: FloatArray
     symmetric: bool
     doubled: npt.NDArray[np.int64]
+
+    def only(self, channels: slice | Sequence[int]) -> Limits:
+        """The ranges of some of the channels.
+
+        Args:
+            channels: their numbers, counted from 0, or a slice of them.
+        """
+        chosen = channels if isinstance(channels, slice) else list(channels)
+        return Limits(self.high[chosen], self.symmetric, self.doubled[chosen])
 
 
 def peak(values: npt.ArrayLike) -> float:

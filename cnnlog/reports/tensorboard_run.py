@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 import time
 import uuid
-from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,13 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from cnnlog.comparison.comparison import Comparison
+from cnnlog.comparison.pictures import Key, pictures
 from cnnlog.comparison.rows import letter
-from cnnlog.kinds import Kind
-from cnnlog.rendering.grids import filters_grid, maps_grid
-from cnnlog.rendering.png import Grid, encode_png
-from cnnlog.rendering.ranges import Limits
-from cnnlog.rendering.views import ResolvedView
+from cnnlog.rendering.png import encode_png
 from cnnlog.runs.run import Progress
-from cnnlog.snapshot import FloatArray
 from cnnlog.trackers.tensorboard import TensorBoardTracker
 
 SUFFIX = ".cnnlog-compare"
-_KINDS: tuple[Kind, ...] = (Kind.FILTERS, Kind.FEATURE_MAPS)
 
 
 def refuse_folder(folder: Path, *, force: bool) -> None:
@@ -123,25 +119,27 @@ class _Events:
 
 
 def _add_step(tracker: TensorBoardTracker, comparison: Comparison, step: int, width: int) -> None:
-    for layer in comparison.layers:
-        for kind in _KINDS:
-            for side in range(len(comparison.sides)):
-                limits = comparison.limits(side, layer, kind, step)
-                shown = comparison.shown(side, layer, kind, step)
-                if shown is None or limits is None:
-                    continue
-                own = comparison.step_of(side, step)
-                of = comparison.sides[side].label + ("" if own is None else f", its step {own} at step {step}")
-                for tail, grid in _grids(kind, comparison.view_of(side, layer), shown, limits, width=width):
-                    _add(tracker, f"{kind}/{layer.tag}/{letter(side)}{tail}", grid, step, f"{layer.name} of {of}")
-            for side in range(1, len(comparison.sides)):
-                change = comparison.difference(layer, kind, step, side)
-                limits = comparison.difference_limits(layer, kind, step, side)
-                if change is None or limits is None:
-                    continue
-                what = f"{layer.name} of {comparison.sides[side].label} minus {comparison.sides[0].label}"
-                for tail, grid in _grids(kind, comparison.view_of(0, layer), change, limits, width=width):
-                    _add(tracker, f"{kind}/{layer.tag}/{letter(side)}-{letter(0)}{tail}", grid, step, what)
+    for _, found in groupby(pictures(comparison, step), key=lambda one: replace(one[0], image=0)):
+        of_images = list(found)
+        for key, picture in of_images:
+            tag = f"compare_{key.kind}/{comparison.layers[key.layer].tag}/{_whose(key)}"
+            tag += f"/image{key.image}" if len(of_images) > 1 else ""
+            grid = replace(picture, cmap="auto").grid(width)  # one palette, whatever the runs'
+            tracker.add_image(tag, encode_png(grid), grid.size, step, description=_described(comparison, key, step))
+
+
+def _whose(key: Key) -> str:
+    """The part of a tag that says which side is shown, or what minus what."""
+    return f"{letter(key.side)}-{letter(0)}" if key.change else letter(key.side)
+
+
+def _described(comparison: Comparison, key: Key, step: int) -> str:
+    """What a picture shows, as its card says it."""
+    name, label = comparison.layers[key.layer].name, comparison.sides[key.side].label
+    if key.change:
+        return f"{name} of {label} minus {comparison.sides[0].label}"
+    own = comparison.step_of(key.side, step)
+    return f"{name} of {label}" + ("" if own is None else f", its step {own} at step {step}")
 
 
 def _numbers(comparison: Comparison) -> dict[int, list[tuple[str, float]]]:
@@ -156,18 +154,3 @@ def _numbers(comparison: Comparison) -> dict[int, list[tuple[str, float]]]:
                     tag = f"{prefix}/{tags[layer]}/{by_label[label]}-{letter(0)}"
                     numbers.setdefault(step, []).append((tag, value))
     return numbers
-
-
-def _grids(
-    kind: Kind, view: ResolvedView | None, shown: FloatArray, limits: Limits, *, width: int
-) -> Iterator[tuple[str, Grid]]:
-    """The end of the tag, and the picture: one for filters, one a probe image for feature maps."""
-    if kind == "filters":
-        yield "", filters_grid(shown, limits, view=view or "auto", width=width)
-    else:
-        for image, maps in enumerate(shown):
-            yield (f"/image{image}" if len(shown) > 1 else ""), maps_grid(maps, limits, width=width)
-
-
-def _add(tracker: TensorBoardTracker, tag: str, grid: Grid, step: int, description: str) -> None:
-    tracker.add_image(f"compare_{tag}", encode_png(grid), grid.size, step, description=description)

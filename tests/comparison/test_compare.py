@@ -15,10 +15,10 @@ import pytest
 from support.stored_runs import MAPS, Arrays, moving, write_run
 
 import cnnlog
-from cnnlog import messages
-from cnnlog.comparison import sides
+from cnnlog import kinds, messages
+from cnnlog.comparison import matching
 from cnnlog.comparison.comparison import Comparison, compare
-from cnnlog.comparison.sides import align
+from cnnlog.comparison.matching import align
 from cnnlog.rendering.ranges import peak
 from cnnlog.runs import spread as spread_module
 from cnnlog.runs import table as table_module
@@ -676,6 +676,6 @@ def test_the_public_function_stays_a_function() -> None:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    for module in (messages, sides, spread_module, table_module):
+    for module in (kinds, matching, messages, spread_module, table_module):
         assert doctest.testmod(module).failed == 0
         assert doctest.testmod(module).attempted > 0

@@ -22,11 +22,12 @@ from support.stored_runs import moving, write_run
 import cnnlog
 from cnnlog.rendering.colours import NOT_FINITE, ZERO
 from cnnlog.rendering.grids import filters_grid, maps_grid
+from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.ranges import Limits
 from cnnlog.rendering.views import ResolvedView
 from cnnlog.reports.page import charts
 from cnnlog.reports.page.page import write_report
-from cnnlog.reports.page.reels import DETAILS, Detail, Reel, Scene, fitting, spread, strongest
+from cnnlog.reports.page.reels import DETAILS, Detail, Reel, fitting, spread, strongest
 
 
 def unpacked(seen: Seen, reel: dict[str, Any]) -> np.ndarray:
@@ -52,9 +53,9 @@ def page(runs: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> S
 # --- frames
 
 
-def scene(values: np.ndarray, high: float = 1.0, view: ResolvedView | None = None) -> Scene:
+def picture(values: np.ndarray, high: float = 1.0, view: ResolvedView | None = None) -> Picture:
     n = len(values)
-    return Scene(values, Limits(np.full(n, high, np.float32), True, np.zeros(n, np.int64)), view)
+    return Picture(values, Limits(np.full(n, high, np.float32), True, np.zeros(n, np.int64)), view)
 
 
 @settings(deadline=None, derandomize=True, max_examples=60)
@@ -68,18 +69,18 @@ def scene(values: np.ndarray, high: float = 1.0, view: ResolvedView | None = Non
 def test_a_reel_gives_back_the_frames_that_went_in(steps: np.ndarray) -> None:
     reel = Reel()
     for number, values in enumerate(steps):
-        reel.add(scene(values), number)
+        reel.add(picture(values), number)
     raw = zlib.decompress(reel.pack(), wbits=-15)
     back = np.cumsum(np.frombuffer(raw, np.uint8).reshape(len(steps), -1), axis=0, dtype=np.uint8)
     for values, pixels in zip(steps, back, strict=True):
-        drawn = maps_grid(values, scene(values).limits, width=None)
+        drawn = maps_grid(values, picture(values).limits, width=None)
         assert pixels.tobytes() == drawn.pixels.tobytes()
 
 
 def test_a_held_step_adds_no_frame() -> None:
     reel = Reel()
     reel.hold()
-    reel.add(scene(np.ones((2, 3, 3), np.float32)), 4)
+    reel.add(picture(np.ones((2, 3, 3), np.float32)), 4)
     reel.hold()
     assert reel.at == [-1, 0, 0]
     assert reel.steps == [4]
@@ -87,9 +88,9 @@ def test_a_held_step_adds_no_frame() -> None:
 
 def test_a_reel_refuses_a_frame_of_another_shape() -> None:
     reel = Reel()
-    reel.add(scene(np.ones((2, 3, 3), np.float32)), 0)
+    reel.add(picture(np.ones((2, 3, 3), np.float32)), 0)
     with pytest.raises(ValueError, match=r"one shape; they had \[3, 7\] and step 1 has \[4, 9\]"):
-        reel.add(scene(np.ones((2, 4, 4), np.float32)), 1)
+        reel.add(picture(np.ones((2, 4, 4), np.float32)), 1)
 
 
 def test_details_become_coarser_and_keep_the_first_channels() -> None:
@@ -97,18 +98,18 @@ def test_details_become_coarser_and_keep_the_first_channels() -> None:
         assert all(b <= a for a, b in zip(vars(finer).values(), vars(coarser).values(), strict=True))
         assert finer != coarser
     maps = np.arange(20 * 30 * 30, dtype=np.float32).reshape(20, 30, 30)
-    kept = scene(maps).kept(Detail(cell=10, maps=7, filters=64, slices=16))
+    kept = Detail(cell=10, maps=7, filters=64, slices=16).kept(picture(maps))
     np.testing.assert_allclose(kept.values, maps[:7].reshape(7, 10, 3, 10, 3).mean(axis=(2, 4)), rtol=1e-5)
     assert len(kept.limits.high) == 7
-    slices = scene(np.zeros((16, 16, 3, 3), np.float32), view="slices").kept(Detail(10, 7, 64, 6))
+    slices = Detail(10, 7, 64, 6).kept(picture(np.zeros((16, 16, 3, 3), np.float32), view="slices"))
     assert slices.values.shape == (6, 6, 3, 3)
 
 
 def test_more_bytes_give_finer_pictures_and_few_give_fewer_steps() -> None:
     rng = np.random.default_rng(0)
 
-    def pair() -> tuple[dict[str, Scene], dict[str, Scene]]:
-        first, second = (scene(rng.uniform(-1, 1, (64, 40, 40)).astype(np.float32)) for _ in range(2))
+    def pair() -> tuple[dict[str, Picture], dict[str, Picture]]:
+        first, second = (picture(rng.uniform(-1, 1, (64, 40, 40)).astype(np.float32)) for _ in range(2))
         return {"a": first}, {"a": second}
 
     chosen = [fitting([pair()], steps=100, budget=budget) for budget in (20_000_000, 2_000_000, 300_000, 9_000)]

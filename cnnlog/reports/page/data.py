@@ -11,6 +11,7 @@ from cnnlog.reports.page.about import unit
 from cnnlog.reports.page.film import Film
 from cnnlog.reports.page.layers import palette_name
 from cnnlog.reports.page.numbers import curve_points, moved_rows, short
+from cnnlog.reports.page.reels import layout
 
 
 def data(comparison: Comparison, film: Film, sides: list[dict[str, Any]], blocks: dict[str, bytes]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def data(comparison: Comparison, film: Film, sides: list[dict[str, Any]], blocks
                 "high": [short(high) for high in reel.high],
                 "doubled": reel.doubled,
                 "grown": reel.grown,
-                "layout": reel.last.layout(),
+                "layout": layout(reel.last),
                 "rgb": reel.last.view == "rgb",
                 "palettes": both,
             }

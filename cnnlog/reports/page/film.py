@@ -10,34 +10,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from cnnlog.comparison.comparison import Comparison, LayerMatch, Side
+from cnnlog.comparison.comparison import Comparison
+from cnnlog.comparison.pictures import Key, pictures
 from cnnlog.kinds import Kind
-from cnnlog.rendering.colours import palette
-from cnnlog.rendering.ranges import Limits
-from cnnlog.rendering.views import resolve_view
+from cnnlog.rendering.picture import Picture
 from cnnlog.reports.page.lives import Lives
-from cnnlog.reports.page.reels import DETAILS, Detail, Reel, Scene, fitting, spread, strongest
+from cnnlog.reports.page.reels import DETAILS, Detail, Reel, fitting, layout, spread, strongest
 from cnnlog.runs.run import Progress
-from cnnlog.snapshot import FloatArray
 
 _IMAGES = 4
 _SAMPLES = 4
-
-
-@dataclass(frozen=True)
-class Key:
-    """One picture of the page: a side's, or, with `change`, that side's difference to the first."""
-
-    layer: int
-    kind: Kind
-    side: int
-    image: int = 0
-    change: bool = False
-
-    @property
-    def name(self) -> str:
-        """What the page calls it; the same for all probe images."""
-        return f"{self.layer}-{self.kind}-{'d' if self.change else 's'}{self.side}"
 
 
 @dataclass
@@ -66,7 +48,7 @@ class Film:
         for key, reel in self.reels.items():
             if key.image == 0 and not key.change and reel.last is not None:
                 at = (key.layer, key.side)
-                found[at] = max(found.get(at, 0), reel.last.layout()["n"])
+                found[at] = max(found.get(at, 0), layout(reel.last)["n"])
         return found
 
     def sentence(self) -> str:
@@ -86,8 +68,12 @@ class Film:
         return " ".join([*said, "The runs hold them all, at full size; this keeps the page small."])
 
 
-class Pictures:
-    """Goes through a comparison's pictures, one step at a time."""
+class Filming:
+    """Packs a comparison's pictures, one step at a time.
+
+    Args:
+        comparison: what to show.
+    """
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
@@ -110,24 +96,24 @@ class Pictures:
             else:
                 return film
 
-    def _pairs(self) -> Iterator[tuple[dict[Key, Scene], dict[Key, Scene]]]:
+    def _pairs(self) -> Iterator[tuple[dict[Key, Picture], dict[Key, Picture]]]:
         steps = self.comparison.steps
         for at in np.unique(np.linspace(0, len(steps) - 2, _SAMPLES).round().astype(int)):
-            yield self._scenes(steps[at]), self._scenes(steps[at + 1])
+            yield self._pictures(steps[at]), self._pictures(steps[at + 1])
 
     def _pack(self, steps: tuple[int, ...], detail: Detail, progress: Progress) -> Film:
         film = Film(steps, detail, self._images(), Lives(self.comparison))
         if len(steps) < len(self.comparison.steps):
             film.reduced.add("steps")
         for position, step in enumerate(steps):
-            for key, scene in self._scenes(step).items():
+            for key, picture in self._pictures(step).items():
                 reel = film.reels.setdefault(key, Reel(at=[-1] * position))
                 own = self._own_step(key, step)
                 if reel.steps and reel.steps[-1] == own:
                     continue
-                kept = scene.kept(detail)
+                kept = detail.kept(picture)
                 reel.add(kept, own)
-                _note_reduction(film.reduced, scene, kept)
+                _note_reduction(film.reduced, picture, kept)
             for reel in film.reels.values():
                 if len(reel.at) == position:
                     reel.hold()
@@ -155,62 +141,21 @@ class Pictures:
         ]
         return min(_IMAGES, max(counts, default=1))
 
-    def _scenes(self, step: int) -> dict[Key, Scene]:
-        """Every picture at a step, at full size."""
-        found: dict[Key, Scene] = {}
-        for number, layer in enumerate(self.comparison.layers):
-            for side in range(len(self.comparison.sides)):
-                found.update(self._of_side(number, layer, side, step))
-            for side in range(1, len(self.comparison.sides)):
-                found.update(self._differences(number, layer, side, step))
-        return found
-
-    def _of_side(self, number: int, layer: LayerMatch, side: int, step: int) -> Iterator[tuple[Key, Scene]]:
-        comparison, of = self.comparison, self.comparison.sides[side]
-        filters = comparison.shown(side, layer, Kind.FILTERS, step)
-        limits = comparison.limits(side, layer, Kind.FILTERS, step)
-        if filters is not None and limits is not None:
-            view = comparison.view_of(side, layer) or resolve_view(filters.shape, "auto")
-            yield Key(number, Kind.FILTERS, side), Scene(filters, limits, view, _cmap(of, Kind.FILTERS))
-        maps = comparison.shown(side, layer, Kind.FEATURE_MAPS, step)
-        limits = comparison.limits(side, layer, Kind.FEATURE_MAPS, step)
-        yield from _of_images(Key(number, Kind.FEATURE_MAPS, side), maps, limits, _cmap(of, Kind.FEATURE_MAPS))
-
-    def _differences(self, number: int, layer: LayerMatch, side: int, step: int) -> Iterator[tuple[Key, Scene]]:
-        comparison = self.comparison
-        filters = comparison.difference(layer, Kind.FILTERS, step, side)
-        limits = comparison.difference_limits(layer, Kind.FILTERS, step, side)
-        if filters is not None and limits is not None:
-            view = comparison.view_of(0, layer) or resolve_view(filters.shape, "auto")
-            if view == "rgb":  # colours have no white at 0
-                filters, view = strongest(filters), "gray"
-            yield Key(number, Kind.FILTERS, side, change=True), Scene(filters, limits, view)
-        maps = comparison.difference(layer, Kind.FEATURE_MAPS, step, side)
-        limits = comparison.difference_limits(layer, Kind.FEATURE_MAPS, step, side)
-        yield from _of_images(Key(number, Kind.FEATURE_MAPS, side, change=True), maps, limits)
+    def _pictures(self, step: int) -> dict[Key, Picture]:
+        """The pictures that the page shows at a step, at full size: of each layer every side's, then the changes."""
+        shown = ((key, picture) for key, picture in pictures(self.comparison, step) if key.image < _IMAGES)
+        by_side = sorted(shown, key=lambda one: (one[0].layer, one[0].change, one[0].side))
+        return {key: _white_at_0(picture) if key.change else picture for key, picture in by_side}
 
 
-def _of_images(
-    key: Key, maps: FloatArray | None, limits: Limits | None, cmap: str = "auto"
-) -> Iterator[tuple[Key, Scene]]:
-    if maps is not None and limits is not None:
-        for image in range(min(len(maps), _IMAGES)):
-            yield replace(key, image=image), Scene(maps[image], limits, None, cmap)
+def _white_at_0(change: Picture) -> Picture:
+    """The change of filters in a view that draws 0 in white: of three colours the one that changed most."""
+    return replace(change, values=strongest(change.values), view="gray") if change.view == "rgb" else change
 
 
-def _note_reduction(reduced: set[str], scene: Scene, kept: Scene) -> None:
-    what = "map" if scene.view is None else "filter"
-    if kept.values.shape[-2:] != scene.values.shape[-2:]:
+def _note_reduction(reduced: set[str], picture: Picture, kept: Picture) -> None:
+    what = picture.kind.one
+    if kept.values.shape[-2:] != picture.values.shape[-2:]:
         reduced.add(f"{what} size")
-    if kept.values.shape[:-2] != scene.values.shape[:-2]:
+    if kept.values.shape[:-2] != picture.values.shape[:-2]:
         reduced.add(f"{what}s")
-
-
-def _cmap(side: Side, kind: Kind) -> str:
-    settings = side.run.manifest.settings.get(kind) if side.run is not None else None
-    cmap = str((settings or {}).get("cmap", "auto"))
-    try:
-        palette(cmap, True)
-    except ValueError:  # a colour map that was registered where the run was made
-        return "auto"
-    return cmap

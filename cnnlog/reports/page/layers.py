@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from cnnlog.comparison.comparison import Comparison, LayerMatch
+from cnnlog.comparison.pictures import Key
 from cnnlog.kinds import Kind
 from cnnlog.rendering.colours import TOP, palette
+from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import encode_png
 from cnnlog.reports.page.about import unit
-from cnnlog.reports.page.film import Film, Key
+from cnnlog.reports.page.film import Film
 from cnnlog.reports.page.numbers import as_text
-from cnnlog.reports.page.reels import Reel, Scene
+from cnnlog.reports.page.reels import Reel, layout
 
 _COLOURS = ("#3b7dd8", "#d9622b", "#2f9e6e", "#b54ac2", "#b8860b", "#0fa3b1", "#d6336c", "#7a6ff0")
 _KINDS: tuple[tuple[Kind, str], ...] = ((Kind.FILTERS, "Filters"), (Kind.FEATURE_MAPS, "Feature maps on the probe"))
@@ -44,7 +46,7 @@ def _figure(comparison: Comparison, film: Film, sides: list[dict[str, Any]], key
     side = sides[key.side]
     title = f"{side['letter']} − {sides[0]['letter']}, white where alike" if key.change else side["label"]
     name = comparison.layers[key.layer].name
-    what = "Filters" if key.kind == "filters" else "Feature maps"
+    what = key.kind.words.capitalize()
     figure = {
         "key": key.name,
         "role": "difference" if key.change else "side",
@@ -61,11 +63,11 @@ def _figure(comparison: Comparison, film: Film, sides: list[dict[str, Any]], key
     if reel is None or reel.last is None:
         why = _no_difference(comparison, film, key) if key.change else f"{side['label']} has none"
         return {**figure, "alt": f"{what} of {name}: {why}."}
-    grid = reel.last.draw(width=350)
+    grid = reel.last.grid(350)
     when = f"{unit(comparison)} {reel.steps[-1]}" if comparison.sides[key.side].run is not None else ""
     if when and reel.steps[-1] != film.steps[-1]:
         when += " (its last)"
-    layout = reel.last.layout()
+    cells = layout(reel.last)
     low, high, bar = _scale(reel)
     return {
         **figure,
@@ -75,7 +77,7 @@ def _figure(comparison: Comparison, film: Film, sides: list[dict[str, Any]], key
         "low": low,
         "high": high,
         "bar": bar,
-        "alt": f"{what} of {name}, {title}, {when}: {layout['n']} of {layout['h']} by {layout['w']} pixels",
+        "alt": f"{what} of {name}, {title}, {when}: {cells['n']} of {cells['h']} by {cells['w']} pixels",
     }
 
 
@@ -99,19 +101,19 @@ def _scale(reel: Reel) -> tuple[str, str, str]:
     return ("−own range" if symmetric else "0"), f"own range{grown}", bar
 
 
-def _about_group(scene: Scene) -> str:
-    layout = scene.layout()
-    if scene.view is None:
-        return f"{layout['n']} shown, {layout['h']} × {layout['w']}"
-    size = f"{layout['h']} × {layout['w']}"
-    if scene.view == "slices":
-        return f"{layout['n']} filters (rows) by {layout['k']} input channels (columns), {size}"
+def _about_group(picture: Picture) -> str:
+    cells = layout(picture)
+    if picture.view is None:
+        return f"{cells['n']} shown, {cells['h']} × {cells['w']}"
+    size = f"{cells['h']} × {cells['w']}"
+    if picture.view == "slices":
+        return f"{cells['n']} filters (rows) by {cells['k']} input channels (columns), {size}"
     colours = {
         "rgb": ", in colour: mid gray is 0; the difference is that of the colour that changed most",
         "mean": ", averaged over input channels",
         "gray": "",
-    }[scene.view]
-    return f"{layout['n']} shown, {size}{colours}"
+    }[picture.view]
+    return f"{cells['n']} shown, {size}{colours}"
 
 
 def _about_layer(comparison: Comparison, layer: LayerMatch) -> str:

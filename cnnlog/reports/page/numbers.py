@@ -6,10 +6,12 @@ import math
 from typing import Any
 
 from cnnlog.comparison.comparison import Comparison
+from cnnlog.comparison.pictures import Key
 from cnnlog.kinds import Kind
 from cnnlog.reports.page import charts
-from cnnlog.reports.page.film import Film, Key
+from cnnlog.reports.page.film import Film
 from cnnlog.reports.page.lives import of_channels
+from cnnlog.reports.page.reels import layout
 from cnnlog.runs.spread import Spread
 
 _MOVED = 60
@@ -119,7 +121,7 @@ def moved_rows(comparison: Comparison, film: Film) -> list[list[list[Any]]]:
             drift = of_channels(comparison, number, index, "cosine", comparison.steps[-1])
             if reel is None or reel.last is None or drift is None:
                 continue
-            shown = drift[: reel.last.layout()["n"]]
+            shown = drift[: layout(reel.last)["n"]]
             rows += [[number, channel, short(v)] for channel, v in enumerate(shown) if math.isfinite(v)]
         rows.sort(key=lambda row: (-row[2], row[0], row[1]))
         # Enough for the sheet of all layers, and of any one of them.

@@ -19,7 +19,7 @@ import cnnlog
 from cnnlog.comparison.comparison import Comparison
 from cnnlog.reports.page import about, numbers
 from cnnlog.reports.page.data import data, text64
-from cnnlog.reports.page.film import Pictures
+from cnnlog.reports.page.film import Filming
 from cnnlog.reports.page.layers import bar, layer_section
 from cnnlog.runs import whole_files
 from cnnlog.runs.run import Progress
@@ -70,7 +70,7 @@ def write_report(
 
 def _page(comparison: Comparison, *, title: str, page_bytes: int, progress: Progress) -> tuple[str, str]:
     comparison.measure(progress)
-    film = Pictures(comparison).film(int(page_bytes / _BASE64), progress)
+    film = Filming(comparison).film(int(page_bytes / _BASE64), progress)
     sides = about.sides(comparison, film.steps)
     template = _templates().get_template("page.html.j2")
     js = Markup(_source("page.js"))

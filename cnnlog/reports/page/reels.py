@@ -10,17 +10,14 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from cnnlog.rendering.colours import Pixels
-from cnnlog.rendering.grids import filters_grid, maps_grid
-from cnnlog.rendering.png import Grid
-from cnnlog.rendering.ranges import Limits
+from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.shrink import shrink
-from cnnlog.rendering.views import ResolvedView, grid_columns
 from cnnlog.snapshot import FloatArray
 
 # Filters are small already; below this many pixels a side one no longer sees what they look for.
@@ -45,14 +42,20 @@ class Detail:
     filters: int
     slices: int
 
-    def filters_of(self, shown: FloatArray, view: ResolvedView) -> FloatArray:
-        """The kept part of shown filters `[n, k, kH, kW]`."""
-        kept = shown[: self.slices, : self.slices] if view == "slices" else shown[: self.filters]
-        return _at_most(kept, max(self.cell, _LEAST_FILTER))
+    def kept(self, picture: Picture) -> Picture:
+        """The picture, with no more channels and no larger cells than are kept."""
+        if picture.view is None:
+            chosen = picture.first(self.maps)
+        elif picture.view == "slices":
+            chosen = picture.first(self.slices)
+            chosen = replace(chosen, values=chosen.values[:, : self.slices])
+        else:
+            chosen = picture.first(self.filters)
+        return replace(chosen, values=_at_most(chosen.values, self.widest(picture)))
 
-    def maps_of(self, shown: FloatArray) -> FloatArray:
-        """The kept part of one probe image's maps `[n, h, w]`."""
-        return _at_most(shown[: self.maps], self.cell)
+    def widest(self, picture: Picture) -> int:
+        """How many pixels a cell of the picture has on its longer side, at most."""
+        return self.cell if picture.view is None else max(self.cell, _LEAST_FILTER)
 
 
 DETAILS = (
@@ -74,39 +77,11 @@ DETAILS = (
 )
 
 
-@dataclass(frozen=True)
-class Scene:
-    """One picture's values at one step, and how they are drawn.
-
-    Attributes:
-        values: filters `[n, k, kH, kW]`, or one probe image's maps `[n, h, w]`.
-        limits: of the n filters or maps.
-        view: of filters; None for maps.
-        cmap: as for `filters_grid`.
-    """
-
-    values: FloatArray
-    limits: Limits
-    view: ResolvedView | None
-    cmap: str = "auto"
-
-    def kept(self, detail: Detail) -> Scene:
-        """The same, no more than `detail` allows."""
-        values = detail.maps_of(self.values) if self.view is None else detail.filters_of(self.values, self.view)
-        limits = Limits(self.limits.high[: len(values)], self.limits.symmetric, self.limits.doubled[: len(values)])
-        return Scene(values, limits, self.view, self.cmap)
-
-    def draw(self, width: int | None = None) -> Grid:
-        """The grid; without a width one pixel a value."""
-        if self.view is None:
-            return maps_grid(self.values, self.limits, cmap=self.cmap, width=width)
-        return filters_grid(self.values, self.limits, view=self.view, cmap=self.cmap, width=width)
-
-    def layout(self) -> dict[str, int]:
-        """Where a frame's cells lie: `n` channels of `k` cells, `w` by `h` pixels, `columns` in a row."""
-        n, k = len(self.values), self.values.shape[1] if self.view == "slices" else 1
-        h, w = self.values.shape[-2:]
-        return {"n": n, "k": k, "h": h, "w": w, "columns": k if self.view == "slices" else grid_columns(n)}
+def layout(picture: Picture) -> dict[str, int]:
+    """Where a frame's cells lie: `n` channels of `k` cells, `w` by `h` pixels, `columns` in a row."""
+    n, k = len(picture.values), picture.values.shape[1] if picture.view == "slices" else 1
+    h, w = picture.values.shape[-2:]
+    return {"n": n, "k": k, "h": h, "w": w, "columns": picture.columns}
 
 
 @dataclass
@@ -130,7 +105,7 @@ class Reel:
     high: list[float | None] = field(default_factory=list)
     doubled: list[int] = field(default_factory=list)
     grown: list[tuple[int, int, int]] = field(default_factory=list)
-    last: Scene | None = None
+    last: Picture | None = None
     size: int = 0
     _before: Pixels | None = None
     _packed: list[bytes] = field(default_factory=list)
@@ -139,9 +114,9 @@ class Reel:
     def __post_init__(self) -> None:
         self._deflate = _deflater()
 
-    def add(self, scene: Scene, step: int) -> None:
+    def add(self, picture: Picture, step: int) -> None:
         """Append the next frame, whose values are of `step`."""
-        pixels = scene.draw().pixels
+        pixels = picture.grid(None).pixels
         if self._before is not None and pixels.shape != self._before.shape:
             raise ValueError(
                 f"frames of one picture must have one shape; they had {list(self._before.shape)} and step {step} has "
@@ -149,14 +124,14 @@ class Reel:
             )
         self._keep(self._deflate.compress((pixels if self._before is None else pixels - self._before).tobytes()))
         before = 0 if self.last is None else self.last.limits.doubled
-        changed = np.flatnonzero(scene.limits.doubled != before).tolist()
-        self.grown += [(len(self.steps), channel, int(scene.limits.doubled[channel])) for channel in changed]
-        self._before, self.last = pixels, scene
+        changed = np.flatnonzero(picture.limits.doubled != before).tolist()
+        self.grown += [(len(self.steps), channel, int(picture.limits.doubled[channel])) for channel in changed]
+        self._before, self.last = pixels, picture
         self.steps.append(step)
-        self.symmetric.append(scene.limits.symmetric)
-        high = scene.limits.high
+        self.symmetric.append(picture.limits.symmetric)
+        high = picture.limits.high
         self.high.append(float(high[0]) if (high == high[0]).all() else None)
-        self.doubled.append(int(scene.limits.doubled.max(initial=0)))
+        self.doubled.append(int(picture.limits.doubled.max(initial=0)))
         self.at.append(len(self.steps) - 1)
 
     def hold(self) -> None:
@@ -175,7 +150,7 @@ class Reel:
 
 
 def fitting(
-    pairs: Iterable[tuple[Mapping[Any, Scene], Mapping[Any, Scene]]], *, steps: int, budget: int
+    pairs: Iterable[tuple[Mapping[Any, Picture], Mapping[Any, Picture]]], *, steps: int, budget: int
 ) -> tuple[int, int]:
     """The finest detail with which all pictures are expected to fit.
 
@@ -189,16 +164,16 @@ def fitting(
     """
     probe = DETAILS[len(DETAILS) // 2]
     rates: dict[Any, list[float]] = {}
-    scenes: dict[Any, Scene] = {}
+    pictures: dict[Any, Picture] = {}
     for before, after in pairs:
-        for key, scene in after.items():
-            scenes[key] = scene
-            now = scene.kept(probe).draw().pixels
-            if key in before and (was := before[key].kept(probe).draw().pixels).shape == now.shape:
+        for key, picture in after.items():
+            pictures[key] = picture
+            now = probe.kept(picture).grid(None).pixels
+            if key in before and (was := probe.kept(before[key]).grid(None).pixels).shape == now.shape:
                 rates.setdefault(key, []).append(_packed_size(now - was) / now.size)
     expected = 0.0
     for position, detail in enumerate(DETAILS):
-        sizes = {key: _values(scene, detail) for key, scene in scenes.items()}
+        sizes = {key: _values(picture, detail) for key, picture in pictures.items()}
         first = _FIRST_FRAME * sum(sizes.values())
         a_step = sum(size * float(np.mean(rates.get(key, [_FIRST_FRAME]))) for key, size in sizes.items())
         expected = first + a_step * (steps - 1)
@@ -228,15 +203,14 @@ def _at_most(cells: FloatArray, cell: int) -> FloatArray:
     return shrink(cells, (max(1, round(height * scale)), max(1, round(width * scale))))
 
 
-def _values(scene: Scene, detail: Detail) -> int:
+def _values(picture: Picture, detail: Detail) -> int:
     """How many values a frame has."""
-    shape = scene.values.shape
-    most = detail.cell if scene.view is None else max(detail.cell, _LEAST_FILTER)
-    area = shape[-2] * shape[-1] * min(1.0, most / max(shape[-2:])) ** 2
-    if scene.view == "slices":
+    shape = picture.values.shape
+    area = shape[-2] * shape[-1] * min(1.0, detail.widest(picture) / max(shape[-2:])) ** 2
+    if picture.view == "slices":
         return int(min(shape[0], detail.slices) * min(shape[1], detail.slices) * area)
-    per_channel = shape[1] if scene.view is not None else 1
-    return int(min(shape[0], detail.maps if scene.view is None else detail.filters) * per_channel * area)
+    per_channel = shape[1] if picture.view is not None else 1
+    return int(min(shape[0], detail.maps if picture.view is None else detail.filters) * per_channel * area)
 
 
 def _deflater() -> Any:

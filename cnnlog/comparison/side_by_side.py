@@ -1,0 +1,210 @@
+"""What each side of a comparison shows of a layer at a step, and what one side shows minus another."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cnnlog.comparison.sides import LayerMatch, Side, filters_shape
+from cnnlog.kinds import Kind
+from cnnlog.rendering.ranges import AnchoredRange, Limits
+from cnnlog.rendering.views import ResolvedView, cell_width, grid_columns, resolve_view, select_filters, select_maps
+from cnnlog.runs.manifest import StoreError
+from cnnlog.snapshot import FloatArray
+
+
+@dataclass(frozen=True)
+class _Look:
+    """How many channels of weights are shown, and how wide their grid of feature maps is: as of the first run."""
+
+    shown: int
+    slices: int
+    maps: int
+    width: int | None
+
+    @classmethod
+    def of(cls, sides: Sequence[Side]) -> _Look:
+        settings = next((side.run.manifest.settings for side in sides if side.run is not None), {})
+        filters, maps = (settings.get(kind) or {} for kind in Kind)
+        return cls(filters.get("shown", 64), filters.get("slices", 16), maps.get("shown", 64), maps.get("width", 350))
+
+
+class SideBySide:
+    """The sides of a comparison, and what each of them shows at the steps of all.
+
+    Args:
+        sides: what is compared; the first one is what the others are compared with.
+        layers: the layers that the sides share, and those that only some have.
+        notes: what was said so far.
+
+    Attributes:
+        steps: the steps of all sides that are not pinned to one step, rising.
+        notes: sentences on what a reader of the comparison should know.
+    """
+
+    def __init__(self, sides: Sequence[Side], layers: Sequence[LayerMatch], notes: Sequence[str]) -> None:
+        self.sides = tuple(sides)
+        self.layers = tuple(layers)
+        self.steps = _steps(self.sides)
+        self.notes = list(dict.fromkeys(notes))
+        self._look = _Look.of(self.sides)
+        self._shown_weights: dict[tuple[int, str, Kind], FloatArray] = {}
+        for index in range(len(self.sides)):
+            self._note_end(index)
+            self._note_probe(index)
+
+    def note(self, text: str) -> None:
+        """Add a sentence to the notes, unless it is there already."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def known(self, step: int) -> int:
+        """The nearest step of the comparison that is not after `step`; its first one where there is none."""
+        return self.steps[max(0, bisect_right(self.steps, step) - 1)]
+
+    def step_of(self, side: int, step: int) -> int | None:
+        """Which of a side's own steps is shown at a step of the comparison; None if it has none yet, or is weights."""
+        chosen = self.sides[side]
+        if chosen.run is None or chosen.step is not None:
+            return chosen.step
+        known = chosen.run.steps
+        at = bisect_right(known, step)
+        return known[at - 1] if at else None
+
+    def held(self, side: int, step: int) -> bool:
+        """Whether a side has ended before a step, so that its last step is shown there."""
+        chosen = self.sides[side]
+        return chosen.run is not None and chosen.step is None and step > chosen.run.steps[-1]
+
+    def holding(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> int | None:
+        """The own step of a side whose filters or feature maps of a layer are shown at a step; None without any."""
+        run, name, own = self.sides[side].run, layer.names[side], self.step_of(side, step)
+        return None if run is None or name is None or own is None else run.holding(name, kind, own)
+
+    def view_of(self, side: int, layer: LayerMatch) -> ResolvedView | None:
+        """How a side's filters of a layer are shown; None where there are no filters."""
+        run, name = self.sides[side].run, layer.names[side]
+        if name is None or layer.view is None:
+            return layer.view
+        if run is not None:
+            return run.layer(name).view or layer.view
+        shape = filters_shape(self.sides[side], name)
+        return layer.view if shape is None else _fitting(shape, layer.view)
+
+    def shown(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> FloatArray | None:
+        """A side's shown filters `[n, k, kH, kW]` or feature maps `[N, n, h, w]`; None where it has none."""
+        run, name = self.sides[side].run, layer.names[side]
+        if name is None:
+            return None
+        if run is None:
+            return self._shown_of_weights(side, layer, name, kind)
+        at = self.holding(side, layer, kind, step)
+        return None if at is None else kind.of(run.record(at))[name]
+
+    def limits(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> Limits | None:
+        """The range of what `shown` gives, anchored at the side's own baseline; None where that gives None."""
+        run, name = self.sides[side].run, layer.names[side]
+        shown = self.shown(side, layer, kind, step)
+        if shown is None or name is None:
+            return None
+        if run is None:
+            return AnchoredRange(signed=kind.signed).update(kind.by_channel(shown))
+        at = self.holding(side, layer, kind, step)
+        assert at is not None, "something is shown"
+        return run.limits(name, kind, at)
+
+    def pair(self, layer: LayerMatch, kind: Kind, step: int, side: int) -> tuple[FloatArray, FloatArray] | None:
+        """What the first side and a further one show, if one can be subtracted from the other; else None."""
+        if kind is Kind.FEATURE_MAPS and not self.same_probe(side):
+            return None
+        first, other = self.shown(0, layer, kind, step), self.shown(side, layer, kind, step)
+        return None if first is None or other is None or first.shape != other.shape else (first, other)
+
+    def difference(self, layer: LayerMatch, kind: Kind, step: int, side: int) -> FloatArray | None:
+        """What a further side shows minus what the first side shows; None where that cannot be."""
+        pair = self.pair(layer, kind, step, side)
+        return None if pair is None else minus(pair[1], pair[0])
+
+    def same_probe(self, side: int) -> bool:
+        """Whether a side's feature maps are of the same probe as the first side's."""
+        return self.sides[0].probe is not None and self.sides[0].probe == self.sides[side].probe
+
+    def all_filters(self, side: int, step: int) -> Mapping[str, FloatArray]:
+        """All filters of a side at a step, also those that are not shown, where they are stored; else nothing."""
+        chosen = self.sides[side]
+        if chosen.run is None:
+            return chosen.filters
+        own = self.step_of(side, step)
+        for which in ("last", "baseline"):
+            try:
+                weights, of = chosen.run.weights(which)
+            except FileNotFoundError:
+                continue
+            except StoreError as error:
+                self.note(f"skipped: {error}")
+                continue
+            # With filters kept at every n-th step only, those of the last one stand until the next
+            if own is not None and any(of == chosen.run.holding(name, Kind.FILTERS, own) for name in weights):
+                return weights
+        return {}
+
+    def described(self, side: int) -> str:
+        """A side in a line: its label, and which of its steps is shown at the end."""
+        chosen, last = self.sides[side], self.steps[-1]
+        if chosen.run is None:
+            return f"{chosen.label} (weights)"
+        held = ", held there" if self.held(side, last) else ""
+        return f"{chosen.label} (step {self.step_of(side, last)}{held})"
+
+    def _note_end(self, side: int) -> None:
+        chosen = self.sides[side]
+        if chosen.run is not None and self.held(side, self.steps[-1]):
+            last = chosen.run.steps[-1]
+            self.note(f"{chosen.label} ends at step {last} and is held there up to step {self.steps[-1]}")
+
+    def _note_probe(self, side: int) -> None:
+        first, other = self.sides[0], self.sides[side]
+        if first.probe is not None and other.probe is not None and first.probe != other.probe:
+            self.note(
+                f"the feature maps of {first.label} and {other.label} are of different probes, so there is no "
+                "difference of them"
+            )
+
+    def _shown_of_weights(self, side: int, layer: LayerMatch, name: str, kind: Kind) -> FloatArray | None:
+        """What is shown of weights, as a run would have stored it."""
+        key, chosen, look = (side, layer.name, kind), self.sides[side], self._look
+        if key not in self._shown_weights:
+            if kind is Kind.FILTERS and name in chosen.filters:
+                view = self.view_of(side, layer) or "auto"
+                array = select_filters(chosen.filters[name], view=view, max_filters=look.shown, max_slices=look.slices)
+            elif kind is Kind.FEATURE_MAPS and name in chosen.feature_maps:
+                maps = chosen.feature_maps[name]
+                cell = cell_width(grid_columns(min(maps.shape[1], look.maps)), look.width)
+                array = select_maps(maps, max_maps=look.maps, cell=cell)
+            else:
+                return None
+            self._shown_weights[key] = array
+        return self._shown_weights[key]
+
+
+def minus(further: FloatArray, first: FloatArray) -> FloatArray:
+    """The difference of two arrays; infinity minus infinity is NaN."""
+    with np.errstate(invalid="ignore", over="ignore"):
+        return np.asarray(further - first, dtype=np.float32)
+
+
+def _steps(sides: Sequence[Side]) -> tuple[int, ...]:
+    free = {step for side in sides if side.run is not None and side.step is None for step in side.run.steps}
+    pinned = [side.step for side in sides if side.step is not None]
+    return tuple(sorted(free)) if free else (max(pinned, default=0),)
+
+
+def _fitting(shape: tuple[int, ...], view: ResolvedView) -> ResolvedView:
+    """The view, or the automatic one where these filters have other input channels than it needs."""
+    try:
+        return resolve_view(shape, view)
+    except ValueError:
+        return resolve_view(shape, "auto")
