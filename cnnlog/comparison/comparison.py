@@ -191,11 +191,8 @@ class Comparison:
             whose = self.sides[side].label
         if shown is None or limits is None:
             raise ValueError(f"there are no {kind.words} of {layer} to draw for {whose} at step {at}")
-        pictures = Picture.several(kind, shown, limits, view=self.view_of(side or 0, match))
-        of = image if kind is Kind.FEATURE_MAPS else 0
-        if not 0 <= of < len(pictures):
-            raise ValueError(f"image must be from 0 to {len(pictures) - 1}, the probe's images; got {image}")
-        return pictures[of].figure(f"{kind.words.capitalize()} of {layer}, {whose}, step {at}")
+        picture = Picture.of(kind, shown, limits, image=image, view=self.view_of(side or 0, match))
+        return picture.figure(f"{kind.words.capitalize()} of {layer}, {whose}, step {at}")
 
     def layer(self, name: str) -> LayerMatch:
         """One of `layers`, by its name.

@@ -118,7 +118,7 @@ class SideBySide:
 
     def pair(self, layer: LayerMatch, kind: Kind, step: int, side: int) -> tuple[FloatArray, FloatArray] | None:
         """What the first side and a further one show, if one can be subtracted from the other; else None."""
-        if kind is Kind.FEATURE_MAPS and not self.same_probe(side):
+        if kind.per_image and not self.same_probe(side):
             return None
         first, other = self.shown(0, layer, kind, step), self.shown(side, layer, kind, step)
         return None if first is None or other is None or first.shape != other.shape else (first, other)
@@ -176,16 +176,16 @@ class SideBySide:
     def _shown_of_weights(self, side: int, layer: LayerMatch, name: str, kind: Kind) -> FloatArray | None:
         """What is shown of weights, as a run would have stored it."""
         key, chosen, look = (side, layer.name, kind), self.sides[side], self._look
+        if name not in kind.of(chosen):
+            return None
         if key not in self._shown_weights:
-            if kind is Kind.FILTERS and name in chosen.filters:
+            if kind is Kind.FILTERS:
                 view = self.view_of(side, layer) or "auto"
                 array = select_filters(chosen.filters[name], view=view, max_filters=look.shown, max_slices=look.slices)
-            elif kind is Kind.FEATURE_MAPS and name in chosen.feature_maps:
+            else:
                 maps = chosen.feature_maps[name]
                 cell = cell_width(grid_columns(min(maps.shape[1], look.maps)), look.width)
                 array = select_maps(maps, max_maps=look.maps, cell=cell)
-            else:
-                return None
             self._shown_weights[key] = array
         return self._shown_weights[key]
 

@@ -6,11 +6,12 @@ between cells, 64 is NaN or infinity. 63 levels look even, and cost 70 % of the 
 
 from __future__ import annotations
 
-import difflib
 import functools
 
 import numpy as np
 import numpy.typing as npt
+
+from cnnlog.messages import near
 
 Pixels = npt.NDArray[np.uint8]
 TOP = 62
@@ -55,8 +56,8 @@ def _sample(name: str) -> npt.NDArray[np.float64]:
     import matplotlib
 
     if name not in matplotlib.colormaps:
-        near = difflib.get_close_matches(name, list(matplotlib.colormaps), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "use auto, gray or viridis, for example"
+        alike = near(name, list(matplotlib.colormaps))
+        hint = f"did you mean {' or '.join(alike)}?" if alike else "use auto, gray or viridis, for example"
         raise ValueError(f"cmap must be auto, gray or the name of a matplotlib colour map; got {name!r}: {hint}")
     colours = matplotlib.colormaps[name](np.linspace(0, 1, TOP + 1))
     return np.asarray(colours, np.float64)[:, :3]

@@ -55,10 +55,39 @@ class Picture:
             view: how filters are shown; None takes the view that fits their shape.
             cmap: `"auto"`, `"gray"`, or the name of any matplotlib colour map.
         """
-        if kind is Kind.FILTERS and view in (None, "auto"):
-            view = resolve_view(shown.shape, "auto")
-        how = view if kind is Kind.FILTERS and view != "auto" else None
-        return tuple(cls(values, limits, how, cmap) for values in kind.pictures(shown))
+        if kind.per_image:
+            return tuple(cls(maps, limits, None, cmap) for maps in shown)
+        how = resolve_view(shown.shape, "auto") if view is None or view == "auto" else view
+        return (cls(shown, limits, how, cmap),)
+
+    @classmethod
+    def of(
+        cls,
+        kind: Kind,
+        shown: FloatArray,
+        limits: Limits,
+        *,
+        image: int = 0,
+        view: View | None = None,
+        cmap: str = "auto",
+    ) -> Picture:
+        """The picture of a layer's filters, or of its maps of one probe image.
+
+        Args:
+            kind: filters or feature maps.
+            shown: `[n, k, kH, kW]` filters, or `[N, n, h, w]` maps of N probe images.
+            limits: the ranges of the n channels.
+            image: which image of the probe feature maps are of, counted from 0.
+            view: how filters are shown; None takes the view that fits their shape.
+            cmap: `"auto"`, `"gray"`, or the name of any matplotlib colour map.
+
+        Raises:
+            ValueError: the probe has no such image.
+        """
+        pictures = cls.several(kind, shown, limits, view=view, cmap=cmap)
+        if kind.per_image and not 0 <= image < len(pictures):
+            raise ValueError(f"image must be from 0 to {len(pictures) - 1}, the probe's images; got {image}")
+        return pictures[image if kind.per_image else 0]
 
     def grid(self, width: int | None = 350) -> Grid:
         """One cell a channel.

@@ -57,9 +57,15 @@ def _gray_to_palette(gray: bytes, colours: bytes) -> bytes:
     """The same 8-bit PNG with colour type 3 (palette) in place of 0 (gray); the pixels' bytes are alike in both."""
     header = bytearray(gray[12 : _PNG_HEADER_END - 4])
     header[13] = 3
-    chunks = [_chunk(bytes(header[:4]), bytes(header[4:])), _chunk(b"PLTE", colours)]
+    chunks = [chunk(bytes(header[:4]), bytes(header[4:])), chunk(b"PLTE", colours)]
     return b"".join([gray[:8], *chunks, gray[_PNG_HEADER_END:]])
 
 
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+def chunk(name: bytes, content: bytes) -> bytes:
+    """One chunk of a PNG file, with its length and its checksum.
+
+    Args:
+        name: four letters, such as `b"PLTE"`.
+        content: what it holds.
+    """
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

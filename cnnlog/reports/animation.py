@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import io
 import struct
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy.typing as npt
 from PIL import Image, ImageChops
 
 from cnnlog.rendering.colours import Pixels
+from cnnlog.rendering.png import chunk
 from cnnlog.reports.canvas import INK, LARGE, MARGIN, PALE, SMALL, SPACE, Page
-from cnnlog.reports.part import Part, Wanted, grid_of, picture_of
+from cnnlog.reports.part import Part, Wanted, pixels_of
 from cnnlog.runs.run import Run
 
 
@@ -79,19 +80,19 @@ def save_apng(frames: Iterable[Image.Image], durations: Sequence[int], path: Pat
             left, top, right, bottom = box or (0, 0, 1, 1)
             chunks = list(_chunks(frame.crop((left, top, right, bottom))))
             if before is None:
-                file.write(b"\x89PNG\r\n\x1a\n" + _chunk(*chunks[0]))
-                file.write(_chunk(b"acTL", struct.pack(">II", len(durations), 0)))
+                file.write(b"\x89PNG\r\n\x1a\n" + chunk(*chunks[0]))
+                file.write(chunk(b"acTL", struct.pack(">II", len(durations), 0)))
             place = (right - left, bottom - top, left, top)
-            file.write(_chunk(b"fcTL", struct.pack(">5I2H2B", sequence, *place, duration, 1000, 0, 0)))
+            file.write(chunk(b"fcTL", struct.pack(">5I2H2B", sequence, *place, duration, 1000, 0, 0)))
             sequence += 1
             for data in (data for name, data in chunks if name == b"IDAT"):
                 if before is None:
-                    file.write(_chunk(b"IDAT", data))
+                    file.write(chunk(b"IDAT", data))
                 else:
-                    file.write(_chunk(b"fdAT", struct.pack(">I", sequence) + data))
+                    file.write(chunk(b"fdAT", struct.pack(">I", sequence) + data))
                     sequence += 1
             before = frame
-        file.write(_chunk(b"IEND", b""))
+        file.write(chunk(b"IEND", b""))
 
 
 def _chunks(picture: Image.Image) -> Iterator[tuple[bytes, bytes]]:
@@ -103,10 +104,6 @@ def _chunks(picture: Image.Image) -> Iterator[tuple[bytes, bytes]]:
         length = int.from_bytes(data[at : at + 4], "big")
         yield data[at + 4 : at + 8], data[at + 8 : at + 8 + length]
         at += length + 12
-
-
-def _chunk(name: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
 
 HELD = 1500  # milliseconds that the first and the last frame stand
@@ -133,8 +130,7 @@ class Animation:
     def frame(self, number: int) -> Image.Image:
         """One frame, RGB; all are of one size."""
         part = self._part
-        shown, width = part.arrays[number], self._wanted.width
-        grid = picture_of(grid_of(part.layer, part.kind, shown, self._limits, cmap=part.cmap, width=width))
+        grid = pixels_of(replace(part.pictures[number], limits=self._limits).grid(self._wanted.width))
         page = Page(max(grid.width, 320), self._run.name, part.title, part.legend(self._limits))
         top = page.height + LARGE + SPACE
         page.extend(LARGE + 2 * SPACE + grid.height)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cnnlog.rendering import figures
 from cnnlog.rendering.colours import palette
 from cnnlog.runs import places, whole_files
 from cnnlog.runs.run import Run
@@ -18,7 +19,7 @@ from cnnlog.runs.run import Run
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 from cnnlog.reports.animation import Animation
-from cnnlog.reports.part import WORDS, Wanted, cmap_of, layer_of, step_of
+from cnnlog.reports.part import Wanted, cmap_of, layer_of, step_of
 from cnnlog.reports.sheet import sheet
 from cnnlog.reports.strip import strip
 
@@ -30,7 +31,7 @@ SUFFIXES: Mapping[Form, tuple[str, ...]] = {
     "sheet": (".png",),
     "gif": (".gif",),
     "apng": (".png", ".apng"),
-    "figure": (".png", ".pdf", ".svg"),
+    "figure": figures.SUFFIXES,
 }
 
 
@@ -99,8 +100,6 @@ def _free(path: Path, form: Form, *, force: bool) -> Path:
 def _drawn(run: Run, form: Form, wanted: Wanted) -> Callable[[Path], None]:
     """What writes the drawing to a file."""
     if form == "figure":
-        from cnnlog.rendering import figures
-
         made = figure(run, wanted)
         return lambda path: figures.save(made, path)
     if form in ("gif", "apng"):
@@ -121,7 +120,7 @@ def _rounded(run: Run, form: Form, wanted: Wanted) -> tuple[str, ...]:
     if form != "gif":
         return ()
     layer, kind = layer_of(run, wanted)
-    if kind == "filters" and layer.view == "rgb":
+    if not kind.per_image and layer.view == "rgb":
         return ("a GIF has 256 colours, so those of these filters are rounded; --apng keeps them",)
     return ()
 
@@ -132,11 +131,11 @@ def _target(run: Run, form: Form, wanted: Wanted, output: Path | None) -> Path:
         return output
     parts = [run.name]
     if form == "sheet":
-        parts += [*([WORDS[wanted.kind]] if wanted.kind else []), "sheet"]
+        parts += [*([wanted.kind.words] if wanted.kind else []), "sheet"]
         parts.append(f"step{run.step('last' if wanted.step is None else wanted.step)}")
     else:
         layer, kind = layer_of(run, wanted)
-        parts += [layer.name, WORDS[kind]]
+        parts += [layer.name, kind.words]
         last = f"step{step_of(run, wanted, layer, kind)}" if form == "figure" else ""
         parts += [part for part in ({"strip": "strip", "apng": "animated"}.get(form, last),) if part]
     name = "-".join(places.shortened(places.spelled(re.sub(r"[^\w.=+-]+", "_", part)), 80) for part in parts)

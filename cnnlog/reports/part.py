@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from PIL import Image
 
 from cnnlog.kinds import Kind
 from cnnlog.metrics import drift
-from cnnlog.rendering.grids import filters_grid, maps_grid
+from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import Limits, RangeRule
+from cnnlog.rendering.views import ResolvedView
 from cnnlog.runs.manifest import StoreError, WatchedLayer
 from cnnlog.runs.run import Run
-from cnnlog.snapshot import FloatArray, Record
+from cnnlog.snapshot import Record
 
-WORDS: Mapping[Kind, str] = {Kind.FILTERS: Kind.FILTERS, Kind.FEATURE_MAPS: "feature maps"}
+# What says how far a step is from the baseline: the number's name in the files, and in words
+_DRIFT: Mapping[Kind, tuple[str, str]] = {
+    Kind.FILTERS: ("filter_drift_cosine", "drift"),
+    Kind.FEATURE_MAPS: ("cka", "CKA"),
+}
 
 
 @dataclass(frozen=True)
@@ -52,10 +57,8 @@ class Part:
     run: Run
     layer: WatchedLayer
     kind: Kind
-    cmap: str
     steps: tuple[int, ...]
-    arrays: tuple[FloatArray, ...]  # [n, k, kH, kW] or [n, h, w]
-    ranges: tuple[Limits, ...]
+    pictures: tuple[Picture, ...]
     numbers: tuple[str, ...]
 
     @classmethod
@@ -66,53 +69,62 @@ class Part:
             ValueError: the run does not hold it.
         """
         layer, kind = layer_of(run, wanted)
-        steps, arrays, ranges, numbers = [], [], [], []
+        steps, pictures, numbers = [], [], []
         for step in run.steps if wanted.steps is None else sorted(set(wanted.steps)):
             try:
                 record = run.record(run.step(step))
             except StoreError:  # damaged; the run remembers, and it is said
                 continue
-            shown = getattr(record, kind).get(layer.name)
-            if shown is None and wanted.steps is not None:
+            picture = picture_of(run, wanted, layer, kind, record)
+            if picture is None and wanted.steps is not None:
                 raise ValueError(nothing_there(run, layer, kind, step))
-            if shown is None:  # a step of the other monitor
+            if picture is None:  # a step of the other monitor
                 continue
             steps.append(step)
-            arrays.append(shown if kind == "filters" else image_of(shown, wanted.image))
-            ranges.append(run.limits(layer.name, kind, step))
+            pictures.append(picture)
             numbers.append(number_of(record, kind, layer.name))
         if not steps:
-            raise ValueError(" ".join([f"no step of {run.name} shows {WORDS[kind]} of {layer.name}", *run.skipped]))
-        cmap = cmap_of(run, wanted, kind)
-        return cls(run, layer, kind, cmap, tuple(steps), tuple(arrays), tuple(ranges), tuple(numbers))
+            raise ValueError(" ".join([f"no step of {run.name} shows {kind.words} of {layer.name}", *run.skipped]))
+        return cls(run, layer, kind, tuple(steps), tuple(pictures), tuple(numbers))
 
     @property
     def channels(self) -> int:
         """How many are shown."""
-        return len(self.arrays[0])
+        return len(self.pictures[0].values)
+
+    @property
+    def view(self) -> ResolvedView | None:
+        """How filters are shown; None for feature maps."""
+        return self.pictures[0].view
+
+    @property
+    def cmap(self) -> str:
+        """The colour map."""
+        return self.pictures[0].cmap
 
     @property
     def title(self) -> str:
         """What is drawn, in words."""
-        return f"{WORDS[self.kind]} of {self.layer.name}, steps are {unit_of(self.run)}"
+        return f"{self.kind.words} of {self.layer.name}, steps are {self.run.manifest.unit.words}"
 
     def thinned(self, n: int) -> Part:
         """`n` of the steps at most, spread evenly, the first and the last among them."""
         at = np.unique(np.linspace(0, len(self.steps) - 1, n).round().astype(int))
-        parts = {name: tuple(getattr(self, name)[i] for i in at) for name in ("steps", "arrays", "ranges", "numbers")}
-        return Part(**{**vars(self), **parts})
+        steps, pictures, numbers = (tuple(of[i] for i in at) for of in (self.steps, self.pictures, self.numbers))
+        return replace(self, steps=steps, pictures=pictures, numbers=numbers)
 
     def limits(self) -> Limits:
         """One range for all the steps: the last one's, for ranges only grow."""
-        last = self.ranges[-1]
+        ranges = [picture.limits for picture in self.pictures]
+        last = ranges[-1]
         if self._rule != "step":
             return last
-        high = np.max([limits.high for limits in self.ranges], axis=0)
-        return Limits(high, any(limits.symmetric for limits in self.ranges), last.doubled)
+        high = np.max([limits.high for limits in ranges], axis=0)
+        return Limits(high, any(limits.symmetric for limits in ranges), last.doubled)
 
     def legend(self, limits: Limits) -> str:
         """What the colours mean, in a line."""
-        if self.kind == "filters" and self.layer.view == "rgb":
+        if self.view == "rgb":
             colours = "mid gray is 0"
         elif self.cmap != "auto":
             colours = f"colours: {self.cmap}"
@@ -120,7 +132,7 @@ class Part:
             colours = "white is 0, red above, blue below" if limits.symmetric else "black is 0"
         since = f"step {self.run.manifest.baseline_step}"
         whose = {
-            "channel": f"each {'filter' if self.kind == 'filters' else 'map'} in its range of {since}",
+            "channel": f"each {self.kind.one} in its range of {since}",
             "layer": f"one range for the layer, of {since}",
             "step": "each channel in one range for the steps shown here",
         }[self._rule]
@@ -133,7 +145,7 @@ class Part:
         wrong = [channel for channel in channels if not 0 <= channel < self.channels]
         if wrong or not channels:
             raise ValueError(
-                f"of {self.layer.name} the run holds the {WORDS[self.kind]} 0 to {self.channels - 1}; "
+                f"of {self.layer.name} the run holds the {self.kind.words} 0 to {self.channels - 1}; "
                 f"got --channels {','.join(map(str, channels))}"
             )
 
@@ -145,19 +157,15 @@ class Part:
 
 def layer_of(run: Run, wanted: Wanted) -> tuple[WatchedLayer, Kind]:
     """The layer and the kind that are meant; ValueError if the run has no such."""
-
-    def has(layer: WatchedLayer, kind: Kind) -> bool:
-        return (layer.weight_shape if kind == "filters" else layer.output_shape) is not None
-
     candidates = run.manifest.layers if wanted.layer is None else (run.layer(wanted.layer),)
-    kinds: tuple[Kind, ...] = (Kind.FILTERS, Kind.FEATURE_MAPS) if wanted.kind is None else (wanted.kind,)
+    kinds = tuple(Kind) if wanted.kind is None else (wanted.kind,)
     for kind in kinds:
         for layer in candidates:
-            if has(layer, kind):
+            if kind.shape(layer) is not None:
                 return layer, kind
-    there = [layer.name for layer in run.manifest.layers if has(layer, kinds[0])]
+    there = [layer.name for layer in run.manifest.layers if kinds[0].shape(layer) is not None]
     whose = f"{run.name} holds" if wanted.layer is None else f"layer {wanted.layer!r} has"
-    raise ValueError(f"{whose} no {WORDS[kinds[0]]}; layers that do: {', '.join(there) or 'none'}")
+    raise ValueError(f"{whose} no {kinds[0].words}; layers that do: {', '.join(there) or 'none'}")
 
 
 def step_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind) -> int:
@@ -165,7 +173,7 @@ def step_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind) -> int:
     step = run.step("last" if wanted.step is None else wanted.step)
     if wanted.step is None:
         step = run.holding(layer.name, kind, step) or step
-    if layer.name not in getattr(run.record(step), kind):
+    if layer.name not in kind.of(run.record(step)):
         raise ValueError(nothing_there(run, layer, kind, step))
     return step
 
@@ -175,20 +183,34 @@ def nothing_there(run: Run, layer: WatchedLayer, kind: Kind, step: int) -> str:
     holding = {near for other in run.steps if (near := run.holding(layer.name, kind, other)) is not None}
     nearest = min(holding, key=lambda other: abs(other - step), default=None)
     hint = "no step does" if nearest is None else f"the nearest that does is {nearest}"
-    return f"step {step} of {run.name} holds no {WORDS[kind]} of {layer.name}; {hint}"
+    return f"step {step} of {run.name} holds no {kind.words} of {layer.name}; {hint}"
 
 
-def image_of(shown: FloatArray, image: int) -> FloatArray:
-    """The maps `[n, h, w]` of one probe image; ValueError if there is no such image."""
-    if not 0 <= image < len(shown):
-        raise ValueError(f"the probe's images are 0 to {len(shown) - 1}; got --image {image}")
-    one: FloatArray = shown[image]
-    return one
+def picture_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind, record: Record) -> Picture | None:
+    """A layer at one step as the run would draw it; None if the step does not hold it.
+
+    Args:
+        run: the run.
+        wanted: says which image of the probe feature maps are of, and may name other colours than the run's.
+        layer: the layer.
+        kind: filters or feature maps.
+        record: the step.
+
+    Raises:
+        ValueError: the probe has no such image.
+    """
+    shown = kind.of(record).get(layer.name)
+    if shown is None:
+        return None
+    limits, cmap = run.limits(layer.name, kind, record.step), cmap_of(run, wanted, kind)
+    if kind.per_image and not 0 <= wanted.image < len(shown):
+        raise ValueError(f"the probe's images are 0 to {len(shown) - 1}; got --image {wanted.image}")
+    return Picture.of(kind, shown, limits, image=wanted.image, view=layer.view, cmap=cmap)
 
 
 def number_of(record: Record, kind: Kind, layer: str) -> str:
     """How far a step's picture is from the baseline's."""
-    name, word = ("filter_drift_cosine", "drift") if kind == "filters" else ("cka", "CKA")
+    name, word = _DRIFT[kind]
     values = record.numbers.get(name, {}).get(layer)
     return "" if values is None else f"{word} {drift.mean_of_finite(values):.3g}"
 
@@ -198,26 +220,8 @@ def cmap_of(run: Run, wanted: Wanted, kind: Kind) -> str:
     return wanted.cmap or str(run.manifest.settings.get(kind, {}).get("cmap", "auto"))
 
 
-def unit_of(run: Run) -> str:
-    """What the run's steps count, in words."""
-    return "completed epochs" if run.manifest.unit == "epoch" else "optimiser steps"
-
-
-def grid_of(layer: WatchedLayer, kind: Kind, shown: FloatArray, limits: Limits, *, cmap: str, width: int) -> Grid:
-    """The grid of a layer's filters, or of its maps of one probe image."""
-    if kind == "feature_maps":
-        return maps_grid(shown, limits, cmap=cmap, width=width)
-    assert layer.view is not None, "a layer whose filters are watched has a view"
-    return filters_grid(shown, limits, view=layer.view, cmap=cmap, width=width)
-
-
-def picture_of(grid: Grid) -> Image.Image:
+def pixels_of(grid: Grid) -> Image.Image:
     """A grid as a PIL image, RGB."""
     if grid.palette is None:
         return Image.fromarray(grid.pixels)
     return Image.fromarray(np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[grid.pixels])
-
-
-def some_limits(limits: Limits, channels: Sequence[int]) -> Limits:
-    """The limits of some of the channels."""
-    return Limits(limits.high[list(channels)], limits.symmetric, limits.doubled[list(channels)])

@@ -10,7 +10,7 @@ from PIL import Image
 
 from cnnlog.kinds import Kind
 from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Page, font_of, shortened
-from cnnlog.reports.part import WORDS, Wanted, cmap_of, grid_of, image_of, number_of, picture_of, unit_of
+from cnnlog.reports.part import Wanted, number_of, picture_of, pixels_of
 from cnnlog.runs.manifest import WatchedLayer
 from cnnlog.runs.run import Run
 from cnnlog.snapshot import Record
@@ -24,7 +24,7 @@ def sheet(run: Run, wanted: Wanted) -> Image.Image:
     blocks = [_block(run, wanted, layer, kinds, record) for layer in run.manifest.layers]
     blocks = [block for block in blocks if block]
     if not blocks:
-        words = " and no ".join(WORDS[kind] for kind in kinds)
+        words = " and no ".join(kind.words for kind in kinds)
         raise ValueError(f"{run.name} holds no {words} at step {step}: give another --step or --kind")
     cell = max(picture.width for block in blocks for _, picture in block)
     wide = len(max(blocks, key=len)) * (cell + 2 * SPACE)
@@ -35,8 +35,8 @@ def sheet(run: Run, wanted: Wanted) -> Image.Image:
 
     # The number of columns whose page comes nearest to 4:3
     columns = min(range(1, len(blocks) + 1), key=lambda n: abs(math.log(n * wide / sum(rows(n)) / (4 / 3))))
-    lines = (f"all layers at step {step} ({unit_of(run)})", "each channel in the range that is stored with this step")
-    page = Page(columns * wide - 2 * SPACE, run.name, *lines)
+    when = f"all layers at step {step} ({run.manifest.unit.words})"
+    page = Page(columns * wide - 2 * SPACE, run.name, when, "each channel in the range that is stored with this step")
     tops = np.cumsum([page.height, *rows(columns)])
     page.extend(int(tops[-1] - tops[0]))
     for position, block in enumerate(blocks):
@@ -56,13 +56,10 @@ def _block(
     """A layer's pictures on the contact sheet, each under two lines of text."""
     pictures = []
     for kind in kinds:
-        shown = getattr(record, kind).get(layer.name)
-        if shown is None:
+        picture = picture_of(run, wanted, layer, kind, record)
+        if picture is None:
             continue
-        one = shown if kind == "filters" else image_of(shown, wanted.image)
-        limits, cmap = run.limits(layer.name, kind, record.step), cmap_of(run, wanted, kind)
-        grid = grid_of(layer, kind, one, limits, cmap=cmap, width=wanted.width // 2)
-        shape = layer.weight_shape if kind == "filters" else (layer.output_shape or ())[1:]
-        facts = "  ".join([" × ".join(map(str, shape or ())), number_of(record, kind, layer.name)]).strip()
-        pictures.append(((f"{layer.name} {WORDS[kind]}", facts), picture_of(grid)))
+        shape = (kind.shape(layer) or ())[1 if kind.per_image else 0 :]
+        facts = "  ".join([" × ".join(map(str, shape)), number_of(record, kind, layer.name)]).strip()
+        pictures.append(((f"{layer.name} {kind.words}", facts), pixels_of(picture.grid(wanted.width // 2))))
     return pictures

@@ -5,13 +5,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from cnnlog.rendering.grids import strip_grid
+from cnnlog.rendering.grids import STRIP_CHANNELS, STRIP_STEPS, strip_grid
 from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Page, font_of, width_of
-from cnnlog.reports.part import Part, Wanted, picture_of, some_limits
+from cnnlog.reports.part import Part, Wanted, pixels_of
 from cnnlog.runs.run import Run
-
-STRIP_STEPS = 8
-STRIP_CHANNELS = 8
 
 
 def strip(run: Run, wanted: Wanted) -> Image.Image:
@@ -24,21 +21,20 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
     part = Part.of(run, wanted)
     if wanted.steps is None:
         part = part.thinned(STRIP_STEPS)
-    cells = np.stack(part.arrays)
-    if part.kind == "filters" and part.layer.view != "rgb":
+    cells = np.stack([picture.values for picture in part.pictures])
+    if part.view not in (None, "rgb"):
         cells = cells[:, :, 0]
     channels = tuple(range(min(STRIP_CHANNELS, part.channels))) if wanted.channels is None else wanted.channels
     part.refuse_channels(channels)
     columns = [str(step) for step in part.steps]
     font = font_of(SMALL)
     widest = max(width_of(font, text) for text in columns) + SPACE
-    limits = some_limits(part.limits(), channels)
+    limits = part.limits().only(channels)
     width = max(wanted.width, len(columns) * widest)
-    grid = picture_of(strip_grid(cells[:, list(channels)], limits, cmap=part.cmap, width=width))
-    one = "filter" if part.kind == "filters" else "map"
-    labels = [f"{one} {channel}" for channel in channels]
+    grid = pixels_of(strip_grid(cells[:, list(channels)], limits, cmap=part.cmap, width=width))
+    labels = [f"{part.kind.one} {channel}" for channel in channels]
     left = max(width_of(font, label) for label in [*labels, "step"]) + SPACE
-    slices = ", first input channel" if part.kind == "filters" and part.layer.view == "slices" else ""
+    slices = ", first input channel" if part.view == "slices" else ""
     page = Page(left + grid.width, run.name, f"{part.title}{slices}", part.legend(limits))
     top = page.height + SMALL + SPACE
     page.extend(SMALL + SPACE + grid.height)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import difflib
 import json
 import os
 import re
@@ -21,10 +20,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from cnnlog.kinds import Kind
+from cnnlog.messages import near
+
 ALL_IMAGES = "images=1000000000"
 """As in `cnnlog.plugin`, said here too so that an entry point that is switched off or missing changes nothing."""
 
-KINDS = ("filters", "feature_maps")
+KINDS: tuple[str, ...] = tuple(Kind)
 """The pictures of a layer that a link pins: the tags `filters/00_conv1` and `feature_maps/00_conv1`, say."""
 
 # A proxy of the environment must not stand between two processes of one machine.
@@ -98,7 +100,7 @@ class Server:
             chosen = [tag for tag in runs_with if layer in (tag, _plain(tag))]
             if not chosen:
                 names = [_plain(tag) for tag in runs_with]
-                offer = difflib.get_close_matches(layer, names, n=3) or names or ["none, no pictures are logged yet"]
+                offer = near(layer, names) or names or ["none, no pictures are logged yet"]
                 raise ValueError(
                     f"a layer with logged pictures is expected, but {layer!r} has none; "
                     f"choose one of: {', '.join(offer)}"

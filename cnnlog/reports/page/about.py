@@ -9,8 +9,7 @@ from typing import Any
 from PIL import Image
 
 from cnnlog.comparison.comparison import Comparison, Side
-
-_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+from cnnlog.comparison.rows import letter
 
 
 def sides(comparison: Comparison, steps: Sequence[int]) -> list[dict[str, Any]]:
@@ -19,7 +18,7 @@ def sides(comparison: Comparison, steps: Sequence[int]) -> list[dict[str, Any]]:
         {
             "index": index,
             "colour": index % 5,
-            "letter": _LETTERS[index] if index < len(_LETTERS) else f"S{index + 1}",
+            "letter": letter(index),
             "label": side.label,
             "about": _about_side(side),
             "last": comparison.step_of(index, steps[-1]),

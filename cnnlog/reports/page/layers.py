@@ -18,20 +18,20 @@ from cnnlog.reports.page.numbers import as_text
 from cnnlog.reports.page.reels import Reel, layout
 
 _COLOURS = ("#3b7dd8", "#d9622b", "#2f9e6e", "#b54ac2", "#b8860b", "#0fa3b1", "#d6336c", "#7a6ff0")
-_KINDS: tuple[tuple[Kind, str], ...] = ((Kind.FILTERS, "Filters"), (Kind.FEATURE_MAPS, "Feature maps on the probe"))
 
 
 def layer_section(comparison: Comparison, film: Film, sides: list[dict[str, Any]], number: int) -> dict[str, Any]:
     """A layer's heading, and its pictures: of each kind every side's, then the differences to the first."""
     match = comparison.layers[number]
     groups = []
-    for kind, heading in _KINDS:
+    for kind in Kind:
         shown = next((reel.last for key, reel in film.reels.items() if (key.layer, key.kind) == (number, kind)), None)
         if shown is None:
             continue
         wanted = [Key(number, kind, side) for side in range(len(sides))]
         wanted += [Key(number, kind, side, change=True) for side in range(1, len(sides))]
         figures = [_figure(comparison, film, sides, key) for key in wanted]
+        heading = kind.words.capitalize() + (" on the probe" if kind.per_image else "")
         groups.append({"kind": kind, "title": heading, "about": _about_group(shown), "figures": figures})
     return {
         "name": match.name,
@@ -85,7 +85,7 @@ def _no_difference(comparison: Comparison, film: Film, key: Key) -> str:
     sides = [Key(key.layer, key.kind, side) in film.reels for side in (0, key.side)]
     if not all(sides):
         return "no difference, for one side has none"
-    if key.kind == "feature_maps" and not comparison.same_probe(key.side):
+    if key.kind.per_image and not comparison.same_probe(key.side):
         return "no difference, for the probes are not the same"
     return "no difference, for their shapes are not the same"
 
