@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
+
+from cnnlog.kinds import Kind
 
 
 def export(
@@ -17,9 +19,7 @@ def export(
     apng: Annotated[bool, typer.Option("--apng", help="The same as an animated PNG, in exact colours.")] = False,
     figure: Annotated[bool, typer.Option("--figure", help="A layer at one step, with title and colour bar.")] = False,
     layer: Annotated[str | None, typer.Option(help="The layer; by default the first.")] = None,
-    kind: Annotated[
-        Literal["filters", "feature_maps"] | None, typer.Option(help="By default filters; a sheet shows both.")
-    ] = None,
+    kind: Annotated[Kind | None, typer.Option(help="By default filters; a sheet shows both.")] = None,
     step: Annotated[int | None, typer.Option(help="Of a sheet or figure; by default the last.")] = None,
     steps: Annotated[
         str | None, typer.Option(help="Of a strip (by default 8) or animation (by default all): 1,2,5,10,20,30,40,64.")
@@ -36,13 +36,12 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
     """Make strips, contact sheets, animations and figures of a stored run."""
-    from cnnlog.kinds import Kind
     from cnnlog.reports import export as exporting
     from cnnlog.reports.part import Wanted
     from cnnlog.runs.finding import open_run
 
     asked = {"strip": strip, "sheet": sheet, "gif": gif, "apng": apng, "figure": figure}
-    wanted = Wanted(layer, Kind(kind) if kind else None, step, _numbers(steps), _numbers(channels), image, cmap, width)
+    wanted = Wanted(layer, kind, step, _numbers(steps), _numbers(channels), image, cmap, width)
     made = exporting.export(
         open_run(run), [form for form in exporting.SUFFIXES if asked[form]], wanted, output, force=force
     )

@@ -6,12 +6,13 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from cnnlog.cli.options import Shown, View
 from cnnlog.cli.progress import is_watched
+from cnnlog.kinds import Unit
 
 
 def replay(
@@ -32,9 +33,7 @@ def replay(
     baseline: Annotated[
         str, typer.Option(help="Weights that training began with: a file, DEFAULT, or none (the first checkpoint).")
     ] = "none",
-    unit: Annotated[
-        Literal["epoch", "step"], typer.Option(help="Count completed epochs, or optimiser steps.")
-    ] = "epoch",
+    unit: Annotated[Unit, typer.Option(help="Count completed epochs, or optimiser steps.")] = Unit.EPOCH,
     layers: Annotated[str, typer.Option(help="auto, or names and globs: conv1,layer*.conv2")] = "auto",
     view: View = "auto",
     shown: Shown = 64,
@@ -51,7 +50,6 @@ def replay(
     from rich.progress import track
 
     console = Console(stderr=True)
-    from cnnlog.kinds import Unit
     from cnnlog.monitors import replay as replaying
     from cnnlog.recording.drawer import Look
     from cnnlog.runs.finding import open_run
@@ -67,7 +65,7 @@ def replay(
             tuple(image or ()), chart, open_run(probe_of) if probe_of else None, size, _floats(mean), _floats(std)
         ),
         baseline=None if baseline.lower() == "none" else baseline,
-        unit=Unit(unit),
+        unit=unit,
         layers=layers if layers == "auto" else layers.split(","),
         look=Look(shown=shown, view=view),
         through=through,

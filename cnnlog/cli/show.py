@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from cnnlog.rendering.png import Grid
-    from cnnlog.snapshot import FloatArray
 from cnnlog.cli.options import Arch, AsFigure, Cmap, Layer, Of, Output, RangeRule, Shown, Size, View, Weights, Width
 from cnnlog.messages import by
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from cnnlog.capture.probe import Probe
+    from cnnlog.kinds import Kind
+    from cnnlog.rendering.picture import Picture
+    from cnnlog.snapshot import FloatArray
 
 show = typer.Typer(no_args_is_help=True, help="Draw filters or feature maps of a network, without training.")
 
@@ -54,25 +58,20 @@ def show_filters(
     figure: AsFigure = False,
 ) -> None:
     """Draw the filters of one layer."""
-    from cnnlog.capture.capture import capture
+    from cnnlog.kinds import Kind
     from cnnlog.models.torchvision import load_classifier
-    from cnnlog.rendering.grids import filters_grid
+    from cnnlog.rendering.picture import Picture
     from cnnlog.rendering.ranges import AnchoredRange
     from cnnlog.rendering.views import resolve_view, select_filters
 
     found = load_classifier(model, weights, arch=arch)
-    weight = _captured(capture, found.model, None, layer, what="filters")
+    weight = _captured(found.model, None, layer, Kind.FILTERS)
     drawn = select_filters(weight, view=view, max_filters=shown)
     resolved = resolve_view(weight.shape, view)
-    limits = AnchoredRange(value_range, signed=True).update(drawn)
+    limits = AnchoredRange(value_range, signed=Kind.FILTERS.signed).update(drawn)
     title = f"Filters of {layer} in {found.name} ({by(weight.shape)})"
-    if figure:
-        from cnnlog.rendering import figures
-
-        made = figures.filters_figure(drawn, limits, view=resolved, cmap=cmap, title=title)
-        figures.save(made, _writable(output))
-    else:
-        _save(filters_grid(drawn, limits, view=resolved, cmap=cmap, width=width), output)
+    picture = Picture.of(Kind.FILTERS, drawn, limits, view=resolved, cmap=cmap)
+    _save(picture, output, title=title if figure else None, width=width)
     typer.echo(f"{title}: {len(drawn)} as {resolved}, in {output}")
 
 
@@ -92,55 +91,49 @@ def show_maps(
     figure: AsFigure = False,
 ) -> None:
     """Draw the feature maps that one layer makes of an image: its own output, before any layer that follows."""
-    from cnnlog.capture.capture import capture
     from cnnlog.capture.probe import Probe
+    from cnnlog.kinds import Kind
     from cnnlog.models.torchvision import load_classifier
-    from cnnlog.rendering.grids import maps_grid
+    from cnnlog.rendering.picture import Picture
     from cnnlog.rendering.ranges import AnchoredRange
     from cnnlog.rendering.views import cell_width, grid_columns, select_maps
 
     found = load_classifier(model, weights, arch=arch)
     probe = Probe.from_images(image, transform=found.transform)
-    maps = _captured(capture, found.model, probe, layer, what="feature maps")
+    maps = _captured(found.model, probe, layer, Kind.FEATURE_MAPS)
     cell = None if figure else cell_width(grid_columns(min(shown, maps.shape[1])), width)
     drawn = select_maps(maps, max_maps=shown, cell=cell)
-    limits = AnchoredRange(value_range).update(drawn.swapaxes(0, 1))
+    limits = AnchoredRange(value_range).update(Kind.FEATURE_MAPS.by_channel(drawn))
     title = f"Feature maps of {layer} in {found.name} ({by(maps.shape[1:])}), {image.name}"
-    if figure:
-        from cnnlog.rendering import figures
-
-        figures.save(figures.maps_figure(drawn[0], limits, cmap=cmap, title=title), _writable(output))
-    else:
-        _save(maps_grid(drawn[0], limits, cmap=cmap, width=width), output)
+    picture = Picture.of(Kind.FEATURE_MAPS, drawn, limits, cmap=cmap)
+    _save(picture, output, title=title if figure else None, width=width)
     typer.echo(f"{title}: {drawn.shape[1]} of {maps.shape[1]}, in {output}")
 
 
-def _captured(
-    capture: Any, model: Any, probe: Any, layer: str, *, what: Literal["filters", "feature maps"]
-) -> FloatArray:
+def _captured(model: nn.Module, probe: Probe | None, layer: str, kind: Kind) -> FloatArray:
     """The filters `[O, I, kH, kW]` or maps `[N, C, H, W]` of one layer, which must exist."""
-    from cnnlog.capture.capture import survey
+    from cnnlog.capture.capture import capture, survey
     from cnnlog.capture.layers import select
-    from cnnlog.kinds import Kind
 
-    names = select(survey(model, probe), [layer], kind=Kind.FILTERS if what == "filters" else Kind.FEATURE_MAPS)
-    wanted: dict[str, Sequence[str]] = {
-        "filter_layers": names if what == "filters" else (),
-        "map_layers": names if what == "feature maps" else (),
-    }
+    names = select(survey(model, probe), [layer], kind=kind)
     if len(names) != 1:
         raise ValueError(f"--layer takes one layer, but {layer!r} matches {len(names)}: {', '.join(names)}")
-    snapshot = capture(model, probe, **wanted, step=0, epoch=0, global_step=0)
-    arrays: dict[str, FloatArray] = snapshot.filters if what == "filters" else snapshot.feature_maps
-    return arrays[names[0]]
+    filters, maps = ((), names) if kind.per_image else (names, ())
+    snapshot = capture(model, probe, filter_layers=filters, map_layers=maps, step=0, epoch=0, global_step=0)
+    return kind.of(snapshot)[names[0]]
 
 
-def _save(grid: Grid, output: Path) -> None:
+def _save(picture: Picture, output: Path, *, title: str | None, width: int) -> None:
+    """Write a picture: as a figure where it has a title, else as a grid."""
+    from cnnlog.rendering import figures
     from cnnlog.rendering.png import encode_png
 
-    if output.suffix.lower() != ".png":
+    if title is not None:
+        figures.save(picture.figure(title), _writable(output))
+    elif output.suffix.lower() != ".png":
         raise ValueError(f"a grid is written as .png, got {str(output)!r}; .pdf and .svg need --figure")
-    _writable(output).write_bytes(encode_png(grid, level=6))
+    else:
+        _writable(output).write_bytes(encode_png(picture.grid(width), level=6))
 
 
 def _writable(output: Path) -> Path:
