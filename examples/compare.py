@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import cnnlog
-from cnnlog.rendering import figures
 
 
 def main() -> None:
@@ -38,7 +37,7 @@ def main() -> None:
     apart = {row.layer: row.distance_cosine[0] for row in comparison.rows()}
     most = max(apart, key=lambda name: spread.mean if (spread := apart[name]) is not None else -1.0)
     a, b = (side.label.replace("/", "-") for side in comparison.sides[:2])
-    figures.save(comparison.figure(most), args.out / f"{b}-minus-{a}-{most}.png")
+    comparison.figure(most).savefig(args.out / f"{b}-minus-{a}-{most}.png", dpi=150)
 
 
 if __name__ == "__main__":

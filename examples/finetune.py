@@ -25,7 +25,7 @@ from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
-from cnnlog.models.torchvision import Loaded, load_classifier, replace_head
+from cnnlog.models import Loaded, load_classifier, replace_head
 
 
 class Classifier(L.LightningModule):

@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import html
 import os
-import textwrap
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cnnlog.comparison.between import Distances
 from cnnlog.comparison.curves import Curves, copied, curves_of
-from cnnlog.comparison.rows import Row, letter, plain, rows_at, rows_csv, rows_table, verdict_sentence
+from cnnlog.comparison.rows import Row, rows_at, rows_csv, rows_table
 from cnnlog.comparison.side_by_side import SideBySide
 from cnnlog.comparison.sides import Given, LayerMatch, Side, open_sides
+from cnnlog.comparison.words import legend, text_of, values_of, verdict_of
 from cnnlog.kinds import Kind, KindName
 from cnnlog.messages import some
 from cnnlog.rendering.picture import Picture
@@ -245,19 +245,7 @@ class Comparison:
 
     def verdict(self) -> str:
         """One sentence that names the layers that moved most and least, at the last step."""
-        first = self.sides[0]
-        same = [
-            side.run is not None and first.run is not None and side.run.path == first.run.path for side in self.sides
-        ]
-        last = self.steps[-1]
-        own = [
-            side.run is not None
-            and self.step_of(index, last) != side.run.manifest.baseline_step
-            and not (same[index] and index > 0)
-            for index, side in enumerate(self.sides)
-        ]
-        verbs = ["moved" if alike else "differs" for alike in same[1:]]
-        return verdict_sentence(self.rows(), [side.label for side in self.sides], own=own, verbs=verbs)
+        return verdict_of(self._of, self.rows())
 
     # ---- text
 
@@ -270,47 +258,25 @@ class Comparison:
 
     def to_text(self) -> str:
         """The table for a terminal, with a legend, the notes and the verdict."""
-        table = self.table().to_text()
-        legend = [f"{letter(i)}: {self._of.described(i)}" for i in range(len(self.sides))]
-        about = (
-            "Means over a layer's channels. drift: cosine distance from the side's own baseline; A to B: the same "
-            "between the sides; dead: share of channels never above 0 on the probe; CKA A: of the feature maps with "
-            "those of its own baseline; CKA A-B: between the sides, of the shown feature maps."
-        )
-        notes = [f"Note: {note}." for note in self.notes]
-        return "\n".join([*legend, "", table, "", *textwrap.wrap(about, 100), *notes, "", self.verdict()])
+        return text_of(self._of, self.table().to_text(), self.notes, self.verdict())
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers as plain values, for JSON. What does not exist or is not finite is None."""
-        last = self.steps[-1]
-        rows = [{**plain(row), "names": list(layer.names)} for layer, row in zip(self.layers, self.rows(), strict=True)]
-        return {
-            "format": "cnnlog-comparison",
-            "version": 1,
-            "sides": [
-                {"label": side.label, "source": side.source, "step": self.step_of(index, last)}
-                for index, side in enumerate(self.sides)
-            ],
-            "steps": list(self.steps),
-            "layers": rows,
-            "curves": plain(self._curves),
-            "notes": list(self.notes),
-            "verdict": self.verdict(),
-        }
+        rows = self.rows()  # before the notes, because it may add one
+        return values_of(self._of, rows, self._curves, notes=self.notes, verdict=self.verdict())
 
     def to_csv(self) -> str:
         """The numbers at the last step as CSV text, with quartiles: one line for each layer."""
         return rows_csv(self.rows(), len(self.sides))
 
     def __repr__(self) -> str:
-        return (
-            f"Comparison({', '.join(s.label for s in self.sides)}: {len(self.layers)} layers, {len(self.steps)} steps)"
-        )
+        labels = ", ".join(side.label for side in self.sides)
+        return f"Comparison({labels}: {len(self.layers)} layers, {len(self.steps)} steps)"
 
     def _repr_html_(self) -> str:
-        legend = "<br>".join(html.escape(f"{letter(i)}: {self._of.described(i)}") for i in range(len(self.sides)))
+        sides = "<br>".join(html.escape(line) for line in legend(self._of))
         notes = "".join(f"<li>{html.escape(note)}</li>" for note in self.notes)
-        return f"<p>{legend}</p>{self.table()._repr_html_()}<ul>{notes}</ul><p>{html.escape(self.verdict())}</p>"
+        return f"<p>{sides}</p>{self.table()._repr_html_()}<ul>{notes}</ul><p>{html.escape(self.verdict())}</p>"
 
     @cached_property
     def _curves(self) -> Curves:

@@ -1,4 +1,4 @@
-"""A comparison's numbers in words, as a table, and for programs."""
+"""The rows of a comparison, one for each layer: how they are made, and how they are written as a table."""
 
 from __future__ import annotations
 
@@ -176,52 +176,9 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def verdict_sentence(rows: Sequence[Row], labels: Sequence[str], *, own: Sequence[bool], verbs: Sequence[str]) -> str:
-    """One sentence that names the layers that moved most and least.
-
-    Args:
-        rows: of the step to speak of.
-        labels: of the sides.
-        own: of each side, whether it has left a baseline of its own, and that is worth saying.
-        verbs: of each further side, what its layers do in respect of the first side's: `moved` or `differs`.
-    """
-    parts = [
-        part
-        for side, label in enumerate(labels)
-        if own[side]
-        and (part := _extremes({row.layer: mean(row.drift_cosine[side]) for row in rows}, f"in {label}", "moved"))
-    ]
-    for side, label in enumerate(labels[1:], start=1):
-        pair = f"between {labels[0]} and {label}"
-        verb = verbs[side - 1]
-        part = _extremes({row.layer: mean(row.distance_cosine[side - 1]) for row in rows}, pair, verb)
-        if not part:
-            unlike = {row.layer: _unlike(row.cka_between[side - 1]) for row in rows}
-            part = _extremes(unlike, pair, verb, what="1 - CKA of the feature maps")
-        parts.append(part or f"{pair}, no number says how far the layers are apart")
-    sentence = "; ".join(parts)
-    return sentence[0].upper() + sentence[1:] + "."
-
-
 def mean(spread: Spread | None) -> float | None:
     """A spread's mean; None where there is none."""
     return None if spread is None or math.isnan(spread.mean) else spread.mean
-
-
-def _extremes(values: Mapping[str, float | None], where: str, verb: str, *, what: str = "cosine distance") -> str:
-    known = {layer: value for layer, value in values.items() if value is not None}
-    if not known:
-        return ""
-    most, least = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
-    if known[most] == 0:
-        return f"{where}, no layer {verb}"
-    if len(known) == 1:
-        return f"{where}, {most} {verb} by {known[most]:.3g} ({what})"
-    return f"{where}, {most} {verb} most ({what} {known[most]:.3g}) and {least} least ({known[least]:.3g})"
-
-
-def _unlike(cka: float | None) -> float | None:
-    return None if cka is None or math.isnan(cka) else 1 - cka
 
 
 def _columns(name: str, value: Spread | float | None) -> dict[str, float]:

@@ -79,7 +79,11 @@ def default_transform(name: str) -> Callable[[Any], torch.Tensor]:
 
 
 def replace_head(model: nn.Module, classes: int) -> tuple[str, ...]:
-    """Give a classifier a new last layer for `classes` classes, and its auxiliary classifiers, too.
+    """Give a classifier a new last layer, and its auxiliary classifiers, too.
+
+    Args:
+        model: the classifier; it is changed in place.
+        classes: how many classes the new layers tell apart.
 
     Returns:
         The names of the new layers, that of the last one first.

@@ -16,9 +16,10 @@ from support.stored_runs import MAPS, Arrays, moving, write_run
 
 import cnnlog
 from cnnlog import kinds, messages
-from cnnlog.comparison import matching
+from cnnlog.comparison import matching, sides
 from cnnlog.comparison.comparison import Comparison, compare
 from cnnlog.comparison.matching import align
+from cnnlog.models import files
 from cnnlog.rendering.ranges import peak
 from cnnlog.runs import spread as spread_module
 from cnnlog.runs import table as table_module
@@ -679,3 +680,7 @@ def test_the_examples_in_the_docstrings_hold() -> None:
     for module in (kinds, matching, messages, spread_module, table_module):
         assert doctest.testmod(module).failed == 0
         assert doctest.testmod(module).attempted > 0
+
+
+def test_every_file_that_weights_are_read_from_may_be_a_side() -> None:
+    assert set(sides.WEIGHT_SUFFIXES) == set(files.SUFFIXES)
