@@ -37,7 +37,7 @@ class Between:
 
 
 class Distances:
-    """How far the further sides are from the first one. Measured once, when it is first asked for.
+    """How far the further sides are from the first one. It is measured once, when you first ask.
 
     Args:
         of: the sides.

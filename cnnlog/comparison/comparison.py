@@ -35,8 +35,8 @@ __all__ = ["Comparison", "LayerMatch", "Row", "Side", "compare"]
 class Comparison:
     """Runs and weights side by side, aligned by layer and step. `cnnlog.compare` makes one.
 
-    Arrays are read one step at a time. Where a method takes `side`, sides are counted from 0, in the order given; the
-    first one is what the others are compared with.
+    Arrays are read one step at a time, so a comparison of long runs fits into memory. Where a method takes `side`,
+    sides are counted from 0 in the order given. The first one is what the others are compared with.
 
     Attributes:
         sides: what is compared, in the order given.

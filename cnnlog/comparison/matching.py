@@ -8,14 +8,14 @@ _WRAPPERS = ("_orig_mod", "module", "model", "net", "network", "backbone", "enco
 
 
 def align(reference: Sequence[str], names: Sequence[str]) -> tuple[dict[str, str], str]:
-    """Match layers' names with those of a reference, if need be without a prefix that they share.
+    """Match the names of layers with those of a reference. If none is the same, prefixes are left out.
 
     Args:
-        reference: names as one side has them.
-        names: as another has them.
+        reference: the names that one side has.
+        names: the names that another side has.
 
     Returns:
-        Name -> the reference's name, for those that match; and how they were matched, in words (empty if as they are).
+        For each name that matches, the reference's name; and which prefixes were left out, in words, empty for none.
 
     >>> align(["model.features.0", "model.features.3"], ["features.0", "features.3", "head"])
     ({'features.0': 'model.features.0', 'features.3': 'model.features.3'}, "without the prefix 'model.'")

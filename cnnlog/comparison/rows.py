@@ -28,20 +28,22 @@ _SHOWN_BY: Mapping[Measure, Kind] = {
 
 @dataclass(frozen=True)
 class Row:
-    """The numbers of one layer at one step. One entry a side, or, for what lies between, one a further side.
+    """The numbers of one layer at one step.
+
+    Those of a side alone have one entry for each side. Those between sides have one for each side but the first.
 
     Attributes:
-        layer: the layer's name in the comparison.
-        filters: how many it has; channels where only its feature maps are known.
-        drift_cosine: cosine distance of each side's filters from its own baseline.
-        drift_l2: the same, relative L2.
-        update_l2: relative L2 from the side's step before.
-        dead_share: share of channels without a value above 0 on the probe.
-        cka: linear CKA with the side's own baseline.
-        distance_cosine: cosine distance between the filters of the first side and of each further one.
-        distance_l2: `|further - first| / |first|`.
-        cka_between: linear CKA of the shown feature maps of the first side and of each further one.
-        shown_only: the distances are of the shown part, not of all filters.
+        layer: what the layer is called in the comparison.
+        filters: how many filters it has; how many channels, if only its feature maps are known.
+        drift_cosine: cosine distance of each side's filters from the side's own baseline.
+        drift_l2: `|filter - baseline| / |baseline|` of each side's filters, with the side's own baseline.
+        update_l2: `|filter - before| / |before|` of each side's filters, with the side's step before.
+        dead_share: share of each side's channels that are nowhere above 0 on the probe.
+        cka: linear CKA of each side's feature maps with those of the side's own baseline.
+        distance_cosine: cosine distance of each further side's filters from the first side's.
+        distance_l2: `|further - first| / |first|` of each further side's filters.
+        cka_between: linear CKA of each further side's shown feature maps with the first side's.
+        shown_only: whether the distances are of the shown filters, because not all filters are stored at this step.
     """
 
     layer: str
@@ -58,7 +60,11 @@ class Row:
 
 
 def letter(side: int) -> str:
-    """A, B, C, ...: what a side is called in the columns."""
+    """The letter that stands for a side in tables, tags and pages: A, B, C, ...
+
+    Args:
+        side: its position in the comparison, counted from 0.
+    """
     return chr(ord("A") + side) if side < 26 else f"S{side + 1}"
 
 
@@ -124,7 +130,12 @@ def _count(of: SideBySide, layer: LayerMatch) -> int | None:
 
 
 def rows_table(rows: Sequence[Row], sides: int) -> Table:
-    """One row a layer, one column for each number and side: means over a layer's channels."""
+    """The rows as a table: one column for each number and side, with means over a layer's channels.
+
+    Args:
+        rows: the rows.
+        sides: how many sides there are.
+    """
     names = [letter(side) for side in range(sides)]
     columns = [
         "layer",
@@ -151,7 +162,12 @@ def rows_table(rows: Sequence[Row], sides: int) -> Table:
 
 
 def rows_csv(rows: Sequence[Row], sides: int) -> str:
-    """One line a layer, one column for each number and side (`drift_cosine_A_mean`, `cka_B`, ...)."""
+    """The rows as CSV text: one column for each number and side (`drift_cosine_A_mean`, `cka_B`, ...).
+
+    Args:
+        rows: the rows.
+        sides: how many sides there are.
+    """
     lines: list[dict[str, Any]] = []
     for row in rows:
         line: dict[str, Any] = {"layer": row.layer, "filters": row.filters}
@@ -166,7 +182,11 @@ def rows_csv(rows: Sequence[Row], sides: int) -> str:
 
 
 def plain(value: Any) -> Any:
-    """Mappings, lists and numbers for JSON: what is not finite becomes None."""
+    """The same as mappings, lists and numbers for JSON. What is not finite becomes None.
+
+    Args:
+        value: rows, spreads, and mappings and lists of them.
+    """
     if isinstance(value, (Spread, Row)):
         return plain(vars(value))
     if isinstance(value, Mapping):
@@ -177,7 +197,7 @@ def plain(value: Any) -> Any:
 
 
 def mean(spread: Spread | None) -> float | None:
-    """A spread's mean; None where there is none."""
+    """The mean of a spread; None if there is no spread, or nothing finite in it."""
     return None if spread is None or math.isnan(spread.mean) else spread.mean
 
 

@@ -1,4 +1,4 @@
-"""What is compared: opens runs and weights, and finds out which layers of theirs are the same. No torch for runs."""
+"""What is compared: opens runs and weights, and lists the layers that they share. Runs need no torch."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Side:
     """One of the things that are compared.
 
     Attributes:
-        label: short, and unlike those of the other sides.
+        label: what it is called: short, and different from the labels of the other sides.
         run: the stored run; None for weights.
-        step: the step it is pinned to; None where it moves with the slider, and for weights.
-        filters: of weights: layer -> all filters `[O, I, kH, kW]`; empty for runs.
-        feature_maps: of weights: layer -> all feature maps `[N, C, H, W]`; empty for runs.
-        probe: fingerprint of what the feature maps are of.
-        source: where it came from.
+        step: the one step that is compared; None if all steps of the run are, and for weights.
+        filters: for each layer of weights all filters `[O, I, kH, kW]`; empty for runs.
+        feature_maps: for each layer of weights all feature maps `[N, C, H, W]`; empty for runs.
+        probe: the fingerprint of the images that the feature maps are of; None without feature maps.
+        source: the path or the name that it was opened from.
     """
 
     label: str
@@ -56,9 +56,9 @@ class LayerMatch:
         name: what it is called here.
         tag: `00_name`, in the order of the comparison.
         names: what each side calls it; None where a side lacks it.
-        has_filters: whether at least one side holds its filters; likewise `has_maps`, feature maps.
-        has_maps: see `has_filters`.
-        view: how its filters are shown.
+        has_filters: whether at least one side has filters of it.
+        has_maps: whether at least one side has feature maps of it.
+        view: how its filters are shown: rgb, gray, slices or mean; None without filters.
     """
 
     name: str
@@ -71,7 +71,13 @@ class LayerMatch:
 
 @dataclass(frozen=True)
 class Aligned:
-    """Sides that belong together, the layers they share, and what was said on the way."""
+    """Sides that belong together.
+
+    Attributes:
+        sides: what is compared, in the order given.
+        layers: the layers that they share, and those that only some have.
+        notes: sentences on how that was found, and on what is missing.
+    """
 
     sides: tuple[Side, ...]
     layers: tuple[LayerMatch, ...]
@@ -85,7 +91,19 @@ def open_sides(
     arch: str | None = None,
     progress: Progress | None = None,
 ) -> Aligned:
-    """Open the sides of a comparison and match their layers; see `comparison.compare`."""
+    """Open the sides of a comparison and match their layers.
+
+    Args:
+        given: what to compare: runs, their folders, such a folder with a step (`RUN@12`), files of weights, or weights
+            of torchvision's (`torchvision:NAME:WEIGHTS`). The first one is what the others are compared with.
+        image: the path of an image that weights make feature maps of; None takes the probe of the first run.
+        arch: the architecture of files of weights, by torchvision's name.
+        progress: a function that is told how far the reading is: `progress("reading NAME", done, total)`.
+
+    Raises:
+        ValueError: a side is not what it should be, or the sides have no layer in common.
+        FileNotFoundError: a side does not exist.
+    """
     if not given:
         raise ValueError("expected a run, or two or more runs and files of weights, to compare; got none")
     opened: dict[str, Run] = {}
@@ -240,7 +258,12 @@ def _matches(sides: Sequence[Side], names: Mapping[str, Sequence[str | None]]) -
 
 
 def filters_shape(side: Side, name: str) -> tuple[int, ...] | None:
-    """`(O, I, kH, kW)` of a side's layer; None where its filters are not known."""
+    """The shape `(O, I, kH, kW)` of a layer's filters; None if they are not known.
+
+    Args:
+        side: the side.
+        name: what the side calls the layer.
+    """
     if side.run is not None:
         return side.run.layer(name).weight_shape
     return tuple(side.filters[name].shape) if name in side.filters else None

@@ -41,10 +41,10 @@ def verdict_sentence(rows: Sequence[Row], labels: Sequence[str], *, own: Sequenc
     """One sentence that names the layers that moved most and least.
 
     Args:
-        rows: of the step to speak of.
-        labels: of the sides.
-        own: of each side, whether it has left a baseline of its own, and that is worth saying.
-        verbs: of each further side, what its layers do in respect of the first side's: `moved` or `differs`.
+        rows: the rows of the step to speak of.
+        labels: the labels of the sides.
+        own: for each side, whether to say how far it moved from a baseline of its own.
+        verbs: for each side but the first, the verb for its distance from the first: `moved` or `differs`.
     """
     parts = [
         part
@@ -70,7 +70,7 @@ def legend(of: SideBySide) -> list[str]:
 
 
 def text_of(of: SideBySide, table: str, notes: Sequence[str], verdict: str) -> str:
-    """The whole comparison for a terminal.
+    """All of the comparison as text, for a terminal.
 
     Args:
         of: the sides.
@@ -85,7 +85,7 @@ def text_of(of: SideBySide, table: str, notes: Sequence[str], verdict: str) -> s
 def values_of(
     of: SideBySide, rows: Sequence[Row], curves: Curves, *, notes: Sequence[str], verdict: str
 ) -> dict[str, Any]:
-    """The whole comparison as plain values, for JSON. What does not exist or is not finite is None.
+    """All of the comparison as plain values, for JSON. What does not exist or is not finite is None.
 
     Args:
         of: the sides.

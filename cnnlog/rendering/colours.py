@@ -1,4 +1,4 @@
-"""Values as colours: palettes of 63 levels, a gap and a colour for NaN and infinity.
+"""Values as colours: palettes of 63 levels, with a colour for gaps and one for NaN and infinity.
 
 Palette indices: 0 to 62 are values (0 to the range's end, or with a sign: -end to end with 0 at 31), 63 is the gap
 between cells, 64 is NaN or infinity. 63 levels look even, and cost 70 % of the bytes of 251.
@@ -33,11 +33,11 @@ _NOT_FINITE_COLOURS = ((0, 200, 0), (255, 0, 255), (0, 255, 255), (255, 220, 0),
 def palette(cmap: str, symmetric: bool) -> bytes:
     """The colours of indices 0 to `NOT_FINITE`: values, gap, not finite; 3 bytes each.
 
-    The gap and what is not finite take the first of a few colours that no value of this colour map comes near.
+    Gaps, and what is not finite, take the first of a few colours that no value of this colour map comes near.
 
     Args:
         cmap: `"auto"`, `"gray"`, or the name of any matplotlib colour map.
-        symmetric: what `"auto"` goes by: RdBu_r with 0 in pure white, else magma.
+        symmetric: whether the range is -end to end. Then `"auto"` is RdBu_r with 0 in pure white, else magma.
 
     Raises:
         ValueError: matplotlib has no such colour map.

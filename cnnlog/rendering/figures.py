@@ -1,7 +1,7 @@
 """Figures for a paper or a slide: filters and feature maps with a title, channel numbers and a colour bar.
 
-What `render` draws as fast as it can at every step, this draws once, with words around it and in the same colours.
-Figures are made of matplotlib's objects, never through pyplot, so nobody's backend, style or current figure changes.
+Grids are drawn as fast as can be, at every step. A figure is drawn once, with words around it, in the same colours. It
+is made of matplotlib's objects and never through pyplot, so your backend, style and current figure stay as they are.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SUBTITLE = (9, 0.18, 0.072)
 class _Bar:
     limits: Limits
     cmap: str
-    whose: str  # whose range it is, where each has its own
+    whose: str  # "filter" or "channel": whose own range the bar is in shares of
     not_finite: bool
 
 
@@ -54,11 +54,13 @@ def filters_figure(
     """A layer's filters, numbered.
 
     Args:
-        shown: `[n, k, kH, kW]` from `select_filters`.
-        limits: of the n filters; where they differ, the colour bar is in shares of each filter's own range.
-        view: as given to `select_filters`. Slices: a row is a filter, a column an input channel. rgb has no
-            colour bar; the line below the title says what its colours mean.
-        cmap: as for `filters_grid`.
+        shown: `[n, k, kH, kW]`, the part of the filters that `select_filters` gives for this view.
+        limits: the ranges of the n filters. If they differ, the colour bar is in shares of each filter's own range.
+        view: how filters are shown: `"rgb"`, `"gray"`, `"slices"` (a row is a filter, a column an input channel),
+            `"mean"`, or `"auto"` for what fits their shape. rgb has no colour bar; the line below the title says what
+            its colours mean.
+        cmap: the colours: `"auto"` (white at 0 if values have a sign, else magma from 0), `"gray"`, or the name of any
+            matplotlib colour map.
         title: the first line; empty for none.
     """
     if shown.ndim != 4:
@@ -68,8 +70,8 @@ def filters_figure(
     subtitle = f"{n} filters of {_size(shown)}"
     numbers = [str(f) for f in range(n)]
     if resolved == "rgb":
-        whole = "the end of each filter's own range" if _own_ranges(limits) else f"a weight of {limits.high[0]:.3g}"
-        subtitle += f" in colour; mid gray is 0, full colour {whole}"
+        full = "the end of each filter's own range" if _own_ranges(limits) else f"a weight of {limits.high[0]:.3g}"
+        subtitle += f" in colour; mid gray is 0, full colour {full}"
         if not np.isfinite(shown).all():
             subtitle += "; chequered where NaN or infinite"
         cells = [_pixels(shown[f], limits, f, "auto") for f in range(n)]
@@ -96,9 +98,10 @@ def maps_figure(
     """A layer's feature maps, numbered.
 
     Args:
-        shown: `[n, h, w]`, full size or from `select_maps`.
-        limits: of the n channels; where they differ, the colour bar is in shares of each channel's own range.
-        cmap: as for `maps_grid`.
+        shown: `[n, h, w]`, the maps of one probe image, at full size or averaged by area.
+        limits: the ranges of the n channels. If they differ, the colour bar is in shares of each channel's own range.
+        cmap: the colours: `"auto"` (white at 0 if values have a sign, else magma from 0), `"gray"`, or the name of any
+            matplotlib colour map.
         title: the first line; empty for none.
         channels: the numbers to write over the n maps; None writes 0 to n - 1.
     """
@@ -120,7 +123,11 @@ def maps_figure(
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure; the suffix decides the format: .png (150 dots per inch), .pdf or .svg.
+    """Write a figure to a file.
+
+    Args:
+        figure: the figure.
+        path: the file; its suffix decides the format: .png (150 dots per inch), .pdf or .svg.
 
     Raises:
         ValueError: another suffix, or none.

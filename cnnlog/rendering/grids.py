@@ -34,11 +34,12 @@ def filters_grid(shown: FloatArray, limits: Limits, *, view: View, cmap: str = "
     """One cell a filter in a nearly square grid; with slices: rows are filters, columns are input channels.
 
     Args:
-        shown: `[n, k, kH, kW]` from `select_filters`.
-        limits: of the n filters.
-        view: as given to `select_filters`.
-        cmap: `"auto"` (diverging with white at 0, or magma from 0), `"gray"`, or any matplotlib colour map; rgb ignores
-            it: there 0 is mid gray and the range's end is the full colour.
+        shown: `[n, k, kH, kW]`, the part of the filters that `select_filters` gives for this view.
+        limits: the ranges of the n filters.
+        view: how filters are shown: `"rgb"`, `"gray"`, `"slices"` (one cell an input channel), `"mean"`, or
+            `"auto"` for what fits their shape.
+        cmap: the colours: `"auto"` (white at 0 if values have a sign, else magma from 0), `"gray"`, or the name of any
+            matplotlib colour map. The view rgb ignores it: there 0 is mid gray, and the range's end the full colour.
         width: of the grid in pixels, at most; None draws one pixel a value, however wide that is.
     """
     if shown.ndim != 4:
@@ -56,10 +57,11 @@ def maps_grid(shown: FloatArray, limits: Limits, *, cmap: str = "auto", width: i
     """One cell a feature map, in channel order, in a nearly square grid.
 
     Args:
-        shown: `[n, h, w]`: one probe image's share of what `select_maps` gives.
-        limits: of the n channels.
-        cmap: as for `filters_grid`.
-        width: as for `filters_grid`.
+        shown: `[n, h, w]`: the maps of one probe image, of those that `select_maps` gives.
+        limits: the ranges of the n channels.
+        cmap: the colours: `"auto"` (white at 0 if values have a sign, else magma from 0), `"gray"`, or the name of any
+            matplotlib colour map.
+        width: of the grid in pixels, at most; None draws one pixel a value, however wide that is.
     """
     if shown.ndim != 3 or 0 in shown.shape:
         raise ValueError(f"feature maps to draw must be [n, h, w] with none of them 0; got shape {list(shown.shape)}")
@@ -72,9 +74,10 @@ def strip_grid(cells: FloatArray, limits: Limits, *, cmap: str = "auto", width: 
 
     Args:
         cells: `[steps, n, h, w]`, or `[steps, n, 3, h, w]` for rgb filters.
-        limits: of the n channels; those of the last step hold the values of every step.
-        cmap: as for `filters_grid`.
-        width: as for `filters_grid`.
+        limits: the ranges of the n channels, the same for all steps.
+        cmap: the colours: `"auto"` (white at 0 if values have a sign, else magma from 0), `"gray"`, or the name of any
+            matplotlib colour map.
+        width: of the grid in pixels, at most; None draws one pixel a value, however wide that is.
     """
     if cells.ndim not in (4, 5) or 0 in cells.shape or (cells.ndim == 5 and cells.shape[2] != 3):
         raise ValueError(f"cells must be [steps, n, h, w] or [steps, n, 3, h, w]; got shape {list(cells.shape)}")

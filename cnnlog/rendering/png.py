@@ -18,7 +18,7 @@ _PNG_HEADER_END = 33
 
 @dataclass(frozen=True)
 class Grid:
-    """A picture.
+    """A drawn picture: cells as pixels, side by side.
 
     Attributes:
         pixels: uint8 `[H, W]` palette indices, or `[H, W, 3]` colours.
@@ -38,9 +38,9 @@ def encode_png(grid: Grid, *, text: Mapping[str, str] | None = None, level: int 
     """The grid as a PNG file: 8-bit palette or RGB, with `text` as metadata (tEXt, or iTXt beyond Latin-1).
 
     Args:
-        grid: the picture.
-        text: key -> text; keys are 1 to 79 Latin-1 characters.
-        level: of zlib, 0 to 9.
+        grid: what to write.
+        text: facts to put into the file: keys of 1 to 79 Latin-1 characters, and their texts.
+        level: how hard zlib tries, 0 to 9.
     """
     metadata = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
@@ -66,6 +66,6 @@ def chunk(name: bytes, content: bytes) -> bytes:
 
     Args:
         name: four letters, such as `b"PLTE"`.
-        content: what it holds.
+        content: its bytes.
     """
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

@@ -19,7 +19,7 @@ _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 @dataclass(frozen=True)
 class Limits:
-    """What full colour stands for at one step, for n channels.
+    """What full colour stands for at one step, for each of n channels.
 
     Attributes:
         high: `[n]` float32, all above 0: the value drawn in the last colour.
@@ -52,18 +52,20 @@ def peak(values: npt.ArrayLike) -> float:
 class AnchoredRange:
     """The range of one layer's pictures over the steps, anchored at the baseline.
 
-    The first `update` is the baseline. A channel's range is its largest finite magnitude there (with `signed` False:
-    its largest value). When values outgrow the range it doubles, as often as needed, and it never shrinks. Less than a
-    shade (1/62) beyond it they are drawn in its last colour instead: in fine-tuning half of the filters pass their
-    baseline's peak by a thousandth, and would lose half of their contrast for it. A channel that holds nothing but 0
-    (or nothing finite) at the baseline takes the median of the layer's other channels. A layer where that is true of
-    every channel is drawn with 1.0, and its baseline is the first step where it is not.
+    The first `update` is the baseline. A channel's range is its largest finite magnitude there; if values have no sign,
+    its largest value. If a value exceeds its range, the range doubles, as often as needed. It never shrinks.
+
+    A value that exceeds its range by less than a shade (1/62) takes the last colour instead: in fine-tuning, half of
+    the filters exceed their baseline's peak by a thousandth, and would lose half of their contrast for it.
+
+    A channel of zeros (or of nothing finite) at the baseline takes the median range of the layer's other channels. If
+    all channels are like that, they are drawn with 1.0, and the first step where one is not becomes the baseline.
 
     Args:
-        rule: `"channel"` is the above; `"layer"` gives all channels the largest of their ranges; `"step"` takes a fresh
-            range per channel at each step.
-        signed: True draws -range to range, False draws 0 to range (and what is below 0 as 0); None decides at the
-            baseline: True if any value is below 0.
+        rule: `"channel"` for the above; `"layer"` gives all channels the largest of their ranges; `"step"` takes a new
+            range for each channel at each step.
+        signed: whether values have a sign. True draws -range to range. False draws 0 to range, and what is below 0 as
+            0. None decides at the baseline: True if any value is below 0.
     """
 
     def __init__(self, rule: RangeRule = "channel", *, signed: bool | None = None) -> None:
@@ -75,7 +77,14 @@ class AnchoredRange:
         self._doubled = np.zeros(0, np.int64)
 
     def update(self, values: npt.NDArray[Any]) -> Limits:
-        """Take one step's values `[n, ...]`, finite or not, and return the range to draw them with."""
+        """Take one step's values, and return the ranges to draw them with.
+
+        Args:
+            values: `[n, ...]`, finite or not.
+
+        Raises:
+            ValueError: there are more or fewer channels than at the baseline.
+        """
         flat = np.ascontiguousarray(values, dtype=np.float32).reshape(len(values), -1)
         if not len(self._base):
             self._base, self._doubled = np.zeros(len(flat), np.float32), np.zeros(len(flat), np.int64)
@@ -98,13 +107,13 @@ class AnchoredRange:
         return Limits(_scaled(self._base, self._doubled), signed, self._doubled.copy())
 
     def limits(self) -> Limits | None:
-        """What `update` returned last; None where that depends on the values, too: a fresh range, or none yet."""
+        """What `update` returned last; None if only values tell: with the rule `"step"`, or before the baseline."""
         if self._signed is None or self.rule == "step" or not self._base.any():
             return None
         return Limits(_scaled(self._base, self._doubled), self._signed, self._doubled.copy())
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """All there is to know, as plain arrays; `from_state` continues from it."""
+        """The range as plain arrays, from which `from_state` goes on."""
         return {
             "rule": np.array([get_args(RangeRule).index(self.rule)], np.int64),
             "signed": np.array([-1 if self._signed is None else int(self._signed)], np.int64),
@@ -114,7 +123,11 @@ class AnchoredRange:
 
     @classmethod
     def from_state(cls, state: Mapping[str, npt.NDArray[Any]]) -> AnchoredRange:
-        """The range whose `state()` this is."""
+        """The range that a `state()` was taken of.
+
+        Args:
+            state: the arrays.
+        """
         signed = int(state["signed"][0])
         restored = cls(get_args(RangeRule)[int(state["rule"][0])], signed=None if signed < 0 else bool(signed))
         restored._base = np.array(state["base"], np.float32)
@@ -123,15 +136,15 @@ class AnchoredRange:
 
 
 class ChangeRange:
-    """The range of one layer's signed differences to the baseline: one for all channels.
+    """The range of one layer's differences to the baseline: one for all channels.
 
-    It is `baseline_peak * 2**-k`, with k chosen at the first step that holds a difference, as the smallest such range
-    that holds it; from there on it doubles when outgrown and never shrinks. Two runs from the same baseline whose
-    changes are alike so get the very same range.
+    It is the baseline's peak divided by a power of two, which is chosen at the first step with a difference so that the
+    range just covers it. If a later difference exceeds the range, it doubles. It never shrinks. So two runs from the
+    same baseline whose changes are alike get the very same range, and their colours can be compared.
 
     Args:
-        baseline_peak: the largest magnitude among the layer's shown values at the baseline (see `peak`); for a layer of
-            zeros 1.0 is taken.
+        baseline_peak: the largest finite magnitude among the layer's shown values at the baseline; 0, of a layer of
+            zeros, is taken for 1.0.
     """
 
     def __init__(self, baseline_peak: float) -> None:
@@ -142,7 +155,11 @@ class ChangeRange:
         self._doubled = 0
 
     def update(self, values: npt.NDArray[Any]) -> Limits:
-        """Take one step's differences `[n, ...]`, finite or not, and return the range to draw them with."""
+        """Take one step's differences, and return the range to draw them with.
+
+        Args:
+            values: `[n, ...]`, finite or not.
+        """
         top = peak(values)
         if top > 0:
             needed = int(_doublings(np.array([top], np.float32), self._base, least=-126)[0])
@@ -153,7 +170,7 @@ class ChangeRange:
         return Limits(np.repeat(high, len(values)), True, np.full(len(values), self._doubled, np.int64))
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """All there is to know, as plain arrays; `from_state` continues from it."""
+        """The range as plain arrays, from which `from_state` goes on."""
         first = [] if self._first is None else [self._first]
         return {
             "base": self._base.copy(),
@@ -163,7 +180,11 @@ class ChangeRange:
 
     @classmethod
     def from_state(cls, state: Mapping[str, npt.NDArray[Any]]) -> ChangeRange:
-        """The range whose `state()` this is."""
+        """The range that a `state()` was taken of.
+
+        Args:
+            state: the arrays.
+        """
         restored = cls(float(state["base"][0]))
         restored._first = int(state["first"][0]) if len(state["first"]) else None
         restored._doubled = int(state["doubled"][0])
@@ -188,6 +209,6 @@ def _doublings(peaks: FloatArray, base: FloatArray, least: int = 0, beyond: floa
 
 
 def _scaled(base: FloatArray, doublings: npt.NDArray[np.int64]) -> FloatArray:
-    # The last doubling below float32's maximum may overshoot it; capped there the range still holds every value.
+    # The last doubling below float32's maximum may overshoot it; capped there the range still covers every value.
     scaled = np.ldexp(base.astype(np.float64), doublings)
     return np.clip(scaled, np.finfo(np.float32).smallest_subnormal, _FLOAT32_MAX).astype(np.float32)

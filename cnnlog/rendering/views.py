@@ -1,4 +1,4 @@
-"""What a grid shows: which filters and maps, in which view, in cells of which width."""
+"""What is shown: which filters and feature maps, in which view, in cells of which width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def resolve_view(shape: tuple[int, ...], view: View) -> ResolvedView:
 
     Args:
         shape: `(O, I, kH, kW)`; `I` is 1 for a depthwise convolution.
-        view: `"auto"` is rgb for `I == 3`, gray for `I == 1`, else slices; any other value asks for that view.
+        view: `"auto"` takes rgb for 3 input channels, gray for 1, else slices. Any other value asks for that view.
 
     Raises:
         ValueError: the filters do not have the input channels that the view needs.
@@ -43,19 +43,21 @@ def resolve_view(shape: tuple[int, ...], view: View) -> ResolvedView:
 
 
 def select_filters(weight: FloatArray, *, view: View, max_filters: int = 64, max_slices: int = 16) -> FloatArray:
-    """The filters that a grid shows, as they are.
-
-    Always the first ones, so that the same filters are shown at every step.
+    """The filters that are shown: always the first ones, so that they are the same at every step.
 
     Args:
-        weight: `[O, I, kH, kW]`.
-        view: rgb, gray: `[n, I, kH, kW]`, n = min(O, max_filters). mean: the same, averaged over the input channels,
-            `[n, 1, kH, kW]`. slices: `[n, k, kH, kW]`, n = min(O, max_filters, max_slices), k = min(I, max_slices).
-        max_filters: at least 1.
-        max_slices: at least 1; rows and columns of the slices view.
+        weight: all filters of a layer, `[O, I, kH, kW]`.
+        view: how filters are shown: `"rgb"`, `"gray"`, `"slices"` (one cell an input channel), `"mean"` (averaged over
+            the input channels), or `"auto"` for what fits their shape.
+        max_filters: how many filters, at most; 1 or more.
+        max_slices: how many rows and columns the view slices has, at most; 1 or more.
 
     Returns:
-        An array of its own, not a view of `weight`.
+        A copy. rgb and gray: `[n, I, kH, kW]`, n = min(O, max_filters). mean: `[n, 1, kH, kW]`. slices:
+        `[n, k, kH, kW]`, n = min(O, max_filters, max_slices), k = min(I, max_slices).
+
+    Raises:
+        ValueError: the filters do not have the input channels that the view needs, or a number is below 1.
     """
     resolved = resolve_view(weight.shape, view)
     _at_least_one(max_filters=max_filters, max_slices=max_slices)
@@ -69,15 +71,15 @@ def select_filters(weight: FloatArray, *, view: View, max_filters: int = 64, max
 
 
 def select_maps(maps: FloatArray, *, max_maps: int = 64, cell: int | None) -> FloatArray:
-    """The feature maps that a grid shows: the first `max_maps`, averaged by area where wider than a cell.
+    """The feature maps that are shown: always the first ones, averaged by area if they are wider than their cell.
 
     Args:
-        maps: `[N, C, H, W]`.
-        max_maps: at least 1.
-        cell: widest cell in pixels (see `cell_width`); None keeps every map at full size.
+        maps: all feature maps of a layer on the probe, `[N, C, H, W]`.
+        max_maps: how many channels, at most; 1 or more.
+        cell: how wide a cell of the grid is, in pixels; None keeps every map at full size.
 
     Returns:
-        `[N, n, h, w]`, n = min(C, max_maps), w <= cell, h in proportion; an array of its own.
+        A copy `[N, n, h, w]`: n = min(C, max_maps), w <= cell, h in proportion.
     """
     if maps.ndim != 4 or 0 in maps.shape:
         raise ValueError(f"feature maps must be [N, C, H, W] with none of them 0; got shape {list(maps.shape)}")
@@ -86,9 +88,14 @@ def select_maps(maps: FloatArray, *, max_maps: int = 64, cell: int | None) -> Fl
 
 
 def cell_width(n_columns: int, width: int | None = 350) -> int | None:
-    """The widest cell, in pixels, with which `n_columns` cells and the 1 px gaps between them fit `width`.
+    """How wide a cell of a grid may be, in pixels, if there is a gap of 1 px between cells.
 
-    At least 1, however many columns there are; None (no limit) where `width` is None.
+    Args:
+        n_columns: how many cells stand in a row.
+        width: of the grid in pixels, at most; None for no limit.
+
+    Returns:
+        1 or more, however many columns there are; None for no limit.
     """
     _at_least_one(n_columns=n_columns)
     if width is None:

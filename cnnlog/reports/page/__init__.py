@@ -1,1 +1,1 @@
-"""A comparison as one HTML file. In comes a `Comparison`, out goes the file."""
+"""A comparison as one HTML file, which opens from disk. In comes a `Comparison`; out goes the file."""
