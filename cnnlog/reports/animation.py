@@ -15,7 +15,7 @@ from PIL import Image, ImageChops
 
 from cnnlog.rendering.colours import Pixels
 from cnnlog.rendering.png import chunk
-from cnnlog.reports.canvas import INK, LARGE, MARGIN, PALE, SMALL, SPACE, Page
+from cnnlog.reports.canvas import INK, LARGE, MARGIN, PALE, SMALL, SPACE, Canvas
 from cnnlog.reports.part import Part, Wanted, pixels_of
 from cnnlog.runs.run import Run
 
@@ -23,8 +23,11 @@ from cnnlog.runs.run import Run
 class Colours:
     """A GIF's at most 256 colours, for all frames of an animation.
 
-    They are the frames' own if those are no more. Else all grays are kept, and with them letters, gaps, 0 and the page,
-    and each other colour becomes the nearest of a few. (Pillow takes a near one, which tints the page.)
+    If the frames have no more colours than that, all are kept. Else all grays are kept, and with them letters, gaps and
+    zeros, and each other colour becomes the nearest of a few. (Pillow would take a near one, which tints the white.)
+
+    Args:
+        frames: all frames of the animation, RGB.
     """
 
     def __init__(self, frames: Iterable[Image.Image]) -> None:
@@ -64,13 +67,13 @@ def _nearest_colour(colours: Pixels, found: Pixels) -> npt.NDArray[np.intp]:
 def save_apng(frames: Iterable[Image.Image], durations: Sequence[int], path: Path) -> None:
     """Write an animated PNG (PNG specification, third edition, section 11.3.6) that repeats for ever.
 
-    Each frame replaces the rectangle in which it differs from the one before. One frame is in memory at a time; Pillow
-    would hold them all, twice.
+    Each frame replaces the rectangle in which it differs from the frame before. One frame is in memory at a time;
+    Pillow would keep all of them, twice.
 
     Args:
-        frames: RGB, all of one size.
-        durations: milliseconds, one a frame.
-        path: the file.
+        frames: the frames in order, RGB, all of one size.
+        durations: for each frame how long it stands, in milliseconds.
+        path: the file to write.
     """
     with path.open("wb") as file:
         before: Image.Image | None = None
@@ -106,8 +109,8 @@ def _chunks(picture: Image.Image) -> Iterator[tuple[bytes, bytes]]:
         at += length + 12
 
 
-HELD = 1500  # milliseconds that the first and the last frame stand
-PLAYED = 6000  # milliseconds that the frames between them take in all, as far as the next line lets them
+AT_THE_ENDS = 1500  # milliseconds that the first and the last frame stand
+PLAYED = 6000  # milliseconds that the frames between them take together, if each then takes what the next line allows
 FRAME = (60, 400)
 
 
@@ -116,7 +119,10 @@ class Animation:
 
     Args:
         run: from `open_run`.
-        wanted: layer, kind and steps.
+        wanted: which layer, kind and steps.
+
+    Raises:
+        ValueError: the run does not have them.
     """
 
     def __init__(self, run: Run, wanted: Wanted) -> None:
@@ -125,27 +131,39 @@ class Animation:
         self.steps = self._part.steps
         between = min(max(PLAYED // max(1, len(self.steps) - 2), FRAME[0]), FRAME[1])
         last = len(self.steps) - 1
-        self.durations = tuple(HELD if number in (0, last) else between for number in range(len(self.steps)))
+        self.durations = tuple(AT_THE_ENDS if number in (0, last) else between for number in range(len(self.steps)))
 
     def frame(self, number: int) -> Image.Image:
-        """One frame, RGB; all are of one size."""
+        """One frame, RGB. All are of one size.
+
+        Args:
+            number: its position, counted from 0.
+        """
         part = self._part
         grid = pixels_of(replace(part.pictures[number], limits=self._limits).grid(self._wanted.width))
-        page = Page(max(grid.width, 320), self._run.name, part.title, part.legend(self._limits))
-        top = page.height + LARGE + SPACE
-        page.extend(LARGE + 2 * SPACE + grid.height)
-        page.write((MARGIN, top), f"step {part.steps[number]}", LARGE, INK, anchor="ls")
-        page.write((page.image.width - MARGIN, top), part.numbers[number], SMALL, PALE, anchor="rs")
-        page.image.paste(grid, (MARGIN, top + SPACE))
-        return page.image
+        canvas = Canvas(max(grid.width, 320), self._run.name, part.title, part.legend(self._limits))
+        top = canvas.height + LARGE + SPACE
+        canvas.extend(LARGE + 2 * SPACE + grid.height)
+        canvas.write((MARGIN, top), f"step {part.steps[number]}", LARGE, INK, anchor="ls")
+        canvas.write((canvas.image.width - MARGIN, top), part.numbers[number], SMALL, PALE, anchor="rs")
+        canvas.image.paste(grid, (MARGIN, top + SPACE))
+        return canvas.image
 
     def save_gif(self, path: Path) -> None:
-        """Write a GIF, which repeats; its 256 colours are exact for all but filters in colour."""
+        """Write a GIF that repeats. Its 256 colours are exact, except for filters in colour.
+
+        Args:
+            path: the file to write.
+        """
         colours = Colours(self.frame(number) for number in range(len(self.steps)))
         frames = (colours.indexed(self.frame(number)) for number in range(len(self.steps)))
         options = {"duration": list(self.durations), "loop": 0, "optimize": False}
         next(frames).save(path, format="GIF", save_all=True, append_images=frames, **options)
 
     def save_apng(self, path: Path) -> None:
-        """Write an animated PNG, which repeats; its colours are exact."""
+        """Write an animated PNG that repeats. Its colours are exact.
+
+        Args:
+            path: the file to write.
+        """
         save_apng((self.frame(number) for number in range(len(self.steps))), self.durations, path)

@@ -1,4 +1,4 @@
-"""White pages with headings and labels around grids."""
+"""A white canvas with a heading, on which grids and labels are put."""
 
 from __future__ import annotations
 
@@ -16,10 +16,15 @@ INK, PALE = (30, 30, 30), (100, 100, 100)
 _SHADES = 8  # of letters; few, so that all colours of an animation find room in a GIF's 256
 
 
-class Page:
-    """A white picture with a heading, which grows downwards.
+class Canvas:
+    """A white image with a heading, which grows downwards.
 
-    Letters are drawn in few shades, and everything else in the colours of the grids.
+    Letters are drawn in few shades, because a GIF has 256 colours for all that is on it.
+
+    Args:
+        width: how wide it is, in pixels, without its margins.
+        name: the first line of the heading.
+        lines: the smaller lines below it.
     """
 
     def __init__(self, width: int, name: str, *lines: str) -> None:
@@ -32,14 +37,26 @@ class Page:
         self.extend(SPACE)
 
     def extend(self, pixels: int) -> None:
-        """Add white at the bottom."""
+        """Add white at the bottom.
+
+        Args:
+            pixels: how much.
+        """
         self.height += pixels
         larger = Image.new("RGB", (self.image.width, self.height + MARGIN), "white")
         larger.paste(self.image, (0, 0))
         self.image = larger
 
     def write(self, at: tuple[int, int], text: str, size: int, ink: tuple[int, int, int], *, anchor: str) -> None:
-        """Write a line; `anchor` is Pillow's: `ls` puts `at` to the left of the text on its baseline."""
+        """Write a line of text.
+
+        Args:
+            at: where, in pixels from the upper left corner.
+            text: the line.
+            size: of the letters, in pixels.
+            ink: the colour.
+            anchor: which point of the text `at` is, as Pillow names it: `ls` is its left end, on the baseline.
+        """
         mask = Image.new("L", self.image.size)
         ImageDraw.Draw(mask).text(at, text, fill=255, font=font_of(size), anchor=anchor)
         step = 255 / (_SHADES - 1)
@@ -48,14 +65,18 @@ class Page:
 
 @functools.lru_cache(maxsize=4)
 def font_of(size: int) -> ImageFont.FreeTypeFont:
-    """The labels' font, in pixels."""
+    """The font of headings and labels.
+
+    Args:
+        size: of the letters, in pixels.
+    """
     import matplotlib  # its font has Greek, Cyrillic and signs; Pillow's own has Latin letters only
 
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def width_of(font: ImageFont.FreeTypeFont, text: str) -> int:
-    """Of a line of text, in pixels."""
+    """How wide a line of text is, in pixels."""
     return math.ceil(font.getlength(text))
 
 
@@ -69,7 +90,13 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def shortened(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, its middle left out if it is too wide; a layer's name tells most at its ends."""
+    """The text, without its middle if it is too wide, because a layer's name tells most at its ends.
+
+    Args:
+        text: the line.
+        font: the font that it is written in.
+        width: how wide it may be, in pixels.
+    """
     for left_out in range(len(text)):
         keep = len(text) - left_out
         short = text if not left_out else f"{text[: keep // 2]}…{text[len(text) - (keep - keep // 2) :]}"

@@ -1,6 +1,6 @@
 """A stored run as files to show: strips, contact sheets, animations, figures.
 
-Everything is drawn with the ranges that the run stored, so that in one file a colour always means the same.
+Everything is drawn with the ranges that the run stored, so a colour means the same everywhere in a file.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Literal
 
 from cnnlog.rendering import figures
 from cnnlog.rendering.colours import palette
+from cnnlog.reports.animation import Animation
+from cnnlog.reports.part import Wanted, cmap_of, layer_of, step_of
+from cnnlog.reports.sheet import sheet
+from cnnlog.reports.strip import strip
 from cnnlog.runs import places, whole_files
 from cnnlog.runs.run import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-from cnnlog.reports.animation import Animation
-from cnnlog.reports.part import Wanted, cmap_of, layer_of, step_of
-from cnnlog.reports.sheet import sheet
-from cnnlog.reports.strip import strip
 
 Form = Literal["strip", "sheet", "gif", "apng", "figure"]
 
@@ -37,7 +37,12 @@ SUFFIXES: Mapping[Form, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Exported:
-    """A file that was written, and sentences on what a reader of it should know."""
+    """A file that was written.
+
+    Attributes:
+        path: the file.
+        notes: sentences on what you should know when you look at it.
+    """
 
     path: Path
     notes: tuple[str, ...] = ()
@@ -46,19 +51,19 @@ class Exported:
 def export(
     run: Run, forms: Sequence[Form], wanted: Wanted, output: Path | None = None, *, force: bool = False
 ) -> tuple[Exported, ...]:
-    """Draw a stored run into files, each written whole or not at all.
+    """Draw a stored run into files. Each is written completely, or not at all.
 
     Args:
         run: from `open_run`.
         forms: `strip` (rows: channels, columns: steps), `sheet` (all layers at one step), `gif` and `apng` (one layer
             through time), `figure` (one layer at one step, with a colour bar).
         wanted: which part of the run.
-        output: the file, of a single form; or a folder, where files are named after what they show
-            (`2_finetuned-conv1-filters.gif`). None: the current folder.
-        force: replace files that are there.
+        output: the file, if there is one form; or a folder, where files are named after what they show
+            (`2_finetuned-conv1-filters.gif`). None takes the current folder.
+        force: whether to replace files that are there.
 
     Raises:
-        ValueError: a layer, kind, step, channel or file name that cannot be; nothing was written.
+        ValueError: there is no such layer, kind, step or channel, or a file's name does not fit; nothing was written.
         FileExistsError: a file is there; nothing was written.
         OSError: a file cannot be written.
     """
@@ -110,7 +115,15 @@ def _drawn(run: Run, form: Form, wanted: Wanted) -> Callable[[Path], None]:
 
 
 def figure(run: Run, wanted: Wanted) -> Figure:
-    """One layer at one step as a matplotlib figure: titled, numbered, with a colour bar."""
+    """One layer at one step as a matplotlib figure, with a title, channel numbers and a colour bar.
+
+    Args:
+        run: from `open_run`.
+        wanted: which layer, kind and step.
+
+    Raises:
+        ValueError: the run does not have them.
+    """
     layer, kind = layer_of(run, wanted)
     step = step_of(run, wanted, layer, kind)
     return run.figure(layer.name, step, kind, image=wanted.image, cmap=cmap_of(run, wanted, kind))

@@ -1,4 +1,4 @@
-"""The part of a run that is drawn: one layer's filters or feature maps at some steps."""
+"""Which part of a run is drawn: one layer's filters or feature maps at some steps."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ class Wanted:
     """What to draw of a run.
 
     Attributes:
-        layer: its name; None takes the first that has the kind. A sheet draws all.
-        kind: filters or feature maps; None takes filters where there are any. A sheet draws both.
-        step: the one step of a sheet or a figure; None takes the last.
-        steps: the columns of a strip or the frames of an animation; None takes 8 spread over the run, or all.
-        channels: the rows of a strip; None takes the first 8.
-        image: which of the probe's images the feature maps are of.
-        cmap: a colour map; None takes the run's.
+        layer: the name of a layer; None takes the first one that has the kind. A sheet draws all layers.
+        kind: filters or feature maps; None takes filters if there are any. A sheet draws both.
+        step: the one step of a sheet or a figure; None takes the last step.
+        steps: the columns of a strip or the frames of an animation. None takes all steps; a strip takes 8 of them.
+        channels: the rows of a strip; None takes the first 8 channels.
+        image: which image of the probe feature maps are of, counted from 0.
+        cmap: the name of a colour map; None takes the run's.
         width: of one grid in pixels, at most.
     """
 
@@ -52,7 +52,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Part:
-    """One layer's filters or maps at some steps, and what is written beside them."""
+    """One layer's filters or feature maps at some steps.
+
+    Attributes:
+        run: the run.
+        layer: the layer.
+        kind: filters or feature maps.
+        steps: the steps, rising.
+        pictures: for each step its picture, in the range that is stored with the step.
+        numbers: for each step how far it is from the baseline, in words.
+    """
 
     run: Run
     layer: WatchedLayer
@@ -65,8 +74,12 @@ class Part:
     def of(cls, run: Run, wanted: Wanted) -> Part:
         """Read the part of a run that is wanted.
 
+        Args:
+            run: from `open_run`.
+            wanted: which layer, kind and steps.
+
         Raises:
-            ValueError: the run does not hold it.
+            ValueError: the run does not have it.
         """
         layer, kind = layer_of(run, wanted)
         steps, pictures, numbers = [], [], []
@@ -89,7 +102,7 @@ class Part:
 
     @property
     def channels(self) -> int:
-        """How many are shown."""
+        """How many channels are shown."""
         return len(self.pictures[0].values)
 
     @property
@@ -108,13 +121,17 @@ class Part:
         return f"{self.kind.words} of {self.layer.name}, steps are {self.run.manifest.unit.words}"
 
     def thinned(self, n: int) -> Part:
-        """`n` of the steps at most, spread evenly, the first and the last among them."""
+        """The part with fewer steps, at even distances, the first and the last among them.
+
+        Args:
+            n: how many steps, at most.
+        """
         at = np.unique(np.linspace(0, len(self.steps) - 1, n).round().astype(int))
         steps, pictures, numbers = (tuple(of[i] for i in at) for of in (self.steps, self.pictures, self.numbers))
         return replace(self, steps=steps, pictures=pictures, numbers=numbers)
 
     def limits(self) -> Limits:
-        """One range for all the steps: the last one's, for ranges only grow."""
+        """One range for all steps: that of the last one, because ranges never shrink."""
         ranges = [picture.limits for picture in self.pictures]
         last = ranges[-1]
         if self._rule != "step":
@@ -123,7 +140,11 @@ class Part:
         return Limits(high, any(limits.symmetric for limits in ranges), last.doubled)
 
     def legend(self, limits: Limits) -> str:
-        """What the colours mean, in a line."""
+        """What the colours mean, in a line.
+
+        Args:
+            limits: the ranges that are drawn with.
+        """
         if self.view == "rgb":
             colours = "mid gray is 0"
         elif self.cmap != "auto":
@@ -141,7 +162,11 @@ class Part:
         return f"{colours}; {whose}{times}"
 
     def refuse_channels(self, channels: Sequence[int]) -> None:
-        """Refuse numbers of channels that are not shown with a ValueError."""
+        """Raise a ValueError unless all channels are among those that are shown.
+
+        Args:
+            channels: numbers of channels.
+        """
         wrong = [channel for channel in channels if not 0 <= channel < self.channels]
         if wrong or not channels:
             raise ValueError(
@@ -156,7 +181,15 @@ class Part:
 
 
 def layer_of(run: Run, wanted: Wanted) -> tuple[WatchedLayer, Kind]:
-    """The layer and the kind that are meant; ValueError if the run has no such."""
+    """The layer and the kind that are meant.
+
+    Args:
+        run: the run.
+        wanted: may name a layer and a kind.
+
+    Raises:
+        ValueError: the run has no such layer, or nothing of this kind.
+    """
     candidates = run.manifest.layers if wanted.layer is None else (run.layer(wanted.layer),)
     kinds = tuple(Kind) if wanted.kind is None else (wanted.kind,)
     for kind in kinds:
@@ -169,7 +202,11 @@ def layer_of(run: Run, wanted: Wanted) -> tuple[WatchedLayer, Kind]:
 
 
 def step_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind) -> int:
-    """The one step that is drawn of a layer: the one asked for, else the last that holds it."""
+    """The one step that is drawn of a layer: the step that was asked for, else the last one that shows the layer.
+
+    Raises:
+        ValueError: the step that was asked for does not show it.
+    """
     step = run.step("last" if wanted.step is None else wanted.step)
     if wanted.step is None:
         step = run.holding(layer.name, kind, step) or step
@@ -179,7 +216,7 @@ def step_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind) -> int:
 
 
 def nothing_there(run: Run, layer: WatchedLayer, kind: Kind, step: int) -> str:
-    """That a step does not show the layer, and which step near it does."""
+    """A sentence that a step does not show the layer, and which step near it does."""
     holding = {near for other in run.steps if (near := run.holding(layer.name, kind, other)) is not None}
     nearest = min(holding, key=lambda other: abs(other - step), default=None)
     hint = "no step does" if nearest is None else f"the nearest that does is {nearest}"
@@ -187,7 +224,7 @@ def nothing_there(run: Run, layer: WatchedLayer, kind: Kind, step: int) -> str:
 
 
 def picture_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind, record: Record) -> Picture | None:
-    """A layer at one step as the run would draw it; None if the step does not hold it.
+    """A layer at one step as the run would draw it; None if the step does not show it.
 
     Args:
         run: the run.
@@ -209,7 +246,7 @@ def picture_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind, record
 
 
 def number_of(record: Record, kind: Kind, layer: str) -> str:
-    """How far a step's picture is from the baseline's."""
+    """How far a layer is from the baseline at a step, in words; empty if no number says so."""
     name, word = _DRIFT[kind]
     values = record.numbers.get(name, {}).get(layer)
     return "" if values is None else f"{word} {drift.mean_of_finite(values):.3g}"

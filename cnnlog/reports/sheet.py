@@ -1,4 +1,4 @@
-"""All layers of a run at one step, on one page."""
+"""All layers of a run at one step, in one image: a contact sheet."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cnnlog.kinds import Kind
-from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Page, font_of, shortened
+from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Canvas, font_of, shortened
 from cnnlog.reports.part import Wanted, number_of, picture_of, pixels_of
 from cnnlog.runs.manifest import WatchedLayer
 from cnnlog.runs.run import Run
@@ -17,7 +17,15 @@ from cnnlog.snapshot import Record
 
 
 def sheet(run: Run, wanted: Wanted) -> Image.Image:
-    """All layers at one step, labelled, each in the range that is stored with it."""
+    """All layers at one step, labelled. Each is drawn in the range that is stored with the step.
+
+    Args:
+        run: from `open_run`.
+        wanted: which step, and which kind if not both.
+
+    Raises:
+        ValueError: the run has nothing of this kind at this step.
+    """
     step = run.step("last" if wanted.step is None else wanted.step)
     record = run.record(step)
     kinds: list[Kind] = [wanted.kind] if wanted.kind else list(Kind)
@@ -33,27 +41,29 @@ def sheet(run: Run, wanted: Wanted) -> Image.Image:
     def rows(columns: int) -> list[int]:
         return [max(heights[start : start + columns]) for start in range(0, len(blocks), columns)]
 
-    # The number of columns whose page comes nearest to 4:3
+    # The number of columns whose canvas comes nearest to 4:3
     columns = min(range(1, len(blocks) + 1), key=lambda n: abs(math.log(n * wide / sum(rows(n)) / (4 / 3))))
     when = f"all layers at step {step} ({run.manifest.unit.words})"
-    page = Page(columns * wide - 2 * SPACE, run.name, when, "each channel in the range that is stored with this step")
-    tops = np.cumsum([page.height, *rows(columns)])
-    page.extend(int(tops[-1] - tops[0]))
+    canvas = Canvas(
+        columns * wide - 2 * SPACE, run.name, when, "each channel in the range that is stored with this step"
+    )
+    tops = np.cumsum([canvas.height, *rows(columns)])
+    canvas.extend(int(tops[-1] - tops[0]))
     for position, block in enumerate(blocks):
         row, column = divmod(position, columns)
         for number, (label, picture) in enumerate(block):
             x, y = MARGIN + column * wide + number * (cell + 2 * SPACE), int(tops[row])
             for line, (text, ink) in enumerate(zip(label, (INK, PALE), strict=True)):
                 fitted = shortened(text, font_of(SMALL), cell)
-                page.write((x, y + (line + 1) * (SMALL + 3)), fitted, SMALL, ink, anchor="ls")
-            page.image.paste(picture, (x, y + 2 * (SMALL + 3) + SPACE))
-    return page.image
+                canvas.write((x, y + (line + 1) * (SMALL + 3)), fitted, SMALL, ink, anchor="ls")
+            canvas.image.paste(picture, (x, y + 2 * (SMALL + 3) + SPACE))
+    return canvas.image
 
 
 def _block(
     run: Run, wanted: Wanted, layer: WatchedLayer, kinds: Sequence[Kind], record: Record
 ) -> list[tuple[tuple[str, str], Image.Image]]:
-    """A layer's pictures on the contact sheet, each under two lines of text."""
+    """A layer's pictures on the sheet, each with the two lines of text that stand over it."""
     pictures = []
     for kind in kinds:
         picture = picture_of(run, wanted, layer, kind, record)

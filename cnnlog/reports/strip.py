@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from cnnlog.rendering.grids import STRIP_CHANNELS, STRIP_STEPS, strip_grid
-from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Page, font_of, width_of
+from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Canvas, font_of, width_of
 from cnnlog.reports.part import Part, Wanted, pixels_of
 from cnnlog.runs.run import Run
 
@@ -14,9 +14,16 @@ from cnnlog.runs.run import Run
 def strip(run: Run, wanted: Wanted) -> Image.Image:
     """One layer's evolution, labelled: rows are channels, columns are steps.
 
-    Cf. Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks, figure 4, where columns are the
-    epochs 1, 2, 5, 10, 20, 30, 40 and 64. All steps are drawn in the range of the last one. Of filters shown as slices,
-    a row is a filter's first input channel.
+    Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks, show a training like this in figure 4.
+    The columns there are the epochs 1, 2, 5, 10, 20, 30, 40 and 64. All steps are drawn in one range. If filters are
+    shown as slices, a row is a filter's first input channel.
+
+    Args:
+        run: from `open_run`.
+        wanted: which layer, steps and channels.
+
+    Raises:
+        ValueError: the run does not have them.
     """
     part = Part.of(run, wanted)
     if wanted.steps is None:
@@ -35,15 +42,15 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
     labels = [f"{part.kind.one} {channel}" for channel in channels]
     left = max(width_of(font, label) for label in [*labels, "step"]) + SPACE
     slices = ", first input channel" if part.view == "slices" else ""
-    page = Page(left + grid.width, run.name, f"{part.title}{slices}", part.legend(limits))
-    top = page.height + SMALL + SPACE
-    page.extend(SMALL + SPACE + grid.height)
-    page.image.paste(grid, (MARGIN + left, top))
-    page.write((MARGIN, top - SPACE // 2), "step", SMALL, PALE, anchor="ls")
+    canvas = Canvas(left + grid.width, run.name, f"{part.title}{slices}", part.legend(limits))
+    top = canvas.height + SMALL + SPACE
+    canvas.extend(SMALL + SPACE + grid.height)
+    canvas.image.paste(grid, (MARGIN + left, top))
+    canvas.write((MARGIN, top - SPACE // 2), "step", SMALL, PALE, anchor="ls")
     for number, text in enumerate(columns):
         x = MARGIN + left + round((number + 0.5) * (grid.width + 1) / len(columns))
-        page.write((x, top - SPACE // 2), text, SMALL, INK, anchor="ms")
+        canvas.write((x, top - SPACE // 2), text, SMALL, INK, anchor="ms")
     for number, text in enumerate(labels):
         y = top + round((number + 0.5) * (grid.height + 1) / len(labels))
-        page.write((MARGIN + left - SPACE, y), text, SMALL, INK, anchor="rm")
-    return page.image
+        canvas.write((MARGIN + left - SPACE, y), text, SMALL, INK, anchor="rm")
+    return canvas.image

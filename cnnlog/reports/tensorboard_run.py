@@ -1,8 +1,12 @@
 """A comparison as a TensorBoard run of its own: the grids of each side and their differences, at every step.
 
-Tags, for the layer `00_conv1` and the sides A, B, ...: `compare_filters/00_conv1/A`, `.../B`, `.../B-A`, likewise
-`compare_feature_maps/...` (with `/image0`, `/image1`, ... behind where the probe has several images), and the numbers
-`compare_distance/00_conv1/B-A` (mean cosine distance of the filters) and `compare_cka/00_conv1/B-A`.
+The sides are called A, B, ... The layer `00_conv1`, say, has these tags:
+
+- `compare_filters/00_conv1/A`, `.../B` and `.../B-A`: the filters of each side, and their difference
+- `compare_feature_maps/00_conv1/A`, `.../B` and `.../B-A`: the same of feature maps; with several probe images each has
+  its own tag, `.../A/image0`, `.../A/image1`, ...
+- `compare_distance/00_conv1/B-A`: the mean cosine distance of the filters
+- `compare_cka/00_conv1/B-A`: the linear CKA of the feature maps
 """
 
 from __future__ import annotations
@@ -29,11 +33,15 @@ SUFFIX = ".cnnlog-compare"
 
 
 def refuse_folder(folder: Path, *, force: bool) -> None:
-    """Say early that a folder cannot take the run.
+    """Raise an error, before any work, if the run cannot be written into a folder.
+
+    Args:
+        folder: the folder; it need not exist.
+        force: whether there may be other files in it.
 
     Raises:
         FileExistsError: there is something in it, and `force` is not given; or it is a file.
-        PermissionError: it, or the nearest folder above that exists, is read-only.
+        PermissionError: it is read-only, or the nearest folder above it that exists is.
     """
     if folder.exists() and not folder.is_dir():
         raise FileExistsError(f"{str(folder)!r} is a file; give a folder for the TensorBoard run")
@@ -47,20 +55,21 @@ def refuse_folder(folder: Path, *, force: bool) -> None:
 def write_board(
     comparison: Comparison, folder: Path, *, force: bool = False, width: int = 350, progress: Progress | None = None
 ) -> Path:
-    """Write the run's event file, whole or not at all.
+    """Write the run's event file: completely, or not at all.
 
     Args:
         comparison: what to draw.
-        folder: is made if need be.
-        force: write into a folder that holds other files; an earlier comparison's event file there is replaced.
+        folder: where to write; it is made if need be.
+        force: whether there may be other files in the folder. An earlier comparison's event file there is replaced.
         width: of a grid in pixels, at most.
-        progress: is told how many steps are drawn.
+        progress: a function that is told how far the work is: `progress("drawing for TensorBoard", done, total)`.
 
     Returns:
         The event file.
 
     Raises:
-        FileExistsError, PermissionError: see `refuse_folder`.
+        FileExistsError: there is something in the folder, and `force` is not given; or it is a file.
+        PermissionError: it is read-only, or the nearest folder above it that exists is.
     """
     refuse_folder(folder, force=force)
     made = [parent for parent in (folder, *folder.parents) if not parent.exists()]

@@ -24,7 +24,7 @@ from cnnlog.kinds import Kind
 from cnnlog.messages import near
 
 ALL_IMAGES = "images=1000000000"
-"""As in `cnnlog.plugin`, said here too so that an entry point that is switched off or missing changes nothing."""
+"""Keeps every step. The entry point asks for that, too, but it may be switched off or not installed."""
 
 KINDS: tuple[str, ...] = tuple(Kind)
 """The pictures of a layer that a link pins: the tags `filters/00_conv1` and `feature_maps/00_conv1`, say."""
@@ -56,14 +56,25 @@ class Server:
         self.stop()
 
     def get(self, route: str) -> Any:
-        """The JSON that TensorBoard answers on a route below `data/`, such as `runs` or `plugin/images/tags`."""
+        """Ask TensorBoard for data.
+
+        Args:
+            route: what stands behind `data/` in the address, such as `runs` or `plugin/images/tags`.
+
+        Returns:
+            The JSON that it answers.
+        """
         with _opener.open(urllib.parse.urljoin(self.url, f"data/{route}"), timeout=60) as answer:
             return json.load(answer)
 
     def image_tags(self, *, timeout: float = 20.0) -> dict[str, tuple[str, ...]]:
-        """The image tags of each run, as soon as TensorBoard has read all runs; at the latest after `timeout` seconds.
+        """The image tags of each run, as soon as TensorBoard has read all runs.
 
-        A run without images has no entry.
+        Args:
+            timeout: how many seconds to wait for that; then what it has read is returned.
+
+        Returns:
+            For each run its tags. A run without images has no entry.
         """
         deadline = time.monotonic() + timeout
         before: dict[str, tuple[str, ...]] = {}
@@ -131,13 +142,13 @@ def start(
     """Start TensorBoard on one or several log folders, with every step of images kept.
 
     Args:
-        logdirs: folders that hold event files, at any depth. Several show as one, each under its own name.
-        host: address to listen on; the default can be reached from this machine only.
-        port: None takes a free one.
+        logdirs: folders that have event files in them, at any depth. Several show as one, each under its own name.
+        host: the address to listen on; the default can be reached from this machine only.
+        port: the port to listen on; None takes a free one.
         timeout: how many seconds TensorBoard may take to start.
 
     Raises:
-        ValueError: a folder is missing or holds no event file, or no folder is given.
+        ValueError: a folder is missing or has no event file in it, or no folder is given.
         RuntimeError: TensorBoard did not start; its own last words are in the message.
     """
     folders = _checked([logdirs] if isinstance(logdirs, (str, os.PathLike)) else logdirs)
@@ -169,9 +180,18 @@ def serve(
     layer: str | None = None,
     echo: Callable[[str], None] = print,
 ) -> None:
-    """Run TensorBoard until Ctrl-C (or SIGTERM), after saying its address and the link of `Server.pinned_url`.
+    """Run TensorBoard until Ctrl-C (or SIGTERM). First say its address, and a link to one layer of all runs.
 
-    Takes and raises what `start` and `Server.pinned_url` do.
+    Args:
+        logdirs: folders that have event files in them, at any depth. Several show as one, each under its own name.
+        host: the address to listen on; the default can be reached from this machine only.
+        port: the port to listen on; None takes a free one.
+        layer: the layer that the link shows; None takes the first one that most runs have in common.
+        echo: a function that is told each line.
+
+    Raises:
+        ValueError: a folder is missing or has no event file in it, no folder is given, or no run has the layer.
+        RuntimeError: TensorBoard did not start, or ended by itself; its own last words are in the message.
     """
     with (
         _sigterm_as_ctrl_c(),
@@ -192,7 +212,7 @@ def pinned_url(url: str, cards: Sequence[tuple[str, str]]) -> str:
 
     Args:
         url: TensorBoard's address.
-        cards: (tag, run) pairs.
+        cards: for each card the tag and the run of its images.
 
     >>> pinned_url("http://127.0.0.1:6006/", [("filters/00_conv1", "a")])[:47]
     'http://127.0.0.1:6006/?pinnedCards=%5B%7B%22plu'
@@ -205,7 +225,7 @@ def pinned_url(url: str, cards: Sequence[tuple[str, str]]) -> str:
 
 
 def _layers(tags: Mapping[str, Sequence[str]], kinds: Sequence[str]) -> dict[str, int]:
-    """Layer as the tags name it -> number of runs that have it, in the order of the tags."""
+    """For each layer, as the tags name it, how many runs have it, in the order of the tags."""
     parts = [(run, *name.partition("/")) for run, names in tags.items() for name in names]
     pairs = {(layer, run) for run, kind, _, layer in parts if layer and kind in kinds}
     return dict(sorted(Counter(layer for layer, _ in pairs).items()))

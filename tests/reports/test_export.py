@@ -19,7 +19,7 @@ from cnnlog.rendering.grids import filters_grid, maps_grid
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.reports import export as exporting
-from cnnlog.reports.animation import FRAME, HELD, Animation, save_apng
+from cnnlog.reports.animation import AT_THE_ENDS, FRAME, Animation, save_apng
 from cnnlog.reports.part import Wanted
 from cnnlog.reports.sheet import sheet
 from cnnlog.reports.strip import strip
@@ -162,7 +162,7 @@ def test_in_an_animation_a_colour_means_the_same_in_every_frame(stored: Path, tm
     Animation(run, Wanted()).save_apng(path)
     frames, durations = decoded(path)
     assert len(frames) == STEPS
-    assert durations[0] == durations[-1] == HELD
+    assert durations[0] == durations[-1] == AT_THE_ENDS
     assert set(durations[1:-1]) == {FRAME[1]}
     high = float(run.limits("stem", "filters", STEPS - 1).high[0])
     top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
@@ -195,7 +195,7 @@ def test_a_gif_of_one_channel_pictures_has_the_very_colours(wanted: Wanted, stor
     animation.save_gif(path)
     frames, durations = decoded(path)
     assert len(frames) == len(animation.steps)
-    assert durations[0] == durations[-1] == HELD
+    assert durations[0] == durations[-1] == AT_THE_ENDS
     for number, frame in enumerate(frames):
         np.testing.assert_array_equal(frame, np.asarray(animation.frame(number)))
 

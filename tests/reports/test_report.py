@@ -27,7 +27,7 @@ from cnnlog.rendering.ranges import Limits
 from cnnlog.rendering.views import ResolvedView
 from cnnlog.reports.page import charts
 from cnnlog.reports.page.page import write_report
-from cnnlog.reports.page.reels import DETAILS, Detail, Reel, fitting, spread, strongest
+from cnnlog.reports.page.reels import DETAILS, Detail, Reel, evenly, fitting, strongest
 
 
 def unpacked(seen: Seen, reel: dict[str, Any]) -> np.ndarray:
@@ -120,9 +120,9 @@ def test_more_bytes_give_finer_pictures_and_few_give_fewer_steps() -> None:
     assert 2 <= chosen[3][1] < 100
 
 
-def test_spread_keeps_both_ends() -> None:
-    assert spread(tuple(range(100)), 4) == (0, 33, 66, 99)
-    assert spread((3, 5), 9) == (3, 5)
+def test_steps_at_even_distances_keep_both_ends() -> None:
+    assert evenly(tuple(range(100)), 4) == (0, 33, 66, 99)
+    assert evenly((3, 5), 9) == (3, 5)
 
 
 def test_the_strongest_of_three_colours_keeps_its_sign() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cnnlog.comparison.comparison import Comparison
-from cnnlog.reports.page.page import Page, write_report
+from cnnlog.reports.page.page import WrittenPage, write_report
 
 VOID = {"meta", "img", "input"}
 
@@ -48,6 +48,6 @@ class Seen(HTMLParser):
         return json.loads(self.scripts["data"])
 
 
-def written(comparison: Comparison, path: Path, **options: Any) -> tuple[Page, Seen]:
+def written(comparison: Comparison, path: Path, **options: Any) -> tuple[WrittenPage, Seen]:
     page = write_report(comparison, path, **options)
     return page, Seen(path.read_text(encoding="utf-8"))

@@ -13,7 +13,12 @@ from cnnlog.comparison.rows import letter
 
 
 def sides(comparison: Comparison, steps: Sequence[int]) -> list[dict[str, Any]]:
-    """The sides as the page names them: letter, colour, label and what each one is."""
+    """The sides as the page names them: with a letter, a colour, a label, and what each one is.
+
+    Args:
+        comparison: the comparison.
+        steps: the steps of the page's slider.
+    """
     return [
         {
             "index": index,
@@ -35,13 +40,18 @@ def _about_side(side: Side) -> str:
 
 
 def unit(comparison: Comparison) -> str:
-    """What one step is, where all runs agree."""
+    """What one step is: epoch or step; step if the runs do not agree."""
     units = {side.run.manifest.unit for side in comparison.sides if side.run is not None}
     return units.pop() if len(units) == 1 else "step"
 
 
 def image_names(comparison: Comparison, images: int) -> list[str]:
-    """The names of the probe images that are shown."""
+    """The names of the probe images that are shown.
+
+    Args:
+        comparison: the comparison.
+        images: how many are shown.
+    """
     for side in comparison.sides:
         if side.run is not None and side.run.manifest.probe:
             names = [str(name) for name in side.run.manifest.probe.get("names", ())]
@@ -50,7 +60,12 @@ def image_names(comparison: Comparison, images: int) -> list[str]:
 
 
 def probes(comparison: Comparison, sides: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each probe once, with the sides that it belongs to."""
+    """Each probe once, with the sides whose feature maps are of it.
+
+    Args:
+        comparison: the comparison.
+        sides: the sides as the page names them.
+    """
     found: dict[str, dict[str, Any]] = {}
     for side, chosen in zip(sides, comparison.sides, strict=True):
         if chosen.run is None:
@@ -80,7 +95,7 @@ def probes(comparison: Comparison, sides: list[dict[str, Any]]) -> list[dict[str
 
 
 def settings(comparison: Comparison) -> list[dict[str, Any]]:
-    """What made each side: one row a setting."""
+    """What made each side: one row for each setting."""
     columns: list[dict[str, str]] = []
     for index, side in enumerate(comparison.sides):
         column = {"label": side.label, "source": side.source}

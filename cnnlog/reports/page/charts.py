@@ -12,7 +12,12 @@ LEFT, RIGHT, TOP, BOTTOM = 42, 8, 8, 32
 
 @dataclass(frozen=True)
 class Tick:
-    """A number on an axis, and where, in the chart's units."""
+    """A number on an axis.
+
+    Attributes:
+        at: where it stands, in the chart's units.
+        text: the number.
+    """
 
     at: float
     text: str
@@ -20,7 +25,13 @@ class Tick:
 
 @dataclass(frozen=True)
 class Line:
-    """A layer's curve: `path` is an SVG path; a value that is not finite leaves a gap."""
+    """A layer's curve.
+
+    Attributes:
+        label: the layer's name.
+        number: the layer's position in the comparison, which decides its colour.
+        path: an SVG path; a value that is not finite leaves a gap in it.
+    """
 
     label: str
     number: int
@@ -32,10 +43,17 @@ class Chart:
     """One panel.
 
     Attributes:
-        lines: the curves, numbered by layer.
-        x_ticks: from left to right.
-        y_ticks: from the bottom up.
-        first: the step at the left edge; `last` is the one at the right edge.
+        lines: the curves.
+        x_ticks: the steps that are named, from left to right.
+        y_ticks: the values that are named, from the bottom up.
+        first: the step at the left edge.
+        last: the step at the right edge.
+        width: of the panel, in the chart's units.
+        height: of the panel, in the chart's units.
+        left: where the curves begin, from the left.
+        right: where they end, from the left.
+        top: where the largest value is, from the top.
+        bottom: where the smallest value is, from the top.
     """
 
     lines: tuple[Line, ...]
@@ -61,9 +79,9 @@ def chart(
     """Lay curves out in a panel.
 
     Args:
-        curves: label, number of the layer, curve.
+        curves: for each layer its label, its position in the comparison, and its curve.
         steps: the first and the last step of the axis.
-        values: the smallest and the largest value of the axis; panels to be compared get the same.
+        values: the smallest and the largest value of the axis. Give panels that are compared the same ones.
     """
     y_ticks = ticks(*values)
     low, high = min(values[0], y_ticks[0]), max(values[1], y_ticks[-1])
@@ -75,17 +93,22 @@ def chart(
     def y(value: float) -> float:
         return round(HEIGHT - BOTTOM - (value - low) / ((high - low) or 1) * (HEIGHT - BOTTOM - TOP), 1)
 
-    whole = sorted({float(round(tick)) for tick in ticks(*steps) if steps[0] <= round(tick) <= steps[1]})
+    at_steps = sorted({float(round(tick)) for tick in ticks(*steps) if steps[0] <= round(tick) <= steps[1]})
     return Chart(
         tuple(Line(label, number, _path([(x(s), y(v)) for s, v in curve])) for label, number, curve in curves),
-        tuple(Tick(x(tick), f"{tick:.0f}") for tick in whole),
+        tuple(Tick(x(tick), f"{tick:.0f}") for tick in at_steps),
         tuple(Tick(y(tick), f"{tick:g}".replace("-", "−")) for tick in y_ticks),
         *steps,
     )
 
 
 def extent(curves: Sequence[Curve], *, start: float | None = 0.0) -> tuple[float, float]:
-    """Smallest and largest finite value of some curves, from `start` on if that is given; 0 to 1 for none."""
+    """The smallest and the largest finite value of some curves; 0 and 1 if there is none.
+
+    Args:
+        curves: the curves.
+        start: a value that belongs to the range in any case; None for none.
+    """
     found = [value for curve in curves for _, value in curve if math.isfinite(value)]
     if not found:
         return 0.0, 1.0
@@ -95,7 +118,13 @@ def extent(curves: Sequence[Curve], *, start: float | None = 0.0) -> tuple[float
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers that span `low` to `high`: multiples of 1, 2 or 5 times a power of ten."""
+    """Round numbers that span a range: multiples of 1, 2 or 5 times a power of ten.
+
+    Args:
+        low: the smallest value of the range.
+        high: the largest value of the range.
+        about: how many there should be; there may be a few more or less.
+    """
     if not high > low:
         return [low]
     raw = (high - low) / about

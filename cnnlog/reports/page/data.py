@@ -15,7 +15,14 @@ from cnnlog.reports.page.reels import layout
 
 
 def data(comparison: Comparison, film: Film, sides: list[dict[str, Any]], blocks: dict[str, bytes]) -> dict[str, Any]:
-    """What the script works on; packed bytes go to `blocks`, under the names that stand here."""
+    """What the page's script works on.
+
+    Args:
+        comparison: the comparison.
+        film: the pictures.
+        sides: the sides as the page names them.
+        blocks: gets the packed bytes, each under the name that stands for them in what is returned.
+    """
 
     def keep(packed: bytes) -> str:
         name = f"b{len(blocks)}"

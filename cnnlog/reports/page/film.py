@@ -1,6 +1,6 @@
-"""All pictures of a comparison, packed over the steps of a page and as fine as fits a number of bytes.
+"""All pictures of a comparison, packed over the steps of a page, and as fine as fits a number of bytes.
 
-Steps are read one at a time; what is kept meanwhile is the packed reels (see `frames`).
+Steps are read one at a time. Only the packed reels are kept meanwhile, so a long comparison fits into memory.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from cnnlog.comparison.pictures import Key, pictures
 from cnnlog.kinds import Kind
 from cnnlog.rendering.picture import Picture
 from cnnlog.reports.page.lives import Lives
-from cnnlog.reports.page.reels import DETAILS, Detail, Reel, fitting, layout, spread, strongest
+from cnnlog.reports.page.reels import DETAILS, Detail, Reel, evenly, fitting, layout, strongest
 from cnnlog.runs.run import Progress
 
 _IMAGES = 4
@@ -27,12 +27,12 @@ class Film:
     """The packed pictures of all steps.
 
     Attributes:
-        steps: of the page.
+        steps: the steps of the page's slider.
         detail: how much of each picture is kept.
         images: how many probe images are shown.
         lives: the numbers of the shown filters.
-        reels: the pictures.
-        reduced: what the page shows less of than the runs hold.
+        reels: for each picture its frames.
+        reduced: what the page shows less of than the runs store.
     """
 
     steps: tuple[int, ...]
@@ -43,7 +43,7 @@ class Film:
     reduced: set[str] = field(default_factory=set)
 
     def shown(self) -> dict[tuple[int, int], int]:
-        """Layer and side -> how many of its channels are shown so far."""
+        """For each layer and side how many channels are shown so far."""
         found: dict[tuple[int, int], int] = {}
         for key, reel in self.reels.items():
             if key.image == 0 and not key.change and reel.last is not None:
@@ -52,7 +52,7 @@ class Film:
         return found
 
     def sentence(self) -> str:
-        """What the page shows less of than the runs hold, in words."""
+        """What the page shows less of than the runs store, in words."""
         detail = self.detail
         texts = {
             "steps": f"The slider has {len(self.steps)} of the steps, evenly spread.",
@@ -79,13 +79,18 @@ class Filming:
         self.comparison = comparison
 
     def film(self, budget: int, progress: Progress) -> Film:
-        """All pictures, as fine as fits the budget of bytes."""
+        """All pictures, as fine as fits.
+
+        Args:
+            budget: how many bytes the packed pictures may take.
+            progress: a function that is told how far the work is: `progress("drawing", done, total)`.
+        """
         steps = self.comparison.steps
         position, n_steps = 0, len(steps)
         if n_steps > 1:
             position, n_steps = fitting(self._pairs(), steps=n_steps, budget=budget)
         while True:
-            film = self._pack(spread(steps, n_steps), DETAILS[position], progress)
+            film = self._pack(evenly(steps, n_steps), DETAILS[position], progress)
             too_much = sum(reel.size for reel in film.reels.values()) / budget
             if too_much <= 1:
                 return film

@@ -21,7 +21,14 @@ _COLOURS = ("#3b7dd8", "#d9622b", "#2f9e6e", "#b54ac2", "#b8860b", "#0fa3b1", "#
 
 
 def layer_section(comparison: Comparison, film: Film, sides: list[dict[str, Any]], number: int) -> dict[str, Any]:
-    """A layer's heading, and its pictures: of each kind every side's, then the differences to the first."""
+    """A layer's heading and its pictures: for each kind those of every side, then the differences to the first side.
+
+    Args:
+        comparison: the comparison.
+        film: the pictures.
+        sides: the sides as the page names them.
+        number: the position of the layer in the comparison.
+    """
     match = comparison.layers[number]
     groups = []
     for kind in Kind:
@@ -133,12 +140,21 @@ def _colour(number: int, of: int) -> str:
 
 
 def palette_name(cmap: str, symmetric: bool) -> str:
-    """A name that can stand in a class attribute, whatever the colour map is called."""
+    """A name for a palette, as the page's style sheet and script use it.
+
+    Args:
+        cmap: the colour map.
+        symmetric: whether the range is -end to end.
+    """
     return f"p-{cmap}-{'signed' if symmetric else 'from0'}"
 
 
 def bar(name: str) -> list[str]:
-    """The colours of a scale, for a CSS gradient."""
+    """The colours of a scale, for a CSS gradient.
+
+    Args:
+        name: `"rgb"`, or a palette's name.
+    """
     if name == "rgb":
         return [f"rgb({v},{v},{v})" for v in (4, 128, 252)]
     cmap, symmetric = name.removeprefix("p-").rsplit("-", 1)

@@ -23,9 +23,9 @@ class _Life:
     """The numbers of one layer's filters on one side.
 
     Attributes:
-        at: for each step of the page which of `steps` it shows; -1 before the first.
-        steps: the side's own, that numbers were taken of.
-        values: of each kind of number, `[n]` a step.
+        at: for each step of the page the position of the step in `steps` that it shows; -1 before the first.
+        steps: the side's own steps that numbers were taken of.
+        values: for each number, `[n]` of the filters for each of the steps.
     """
 
     at: list[int]
@@ -41,7 +41,13 @@ class Lives:
         self._lives: dict[tuple[int, int], _Life] = {}
 
     def see(self, position: int, step: int, shown: Mapping[tuple[int, int], int]) -> None:
-        """Take a step's numbers; `shown` says of how many channels, by layer and side."""
+        """Take a step's numbers.
+
+        Args:
+            position: the position of the step on the page.
+            step: the step.
+            shown: for each layer and side, how many channels are shown.
+        """
         for number, side, own in self._there(step):
             life = self._lives.setdefault((number, side), _Life([-1] * position))
             if not life.steps or life.steps[-1] != own:
@@ -61,10 +67,13 @@ class Lives:
                     yield number, side, own
 
     def packed(self, keep: Callable[[bytes], str]) -> dict[int, dict[int, Any]]:
-        """Layer -> side -> where they are: 16 bits each, from the smallest to the largest of their kind.
+        """The numbers, packed in 16 bits each, from the smallest to the largest of their kind.
 
         Args:
-            keep: takes packed bytes, and names them.
+            keep: a function that takes packed bytes and returns a name for them.
+
+        Returns:
+            For each layer and side, what the numbers are and the name of the bytes that they are in.
         """
         found: dict[int, dict[int, Any]] = {}
         for (number, side), life in self._lives.items():
@@ -72,10 +81,10 @@ class Lives:
             for name, rows in life.values.items():
                 if len(rows) != len(life.steps) or len({len(row) for row in rows}) != 1:
                     continue  # not at every step: no curve
-                low, high, whole = _sixteen_bits(np.stack(rows))
+                low, high, scaled = _sixteen_bits(np.stack(rows))
                 called = "drift" if name == "cosine" else name
-                measures.append({"name": called, "low": low, "high": high, "n": whole.shape[1]})
-                parts += [(whole >> 8).astype(np.uint8).tobytes(), (whole & 255).astype(np.uint8).tobytes()]
+                measures.append({"name": called, "low": low, "high": high, "n": scaled.shape[1]})
+                parts += [(scaled >> 8).astype(np.uint8).tobytes(), (scaled & 255).astype(np.uint8).tobytes()]
             if measures:
                 deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
                 block = keep(deflate.compress(b"".join(parts)) + deflate.flush())
@@ -87,7 +96,18 @@ class Lives:
 def of_channels(
     comparison: Comparison, number: int, side: int, name: Name, step: int
 ) -> npt.NDArray[np.float64] | None:
-    """One kind of number `[n]` of a layer's channels on a side, at a step of the page; None where it has none."""
+    """A number of a layer's channels on one side.
+
+    Args:
+        comparison: the comparison.
+        number: the position of the layer in the comparison.
+        side: the position of the side in the comparison.
+        name: which number: `"norm"`, `"cosine"` (drift) or `"active"`.
+        step: a step of the comparison.
+
+    Returns:
+        `[n]`, one value for each channel; None if the side has none.
+    """
     run, own = comparison.sides[side].run, comparison.layers[number].names[side]
     at = comparison.step_of(side, step)
     if run is None or own is None or at is None:
@@ -105,8 +125,8 @@ def _sixteen_bits(values: npt.NDArray[np.float64]) -> tuple[float, float, npt.ND
     if not finite.any():
         return 0.0, 0.0, np.full(values.shape, _NOT_FINITE, np.uint16)
     with np.errstate(invalid="ignore"):
-        whole = np.rint((np.where(finite, values, low) - low) / ((high - low) or 1.0) * (_NOT_FINITE - 1)).astype(
+        scaled = np.rint((np.where(finite, values, low) - low) / ((high - low) or 1.0) * (_NOT_FINITE - 1)).astype(
             np.uint16
         )
-    whole[~finite] = _NOT_FINITE
-    return low, high, whole
+    scaled[~finite] = _NOT_FINITE
+    return low, high, scaled

@@ -28,7 +28,12 @@ _MEASURES = (
 
 
 def curves(comparison: Comparison, sides: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One chart a measure and side, over all steps."""
+    """One chart for each measure and side, over all steps.
+
+    Args:
+        comparison: the comparison.
+        sides: the sides as the page names them.
+    """
     found = comparison.curves()
     steps = float(comparison.steps[0]), float(comparison.steps[-1])
     measures = []
@@ -57,7 +62,12 @@ def curves(comparison: Comparison, sides: list[dict[str, Any]]) -> list[dict[str
 
 
 def curve_points(comparison: Comparison, sides: list[dict[str, Any]]) -> dict[str, Any]:
-    """Measure -> of each layer and side its curve, as step and value."""
+    """For each measure, for each layer and side, its curve: steps and values.
+
+    Args:
+        comparison: the comparison.
+        sides: the sides as the page names them.
+    """
     found = comparison.curves()
     return {
         name: [
@@ -73,7 +83,7 @@ def curve_points(comparison: Comparison, sides: list[dict[str, Any]]) -> dict[st
 
 
 def table(comparison: Comparison) -> dict[str, Any]:
-    """The table of layers, at the last step; a column that would be empty is left out."""
+    """The table of layers, at the last step. A column that would be empty is left out."""
     rows = comparison.rows()
     columns: list[tuple[str, str, int | None, list[Any]]] = [("filters", "", None, [row.filters for row in rows])]
     for text, title, name, between in (
@@ -112,7 +122,15 @@ def _cell(value: Spread | float | None) -> tuple[str, str]:
 
 
 def moved_rows(comparison: Comparison, film: Film) -> list[list[list[Any]]]:
-    """For each side, its shown filters by drift at its last step, the farthest first: layer, filter, drift."""
+    """The shown filters that moved farthest from their baseline, at the last step.
+
+    Args:
+        comparison: the comparison.
+        film: the pictures, which say which filters are shown.
+
+    Returns:
+        For each side a list, the farthest first: the layer's position, the filter's number, its drift.
+    """
     sides: list[list[list[Any]]] = []
     for index in range(len(comparison.sides)):
         rows: list[list[Any]] = []
@@ -136,7 +154,13 @@ def moved_rows(comparison: Comparison, film: Film) -> list[list[list[Any]]]:
 
 
 def moved(comparison: Comparison, sides: list[dict[str, Any]], rows: list[list[list[Any]]]) -> dict[str, Any]:
-    """The table of the filters that moved most, from `moved_rows`."""
+    """The table of the filters that moved most.
+
+    Args:
+        comparison: the comparison.
+        sides: the sides as the page names them.
+        rows: what `moved_rows` gives.
+    """
     with_rows = [side for side in sides if rows[side["index"]]]
     first = max(with_rows, key=lambda side: rows[side["index"]][0][2], default=None)
     listed = []

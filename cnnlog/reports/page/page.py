@@ -1,6 +1,6 @@
 """A comparison as one HTML file that opens from disk: a slider through all steps, and a readable page without scripts.
 
-The pictures of all steps are packed as reels (see `film`), so that 200 steps of 20 layers stay within tens of MB.
+The pictures of all steps are packed by their differences, so 200 steps of 20 layers stay within tens of MB.
 """
 
 from __future__ import annotations
@@ -29,8 +29,14 @@ _BASE64 = 4 / 3
 
 
 @dataclass(frozen=True)
-class Page:
-    """What was written: where, its bytes, and how much of the pictures it holds, in a sentence."""
+class WrittenPage:
+    """A page that was written.
+
+    Attributes:
+        path: the HTML file.
+        bytes: its size.
+        detail: a sentence on what it shows less of than the runs store.
+    """
 
     path: str
     bytes: int
@@ -45,17 +51,17 @@ def write_report(
     title: str = "",
     page_bytes: int = PAGE_BYTES,
     progress: Progress | None = None,
-) -> Page:
-    """Write the page; either all of it or nothing.
+) -> WrittenPage:
+    """Write the page: completely, or not at all.
 
     Args:
         comparison: what to show.
-        path: of the HTML file.
-        force: replace an existing file.
-        title: the heading; empty takes the sides' labels.
-        page_bytes: about how many the pictures may take. Where all of them need more, wide feature maps are averaged
-            by area, then fewer channels are shown, and the page says so.
-        progress: told how far the work is: `progress("drawing", steps done, steps)`.
+        path: the HTML file.
+        force: whether to replace a file that is there.
+        title: the heading; empty for the labels of the sides.
+        page_bytes: about how many bytes the pictures may take. If they need more, wide feature maps are averaged by
+            area, then fewer channels are shown, and the page says so.
+        progress: a function that is told how far the work is: `progress("drawing", done, total)`.
 
     Raises:
         FileExistsError: the file is there, and `force` is not given.
@@ -65,7 +71,7 @@ def write_report(
     with whole_files.whole(target, force=force) as temporary:
         html, detail = _page(comparison, title=title, page_bytes=page_bytes, progress=progress or (lambda *done: None))
         temporary.write_text(html, encoding="utf-8")
-    return Page(str(target), target.stat().st_size, detail)
+    return WrittenPage(str(target), target.stat().st_size, detail)
 
 
 def _page(comparison: Comparison, *, title: str, page_bytes: int, progress: Progress) -> tuple[str, str]:
@@ -107,7 +113,7 @@ def _page(comparison: Comparison, *, title: str, page_bytes: int, progress: Prog
 
 
 def _script_json(content: Any) -> Markup:
-    """JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element that it stands in."""
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 

@@ -1,9 +1,9 @@
 """Pictures of all steps, packed: what a page's slider moves through.
 
-A frame is a grid with one pixel a value: palette indices, or colours. A `Reel` holds one picture's frames: the first as
-it is, each later one as its difference to the one before, modulo 256, all deflated in one stream that a browser
-inflates. Steps that change little so cost next to nothing: 0.1 to 0.4 bytes a value on real trainings. `Detail` says
-how many cells of which size a frame holds; `fitting` chooses it for a number of bytes.
+A frame is a grid with one pixel for each value: palette indices, or colours. A `Reel` packs one picture's frames: the
+first as it is, each later one as its difference to the frame before, modulo 256, all deflated in one stream that a
+browser inflates. So steps that change little cost next to nothing: 0.1 to 0.4 bytes a value on real trainings. `Detail`
+says how many cells of which size a frame has; `fitting` chooses it for a number of bytes.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Detail:
     """How much of each picture is kept.
 
     Attributes:
-        cell: the widest feature map, in pixels; wider ones are averaged by area.
-        maps: feature maps a layer, at most; always the first ones.
-        filters: filters a layer, at most.
-        slices: rows and columns of filters that are shown as slices, at most.
+        cell: how wide a feature map may be, in pixels; wider ones are averaged by area.
+        maps: how many feature maps of a layer are kept, at most; always the first ones.
+        filters: how many filters of a layer are kept, at most; always the first ones.
+        slices: how many rows and columns are kept of filters that are shown as slices, at most.
     """
 
     cell: int
@@ -43,7 +43,11 @@ class Detail:
     slices: int
 
     def kept(self, picture: Picture) -> Picture:
-        """The picture, with no more channels and no larger cells than are kept."""
+        """The part of a picture that is kept.
+
+        Args:
+            picture: the picture at full size.
+        """
         if picture.view is None:
             chosen = picture.first(self.maps)
         elif picture.view == "slices":
@@ -54,7 +58,11 @@ class Detail:
         return replace(chosen, values=_at_most(chosen.values, self.widest(picture)))
 
     def widest(self, picture: Picture) -> int:
-        """How many pixels a cell of the picture has on its longer side, at most."""
+        """How many pixels a cell of a picture may have on its longer side.
+
+        Args:
+            picture: filters, or feature maps.
+        """
         return self.cell if picture.view is None else max(self.cell, _LEAST_FILTER)
 
 
@@ -78,7 +86,14 @@ DETAILS = (
 
 
 def layout(picture: Picture) -> dict[str, int]:
-    """Where a frame's cells lie: `n` channels of `k` cells, `w` by `h` pixels, `columns` in a row."""
+    """Where a frame's cells lie, as the page's script takes it.
+
+    Args:
+        picture: what is drawn with one pixel for each value.
+
+    Returns:
+        `n` channels of `k` cells, each `w` by `h` pixels, with `columns` cells in a row.
+    """
     n, k = len(picture.values), picture.values.shape[1] if picture.view == "slices" else 1
     h, w = picture.values.shape[-2:]
     return {"n": n, "k": k, "h": h, "w": w, "columns": picture.columns}
@@ -89,14 +104,14 @@ class Reel:
     """One picture's frames over the steps of a page, packed as they come.
 
     Attributes:
-        at: for each step of the page the number of its frame; -1 before the first.
-        steps: of each frame.
-        symmetric: of each frame: which palette it has.
-        high: of each frame: the range, where all channels have the same, else None.
-        doubled: of each frame: how often a channel's range has doubled, at most.
-        grown: frame, channel, doublings: each time that a channel's range has doubled.
-        last: the last frame's values, as kept.
-        size: packed bytes so far.
+        at: for each step of the page the number of its frame; -1 before the first frame.
+        steps: for each frame its step.
+        symmetric: for each frame whether its range is -end to end, which decides its palette.
+        high: for each frame its range, if all channels have the same one, else None.
+        doubled: for each frame how often a channel's range has doubled, at most.
+        grown: each time that a channel's range has doubled: the frame, the channel, and how often it has doubled now.
+        last: the last frame's picture.
+        size: how many bytes are packed so far.
     """
 
     at: list[int] = field(default_factory=list)
@@ -115,7 +130,15 @@ class Reel:
         self._deflate = _deflater()
 
     def add(self, picture: Picture, step: int) -> None:
-        """Append the next frame, whose values are of `step`."""
+        """Append the next frame.
+
+        Args:
+            picture: what to draw.
+            step: the step that it is of.
+
+        Raises:
+            ValueError: it has another shape than the frames before.
+        """
         pixels = picture.grid(None).pixels
         if self._before is not None and pixels.shape != self._before.shape:
             raise ValueError(
@@ -135,11 +158,11 @@ class Reel:
         self.at.append(len(self.steps) - 1)
 
     def hold(self) -> None:
-        """Show the frame before (or none, if there is none yet) at one more step."""
+        """Show the last frame at one more step of the page; nothing if there is no frame yet."""
         self.at.append(len(self.steps) - 1)
 
     def pack(self) -> bytes:
-        """All frames; call it once, at the end."""
+        """All frames, packed. Call it once, at the end."""
         self._keep(self._deflate.flush())
         return b"".join(self._packed)
 
@@ -155,12 +178,12 @@ def fitting(
     """The finest detail with which all pictures are expected to fit.
 
     Args:
-        pairs: all pictures at a step and at the step after it, for a few steps spread over the training.
-        steps: how many the page is to show.
-        budget: bytes.
+        pairs: for a few steps of the training, all pictures at the step and at the step after it.
+        steps: how many steps the page is to show.
+        budget: how many bytes there are.
 
     Returns:
-        Its position in `DETAILS`; and how many steps fit, which is all of them unless the coarsest detail is too fine.
+        The position of the detail in `DETAILS`, and how many steps fit: all, unless the coarsest detail is too fine.
     """
     probe = DETAILS[len(DETAILS) // 2]
     rates: dict[Any, list[float]] = {}
@@ -182,15 +205,27 @@ def fitting(
     return len(DETAILS) - 1, max(2, int(steps * _AIM * budget / expected))
 
 
-def spread(steps: tuple[int, ...], at_most: int) -> tuple[int, ...]:
-    """At most so many of the steps, evenly spread, first and last among them."""
+def evenly(steps: tuple[int, ...], at_most: int) -> tuple[int, ...]:
+    """Some of the steps, at even distances, the first and the last among them.
+
+    Args:
+        steps: all steps.
+        at_most: how many to take, at most.
+    """
     if len(steps) <= at_most:
         return steps
     return tuple(steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, at_most).round().astype(int)))
 
 
 def strongest(difference: FloatArray) -> FloatArray:
-    """Colour filters' differences `[n, 3, h, w]` as `[n, 1, h, w]`: of the three the one with the largest magnitude."""
+    """Of three colours the one that changed most, for each pixel.
+
+    Args:
+        difference: filters minus filters, `[n, 3, h, w]`.
+
+    Returns:
+        `[n, 1, h, w]`: the difference with the largest magnitude, with its sign.
+    """
     chosen = np.abs(difference).argmax(axis=1, keepdims=True)
     return np.take_along_axis(difference, chosen, axis=1)
 
