@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from enum import Enum
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 
@@ -111,6 +112,10 @@ class Kind(_Named):
     def by_channel(self, shown: FloatArray) -> FloatArray:
         """A layer's array with the axis of the channels first, as ranges take it: `[n, ...]`."""
         return shown if self is Kind.FILTERS else shown.swapaxes(0, 1)
+
+    def pictures(self, shown: FloatArray) -> Iterator[FloatArray]:
+        """What makes one picture each: the filters `[n, k, kH, kW]`, or the maps `[n, h, w]` of each probe image."""
+        yield from (shown,) if self is Kind.FILTERS else shown
 
 
 class Unit(_Named):

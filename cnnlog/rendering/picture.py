@@ -55,10 +55,10 @@ class Picture:
             view: how filters are shown; None takes the view that fits their shape.
             cmap: `"auto"`, `"gray"`, or the name of any matplotlib colour map.
         """
-        if kind.per_image:
-            return tuple(cls(maps, limits, None, cmap) for maps in shown)
-        how = resolve_view(shown.shape, "auto") if view is None or view == "auto" else view
-        return (cls(shown, limits, how, cmap),)
+        how: ResolvedView | None = None
+        if not kind.per_image:
+            how = resolve_view(shown.shape, "auto") if view is None or view == "auto" else view
+        return tuple(cls(values, limits, how, cmap) for values in kind.pictures(shown))
 
     @classmethod
     def of(
