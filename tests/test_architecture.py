@@ -100,8 +100,7 @@ class House:
         for module, path in sorted(self.paths.items()):
             if module in DOORS or wing_of(module) in WITH_TORCH:
                 continue
-            if module != "trackers.event_file":  # its writer is torch's, for now
-                found += [f"{module} imports {name}" for name in foreign(path) & {"torch", "lightning", "torchvision"}]
+            found += [f"{module} imports {name}" for name in foreign(path) & {"torch", "lightning", "torchvision"}]
             for other, how in sorted(self.imports[module]):
                 lazy = how == "when asked" and {(module, other), (wing_of(module), "*")} & LAZY.keys()
                 if other and wing_of(other) in WITH_TORCH and how != "for types" and not lazy:
@@ -202,7 +201,6 @@ def loaded(statement: str) -> set[str]:
 
 def test_what_readers_use_loads_no_torch() -> None:
     trackers = {
-        "trackers.event_file",
         "trackers.wandb",
         "trackers.mlflow",
         "trackers.comet",

@@ -1,32 +1,41 @@
-"""What the monitors of one `Trainer` share while it fits: probe, layers, folder, recorder."""
+"""What the monitors of one `Trainer` share while it fits: what is Lightning's of a run under way."""
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from cnnlog.capture.capture import capture, placed, survey
-from cnnlog.capture.layer_table import layer_table
+from cnnlog.capture.capture import placed, survey
+from cnnlog.capture.layer_table import LayerTable, layer_table
 from cnnlog.capture.layers import LayerInfo
 from cnnlog.capture.probe import Probe, default_probe
 from cnnlog.capture.sharding import is_sharded, plain_type, refuse_flattened
 from cnnlog.capture.transfer import sent
 from cnnlog.kinds import Unit
 from cnnlog.monitors.alarm import Alarm
-from cnnlog.monitors.plan import Plan, manifest_of, probe_files, refuse_other, watch
+from cnnlog.monitors.live_run import LiveRun, Place, Subject, claim, new_baseline, taken
+from cnnlog.monitors.plan import Plan, refuse_other, watch
 from cnnlog.monitors.ranks import Ranks
-from cnnlog.recording.problems import Problem
-from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.places import inside
 from cnnlog.runs.store import FOLDER, RunStore
-from cnnlog.trackers import Tracker, kinds, trackers_for
+from cnnlog.trackers import Tracker, takes_pictures, trackers_for
+from cnnlog.trackers.loggers import handle_of, names_of, takes_only_numbers
+
+_INSTEAD = (
+    "Choose another logger name or version, delete the folder, or resume that run with trainer.fit(ckpt_path=...)."
+)
+_unnamed: WeakKeyDictionary[L.Trainer, str] = WeakKeyDictionary()
+"""Where the run of a trainer without a logger lies, so that its next fit goes on there."""
 
 
 @dataclass
@@ -77,27 +86,44 @@ class Session:
             say=rank_zero_info,
             ranks=self._ranks,
         )
-        self._problems: list[Problem] = []
         self._through = next((plan.through for plan in plans if plan.through), None)
         self.unit: Unit = plans[0].unit
         self._last_global_step = trainer.global_step
-        self._recorder: Recorder | None = None
         with self._ranks.together():
             refuse_flattened(module if trainer.model is None else trainer.model)
             self._spread = Ranks(several=self._ranks.several and is_sharded(shown))  # those that capture
-            self._captures = self._spread.several or self._ranks.first
-            if self._captures:
-                self.probe, infos = self._survey()
-                self.watched = watch(infos, filters=filters, maps=maps)
-        self._start()
-
-    @property
-    def recorder(self) -> Recorder:
-        """Rank 0's."""
-        assert self._recorder is not None, "rank 0 alone has a recorder"
-        return self._recorder
+            self._subject = self._look() if self._spread.several or self._ranks.first else None
+        self._live = LiveRun.open(
+            self._subject,
+            now=self._now(),
+            place=self._place,
+            trackers=self._trackers,
+            ranks=self._ranks,
+            spread=self._spread,
+            says=self._alarm,
+        )
+        try:
+            self._begin()
+        except BaseException:
+            self._live.release()  # nobody else has this session yet
+            raise
 
     # ---- the start
+
+    def _look(self) -> Subject:
+        probe, infos = self._survey()
+        with_table = probe is not None and self._trainer.loggers and not _is_rehearsal(self._trainer)
+        return Subject(
+            model=self._shown,
+            probe=probe,
+            watched=watch(infos, filters=self._filters, maps=self._maps),
+            filters=self._filters,
+            maps=self._maps,
+            architecture=plain_type(self._module).__name__,
+            run=self._run,
+            through=self._through,
+            table=self._table if with_table else None,
+        )
 
     def _survey(self) -> tuple[Probe | None, tuple[LayerInfo, ...]]:
         asked = [plan.probe for plan in (self._maps, self._filters) if plan is not None and plan.probe is not None]
@@ -125,84 +151,46 @@ class Session:
                 return
             module(precision.convert_input(sent(tensor, self._module.device)))
 
-    def _start(self) -> None:
-        """Open the run on rank 0, and take the baseline unless an earlier run goes on."""
-        texts = self._table() if self._captures else {}
-        try:
-            with self._ranks.together():
-                if self._ranks.first:
-                    self._open(texts)
-            self._begin()
-        except BaseException:
-            if self._recorder is not None:
-                self._recorder.close()  # nobody else has this session yet
-                if self._recorder.store is not None:
-                    self._recorder.store.release()
-            raise
-
     def _begin(self) -> None:
-        self._last_step = self._ranks.share(self._recorder.last_step if self._recorder is not None else -1)
-        fresh = self._last_step < 0
+        """Take the baseline, unless an earlier run goes on."""
+        live, memory = self._live, self.memory
+        if live.writes:
+            store = live.recorder.store
+            memory.folder, memory.run_id = ("", "") if store is None else (store.folder, store.manifest.run_id)
+        fresh = live.last_step < 0
         if fresh:
-            self.take(self._now(), filters=self._filters is not None, maps=self._maps is not None)
-        if self._recorder is not None:
-            self._recorder.drain()
-        self.report()
-        if self._recorder is not None and (self._recorder.step_bytes or fresh):
-            rank_zero_info(self._announcement(self.memory.folder or None))
+            self._take(self._now(), filters=self._filters is not None, maps=self._maps is not None)
+        if live.writes:
+            live.recorder.drain()
+        live.report()
+        if live.writes and (live.recorder.step_bytes or fresh):
+            rank_zero_info(self._announcement(memory.folder or None))
 
-    def _open(self, texts: dict[str, str]) -> None:
+    def _place(self, manifest: Manifest) -> Place:
+        """Where this fit's run is kept; rank 0 alone asks."""
         trainer = self._trainer
-        manifest = manifest_of(
-            self.watched,
-            filters=self._filters,
-            maps=self._maps,
-            probe=self.probe,
-            baseline_step=self._now(),
-            architecture=plain_type(self._module).__name__,
-        )
-        folder = _run_folder(trainer)
+        folder = _run_folder(trainer, self.memory)
         resumed = trainer.global_step > 0 or trainer.ckpt_path is not None
         old = self._earlier_run(folder, manifest, resumed=resumed)
-        carried = old is not None and old.folder != folder
-        if old is not None:
-            manifest = _continue_manifest(manifest, old, carried=carried)
-        store = old
         if folder is None:
-            store = None
-        elif old is None or carried:
+            return Place(None, old)
+        if old is not None and old.folder == folder:
+            store = old
+        else:
+            if old is not None:
+                first, from_ = old.manifest.baseline_step, old.folder
+                manifest = dataclasses.replace(manifest, baseline_step=first, carried_from=from_)
             store = self._claim(folder, manifest)
-            folder = store.folder
-        self._recorder = Recorder(
-            self.watched.layers,
-            filters=self._filters.look if self._filters else None,
-            maps=self._maps.look if self._maps else None,
-            store=store,
-            trackers=self._trackers(folder),
-            probe=probe_files(self.probe),
-            texts=texts,
-        )
-        if old is not None:
-            self._go_on(old, carried=carried)
-        self.memory.folder = store.folder if store is not None else ""
-        self.memory.run_id = manifest.run_id
-
-    def _go_on(self, old: RunStore, *, carried: bool) -> None:
-        try:
-            self.recorder.resume(old, now=self._now(), carried=carried)
-        except (OSError, ValueError, LookupError) as error:
-            if not carried:
-                raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
-            self._alarm.warn(
-                "baseline", f"the baseline in {old.folder} cannot be read ({error}); {_new_baseline(self._now())}"
-            )
+        if not trainer.loggers:
+            _unnamed[trainer] = store.folder
+        return Place(store, old)
 
     def _earlier_run(self, folder: str | None, manifest: Manifest, *, resumed: bool) -> RunStore | None:
         """The stored run that this fit goes on from, if any."""
         here = RunStore.open(folder) if folder is not None and RunStore.exists(folder) else None
         mine = here is not None and here.manifest.run_id == self.memory.run_id
         if here is not None and not resumed and not (mine and here.steps in ([], [0])):
-            raise _taken(here)
+            raise taken(here, _INSTEAD)
         if not resumed:
             if here is not None:
                 here.delete_manifest()  # our own, of a fit that ended before its first step
@@ -223,70 +211,63 @@ class Session:
             old = RunStore.open(self.memory.folder)
             refuse_other(old.manifest, manifest)
         except (OSError, ValueError, LookupError) as error:
-            self._alarm.warn("baseline", f"no baseline from before the resume: {error}; {_new_baseline(self._now())}")
+            self._alarm.warn("baseline", f"no baseline from before the resume: {error}; {new_baseline(self._now())}")
             return None
         return old
 
     def _claim(self, folder: str, manifest: Manifest) -> RunStore:
-        """Make the folder this run's, before anything of it is written there."""
         while True:
-            store = RunStore(folder, manifest)
             try:
-                store.create()
-                return store
-            except Exception as error:
-                if not isinstance(error, FileExistsError) or not RunStore.exists(folder):
-                    return store  # it cannot be written; the recorder tries again, and warns
-            if self._trainer.loggers:
-                raise _taken(RunStore.open(folder))
-            folder = _unnamed_run(self._trainer)  # the last one is of a training that has begun at the same moment
+                return claim(folder, manifest)
+            except FileExistsError:
+                if self._trainer.loggers:
+                    raise taken(RunStore.open(folder), _INSTEAD) from None
+            folder = _free_folder(self._trainer)  # the last one is of a training that has begun at the same moment
 
-    def _trackers(self, folder: str | None) -> list[Tracker]:
+    def _trackers(self, place: Place, opened: ExitStack) -> list[Tracker]:
+        """Those behind the trainer's loggers; rank 0 alone asks."""
         if _is_rehearsal(self._trainer):
             return []
-        assert folder is not None, "only a rehearsal has no folder"
-        trackers, refused = trackers_for(self._trainer.loggers, folder=folder, unit=self.unit)
-        for logger in refused:
-            self._alarm.warn(
-                f"logger {type(logger).__name__}",
-                f"{type(logger).__name__} is given no pictures; every snapshot is in the store, {folder}",
-            )
-        return trackers
+        assert place.store is not None, "only a rehearsal has no folder"
+        folder, loggers = place.store.folder, self._trainer.loggers
+        files = any(takes_only_numbers(logger) for logger in loggers)
+        handles = [(logger, handle_of(logger)) for logger in loggers if not takes_only_numbers(logger)]
+        for logger, handle in handles:
+            if not takes_pictures(handle):
+                self._alarm.warn(
+                    f"logger {type(logger).__name__}",
+                    f"{type(logger).__name__} is given no pictures; every snapshot is in the store, {folder}",
+                )
+        return trackers_for([handle for _, handle in handles], folder=folder, unit=self.unit, files=files)
 
-    def _table(self) -> dict[str, str]:
-        if self.probe is None or not self._trainer.loggers or _is_rehearsal(self._trainer):
-            return {}
-        watched = {layer.name for layer in self.watched.layers}
-        try:
-            with self._trainer.precision_plugin.forward_context():
-                example = self._trainer.precision_plugin.convert_input(self.probe.tensor.to(self._module.device))
-                table = layer_table(self._module, example, watched=watched, through=self._through)
-                return {"layers": table.to_markdown()}
-        except Exception as error:  # torchinfo knows fewer kinds of models than we watch
-            self._alarm.warn("table", f"no table of layers: {error}")
-            return {}
+    def _table(self) -> LayerTable:
+        assert self._subject is not None, "this process captures"
+        assert self._subject.probe is not None, "a table is asked for with a probe only"
+        precision, watched = self._trainer.precision_plugin, self._subject.watched
+        with precision.forward_context():
+            example = precision.convert_input(self._subject.probe.tensor.to(self._module.device))
+            names = {layer.name for layer in watched.layers}
+            return layer_table(self._module, example, watched=names, through=self._through)
 
     def _announcement(self, folder: str | None) -> str:
-        names = ", ".join(layer.name for layer in self.watched.layers)
+        assert self._subject is not None, "rank 0 captures"
+        watched, probe, recorder = self._subject.watched, self._subject.probe, self._live.recorder
+        names = ", ".join(layer.name for layer in watched.layers)
         what = " and ".join(
-            ([f"the filters of {len(self.watched.filter_layers)}"] if self.watched.filter_layers else [])
-            + ([f"the feature maps of {len(self.watched.map_layers)}"] if self.watched.map_layers else [])
+            ([f"the filters of {len(watched.filter_layers)}"] if watched.filter_layers else [])
+            + ([f"the feature maps of {len(watched.map_layers)}"] if watched.map_layers else [])
         )
         plan = self._filters or self._maps
         assert plan is not None, "a session has a monitor"
         schedule = f"every {plan.every} {'epochs' if self.unit == 'epoch' else 'training steps'}"
-        on = (
-            f" of {', '.join(self.probe.names)} {list(self.probe.tensor.shape)}"
-            if self.probe and self.watched.map_layers
-            else ""
-        )
-        size = f"{self.recorder.step_bytes / 1e6:.2f} MB stored"
-        if self.recorder.step_pictures_bytes:
-            size += f" and {self.recorder.step_pictures_bytes / 1e6:.2f} MB of pictures"
+        on = f" of {', '.join(probe.names)} {list(probe.tensor.shape)}" if probe and watched.map_layers else ""
+        size = f"{recorder.step_bytes / 1e6:.2f} MB stored"
+        if recorder.step_pictures_bytes:
+            size += f" and {recorder.step_pictures_bytes / 1e6:.2f} MB of pictures"
         if self._shown is not self._module:
             on += " with averaged weights"
         view = ""
-        logdir = next((lg.log_dir for lg in self._trainer.loggers if "TensorBoardLogger" in kinds(lg)), None)
+        logdir = next((lg.log_dir for lg in self._trainer.loggers if "TensorBoardLogger" in names_of(lg)), None)
         if folder is None:
             size = "nothing is kept in fast_dev_run"
         elif logdir is not None:
@@ -305,7 +286,7 @@ class Session:
         """An epoch is complete: capture what is due."""
         if self.unit == "epoch":
             self._take_due(self._trainer.current_epoch, self._trainer.current_epoch + 1)
-        self.report()
+        self._live.report()
 
     def after_batch(self) -> None:
         """A batch is through: capture what is due, if it ended with optimiser steps."""
@@ -314,53 +295,21 @@ class Session:
         if self.unit == "step" and now > before:
             due = self._take_due(before, now)
             if due or not self._ranks.several:  # telling the other processes costs more than a step may
-                self.report()
+                self._live.report()
 
     def _take_due(self, before: int, now: int) -> bool:
         due = [plan is not None and now // plan.every > before // plan.every for plan in (self._filters, self._maps)]
-        if any(due) and now > self._last_step:
-            if self._last_step < 0:  # the baseline failed; this one takes its place, so it must be whole
+        if any(due) and now > self._live.last_step:
+            if self._live.last_step < 0:  # the baseline failed; this one takes its place, so it must be whole
                 due = [self._filters is not None, self._maps is not None]
-            self.take(now, filters=due[0], maps=due[1])
+            self._take(now, filters=due[0], maps=due[1])
         return any(due)
 
-    def take(self, step: int, *, filters: bool, maps: bool) -> None:
-        """Capture and hand over; what goes wrong is noted for `report` and never raised."""
-        if not self._captures:
-            return
-        trainer = self._trainer
-        error: Exception | None = None
-        try:
-            snapshot = capture(
-                self._shown,
-                self.probe,  # for filters, too: a layer may compute its weight anew in each forward
-                filter_layers=self.watched.filter_layers if filters else (),
-                map_layers=self.watched.map_layers if maps else (),
-                step=step,
-                epoch=step if self.unit == "epoch" else trainer.current_epoch,
-                global_step=trainer.global_step,
-                run=self._run,
-                through=self._through,
-                wait=False,
-            )
-        except Exception as raised:
-            error = raised
-        error = self._spread.agree(error)  # a step that one of them has no snapshot of is missing for all
-        if error is not None:
-            goes_on = "training goes on, and later ones are tried"
-            self._problems.append(Problem("probe", f"no snapshot of step {step}", error, goes_on))
-            return
-        self._last_step = step
-        if self._recorder is not None:
-            self._recorder.record(snapshot)
+    def _take(self, step: int, *, filters: bool, maps: bool) -> None:
+        epoch = step if self.unit == "epoch" else self._trainer.current_epoch
+        count = self._trainer.global_step
+        if self._live.take(step, epoch=epoch, global_step=count, filters=filters, maps=maps):
             self.memory.step = step
-
-    def report(self) -> None:
-        """Warn of what went wrong since the last call, once per kind; or raise it, then on every rank alike."""
-        problems, self._problems = self._problems, []
-        if self._recorder is not None:
-            problems += self._recorder.take_problems()
-        self._alarm.handle(problems)
 
     def end(self, *, failed: bool = False) -> None:
         """Draw the evolution strips and wait until everything is written.
@@ -368,16 +317,13 @@ class Session:
         Args:
             failed: this process is leaving the training, and the others are not waited for any more.
         """
-        self._alarm.failed = failed
-        if self._recorder is not None:
-            self._recorder.finish()
-        self.report()
+        self._live.finish(failed=failed)
+        self._live.report()
 
     def close(self) -> None:
         """End the threads."""
-        if self._recorder is not None:
-            self._recorder.close()
-        self.report()
+        self._live.release()
+        self._live.report()
 
 
 def _is_rehearsal(trainer: L.Trainer) -> bool:
@@ -396,12 +342,13 @@ def _dataset(trainer: L.Trainer) -> Any:
     raise LookupError("The data loaders have no data set to take the first image of as the probe; pass a Probe.")
 
 
-def _run_folder(trainer: L.Trainer) -> str | None:
+def _run_folder(trainer: L.Trainer, memory: Memory) -> str | None:
     """Where the run's files go; `None` in fast_dev_run, which keeps nothing."""
     if _is_rehearsal(trainer):
         return None
     if not trainer.loggers:
-        return _unnamed_run(trainer)
+        last = _unnamed.get(trainer)  # of an earlier fit, unless a checkpoint of another run has been loaded since
+        return last if last is not None and memory.folder in ("", last) else _free_folder(trainer)
     logger = trainer.loggers[0]
     if getattr(logger, "log_dir", None) is None:  # a tracker's save_dir is common to its runs, so that these are added
         parts = (logger.save_dir or trainer.default_root_dir, logger.name, logger.version)
@@ -410,28 +357,10 @@ def _run_folder(trainer: L.Trainer) -> str | None:
     return f"{logger.log_dir}/{FOLDER}"  # not trainer.log_dir: that waits for the other ranks, and rank 0 alone is here
 
 
-def _unnamed_run(trainer: L.Trainer) -> str:
+def _free_folder(trainer: L.Trainer) -> str:
     """The first free folder of a training without a logger."""
     root = f"{trainer.default_root_dir}/cnnlog_logs"
     number = 0
     while RunStore.exists(f"{root}/version_{number}/{FOLDER}"):
         number += 1
     return f"{root}/version_{number}/{FOLDER}"
-
-
-def _taken(by: RunStore) -> ValueError:
-    return ValueError(
-        f"{by.folder} already holds a run of {len(by.steps)} snapshots, begun at {by.manifest.created}, and this one "
-        "would mix with it: expected a new folder. Choose another logger name or version, delete the folder, or resume "
-        "that run with trainer.fit(ckpt_path=...)."
-    )
-
-
-def _continue_manifest(new: Manifest, old: RunStore, *, carried: bool) -> Manifest:
-    if not carried:
-        return old.manifest
-    return Manifest(**{**vars(new), "baseline_step": old.manifest.baseline_step, "carried_from": old.folder})
-
-
-def _new_baseline(step: int) -> str:
-    return f"drift and changes are relative to step {step}, the state at the resume"

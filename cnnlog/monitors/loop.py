@@ -2,40 +2,45 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
-from cnnlog.capture.capture import Forward, capture, placed, survey
-from cnnlog.capture.layer_table import layer_table
+from cnnlog.capture.capture import Forward, placed, survey
+from cnnlog.capture.layer_table import LayerTable, layer_table
 from cnnlog.capture.layers import LayerSpec
 from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type
 from cnnlog.kinds import Unit, UnitName
 from cnnlog.monitors.alarm import Alarm
-from cnnlog.monitors.plan import Plan, manifest_of, plan_of, probe_files, refuse_other
+from cnnlog.monitors.live_run import LiveRun, Place, Subject, claim, taken
+from cnnlog.monitors.plan import Plan, plan_of, refuse_other
 from cnnlog.monitors.plan import watch as choose
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.recording.drawer import Look
 from cnnlog.recording.problems import Problem
-from cnnlog.recording.recorder import Recorder
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View
 from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.store import FOLDER, RunStore
-from cnnlog.trackers import Tracker
+from cnnlog.trackers import Tracker, trackers_for, writes_events
 from cnnlog.trackers.event_file import EventFile
-from cnnlog.trackers.tensorboard import TensorBoardTracker
+from cnnlog.trackers.given import handles_given, refuse_closed
+from cnnlog.trackers.tensorboard import events_of
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 _WRAPPERS = {"DataParallel", "DistributedDataParallel", "_FabricModule"}  # by name: Fabric may not be installed
+_INSTEAD = "Choose another log_dir, delete the folder, or go on with that run by resume=STEP."
 _log = logging.getLogger(__name__)
 
 
@@ -60,6 +65,7 @@ def watch(
     through: str | None = None,
     run: Forward | None = None,
     tensorboard: bool | SummaryWriter = True,
+    trackers: Sequence[Any] = (),
     resume: int = 0,
 ) -> Watcher:
     """Watch a model that a loop of your own trains.
@@ -112,8 +118,15 @@ def watch(
         run: a function `run(module, tensor)` that executes the forward pass of the probe, for example under autocast.
             What it returns is ignored. By default `module(tensor)` is called, with the probe on the device and in the
             precision of the model's first floating-point parameter.
-        tensorboard: `True` writes an event file into `log_dir`. Your own `SummaryWriter` gets the pictures and numbers
-            instead; you close it. `False` writes no event file.
+        tensorboard: `True` writes an event file into `log_dir`. Your own `SummaryWriter`, of torch or of tensorboardX,
+            gets the pictures and numbers instead; you close it. `False` writes no event file. If no tracker takes
+            pictures then, they become files: `log_dir/cnnlog/pictures/TAG/step-00000003.png`.
+        trackers: where pictures and numbers go, too: a list of what your trackers work with. Give a `SummaryWriter`
+            (torch, tensorboardX), a W&B run (`wandb.init()`), an MLflow client with a run's id as `(client, run_id)`, a
+            Comet experiment, an `aim.Run`, a ClearML task, a Trackio run (`trackio.init()`), a logger of Lightning's,
+            or an object of your own with a method such as `log_image(name, image, step)`. You close them, after the
+            watcher. With several processes, those of rank 0 are used. If a `SummaryWriter` in the list writes into
+            `log_dir`, `tensorboard=True` adds no second event file there.
         resume: the step that your training goes on from, if `log_dir` holds its run so far; for example the epoch of
             the checkpoint that you have loaded. Steps that are stored already are not written again. 0 begins a run.
 
@@ -123,8 +136,8 @@ def watch(
     Raises:
         ValueError: an argument has an impossible value or does not fit the model; or `log_dir` holds a run already and
             `resume` is 0; or the run there cannot be resumed, for example because its layers or its probe differ.
-        TypeError: `model`, `probe`, `log_dir`, `layers`, `run`, `through`, `cmap`, `change` or `histograms` is of a
-            wrong type.
+        TypeError: `model`, `probe`, `log_dir`, `layers`, `run`, `through`, `cmap`, `change`, `histograms` or `trackers`
+            is of a wrong type, or something in `trackers` takes no pictures.
         FileNotFoundError: a probe image does not exist, or there is no run in `log_dir` to resume.
 
     Example:
@@ -147,7 +160,7 @@ def watch(
         raise TypeError(f"{who} expected run as a function of a module and a tensor, or None, got {run!r}.")
     if not isinstance(unit, str) or unit not in get_args(UnitName):
         raise ValueError(f"{who} expected unit as one of {', '.join(get_args(UnitName))}, got {unit!r}.")
-    if not isinstance(tensorboard, (bool, SummaryWriter)):
+    if not isinstance(tensorboard, bool) and not writes_events(tensorboard):
         raise ValueError(
             f"{who} expected tensorboard as one of True, False, got {tensorboard!r}; or give a SummaryWriter."
         )
@@ -166,6 +179,7 @@ def watch(
     maps = plan_of(
         who,
         layers=layers if map_layers is None else map_layers,
+        layers_are="layers" if map_layers is None else "map_layers",
         probe=filters.probe,
         look=replace(look, shown=max_maps),
         shown="max_maps",
@@ -178,6 +192,7 @@ def watch(
         log_dir=os.fspath(log_dir),
         run=run,
         tensorboard=tensorboard,
+        trackers=trackers,
         resume=resume,
     )
 
@@ -199,55 +214,45 @@ class Watcher:
         log_dir: str,
         run: Forward | None,
         tensorboard: bool | SummaryWriter,
+        trackers: Sequence[Any],
         resume: int,
     ) -> None:
-        self._model = _bare(model)
-        self._filters, self._maps, self._run = filters, maps, run
-        self._ranks = Ranks(several=is_sharded(self._model))
-        self._alarm = Alarm(raises=filters.on_error == "raise", warned=set(), say=_log.warning, ranks=self._ranks)
+        model = _bare(model)
+        ranks = Ranks(several=is_sharded(model))
+        self._unit = filters.unit
+        self._alarm = Alarm(raises=filters.on_error == "raise", warned=set(), say=_log.warning, ranks=ranks)
         self.folder = f"{log_dir.rstrip('/')}/{FOLDER}"
-        with self._ranks.together():
-            infos = survey(self._model, filters.probe, run=run, through=filters.through)
-            self._watched = choose(infos, filters=filters, maps=maps)
-        self.layers = tuple(layer.name for layer in self._watched.layers)
-        texts = self._table() if tensorboard else {}
-        self._recorder: Recorder | None = None
-        with self._ranks.together(), ExitStack() as stack:
-            if self._ranks.first:
-                self._recorder = self._open(stack, log_dir, tensorboard, texts, resume)
-            self._end = weakref.finalize(self, stack.pop_all().close)  # also for a loop that ends without `close`
-        self._last_step = self._resumed_at = self._ranks.share(self._recorder.last_step if self._recorder else -1)
-
-    def _open(
-        self, stack: ExitStack, log_dir: str, tensorboard: bool | SummaryWriter, texts: dict[str, str], resume: int
-    ) -> Recorder:
-        manifest = manifest_of(
-            self._watched,
-            filters=self._filters,
-            maps=self._maps,
-            probe=self._filters.probe,
-            baseline_step=0,
-            architecture=plain_type(self._model).__name__,
+        handles: list[Any] = []
+        with ranks.together():
+            if ranks.first:
+                handles = _handles(log_dir, tensorboard, trackers)
+            infos = survey(model, filters.probe, run=run, through=filters.through)
+            watched = choose(infos, filters=filters, maps=maps)
+        self.layers = tuple(layer.name for layer in watched.layers)
+        with_table = ranks.share(filters.probe is not None and len(handles) > 0)
+        subject = Subject(
+            model=model,
+            probe=filters.probe,
+            watched=watched,
+            filters=filters,
+            maps=maps,
+            architecture=plain_type(model).__name__,
+            run=run,
+            through=filters.through,
+            # No method of this watcher, which must be free to go while its run is under way.
+            table=functools.partial(_table, model, filters, self.layers) if with_table else None,
         )
-        old = self._earlier_run(manifest, resume)
-        store = old or self._claim(manifest)
-        stack.callback(store.release)
-        recorder = Recorder(
-            self._watched.layers,
-            filters=self._filters.look,
-            maps=self._maps.look if self._maps else None,
-            store=store,
-            trackers=stack.enter_context(_trackers(log_dir, tensorboard)),
-            probe=probe_files(self._filters.probe),
-            texts=texts,
+        self._live = LiveRun.open(
+            subject,
+            now=resume,
+            place=functools.partial(_place, self.folder, resume),
+            trackers=functools.partial(_trackers, handles, filters.unit),
+            ranks=ranks,
+            spread=ranks,
+            says=self._alarm,
         )
-        stack.callback(recorder.close)
-        if old is not None:
-            try:
-                recorder.resume(old, now=resume, carried=False)
-            except (OSError, ValueError, LookupError) as error:
-                raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
-        return recorder
+        self._end = weakref.finalize(self, self._live.release)  # also for a loop that ends without `close`
+        self._resumed_at = self._live.last_step
 
     def snapshot(self, step: int, *, global_step: int = 0) -> None:
         """Capture the model as it is now. The first snapshot is the baseline, which changes and drift are relative to.
@@ -265,35 +270,9 @@ class Watcher:
         """
         if not self._may(step):
             return
-        first = self._last_step < 0
-        error: Exception | None = None
-        epochs = self._filters.unit == "epoch"
-        try:
-            snapshot = capture(
-                self._model,
-                self._filters.probe,
-                filter_layers=self._watched.filter_layers,
-                map_layers=self._watched.map_layers,
-                step=int(step),
-                epoch=int(step) if epochs else 0,
-                global_step=global_step if epochs else int(step),
-                run=self._run,
-                through=self._filters.through,
-                wait=False,
-            )
-        except Exception as raised:
-            error = raised
-        error = self._ranks.agree(error)  # a step that one of them has no snapshot of is missing for all
-        if error is not None:
-            goes_on = "training goes on, and later ones are tried"
-            self._alarm.handle([Problem("probe", f"no snapshot of step {step}", error, goes_on)])
-            return
-        self._last_step = int(step)
-        if self._recorder is not None:
-            self._recorder.record(snapshot)
-            if first:
-                self._recorder.drain()
-        self._report()
+        epochs = self._unit == Unit.EPOCH
+        self._live.take(int(step), epoch=int(step) if epochs else 0, global_step=global_step if epochs else int(step))
+        self._live.report()
 
     def close(self, *, failed: bool = False) -> None:
         """Draw the evolution strips, write what is waiting and end the background threads. A second call does nothing.
@@ -308,13 +287,11 @@ class Watcher:
         """
         if not self._end.alive:
             return
-        self._alarm.failed = failed
         try:
-            if self._recorder is not None:
-                self._recorder.finish()
+            self._live.finish(failed=failed)
         finally:
             self._end()
-        self._report()
+        self._live.report()
 
     def __enter__(self) -> Watcher:
         return self
@@ -325,10 +302,10 @@ class Watcher:
         self.close(failed=error is not None)
 
     def __repr__(self) -> str:
-        return f"Watcher({', '.join(self.layers)}; {self.folder}, step {self._last_step})"
+        return f"Watcher({', '.join(self.layers)}; {self.folder}, step {self._live.last_step})"
 
     def _may(self, step: int) -> bool:
-        last = self._last_step
+        last = self._live.last_step
         if not self._end.alive:
             problem = f"no snapshot of step {step!r}: the watcher is closed"
         elif not _is_step(step):
@@ -342,41 +319,49 @@ class Watcher:
         self._alarm.handle([Problem("step", problem)])
         return False
 
-    def _report(self) -> None:
-        self._alarm.handle(self._recorder.take_problems() if self._recorder is not None else [])
 
-    def _earlier_run(self, manifest: Manifest, resume: int) -> RunStore | None:
-        if resume == 0:
-            if RunStore.exists(self.folder):
-                raise _taken(RunStore.open(self.folder))
-            return None
-        old = RunStore.open(self.folder)
-        if not old.steps:
-            raise ValueError(f"{self.folder} holds no snapshot to go on from: leave resume out and delete the folder.")
-        refuse_other(old.manifest, manifest)
-        return old
+def _handles(log_dir: str, tensorboard: bool | SummaryWriter, trackers: Any) -> list[Any]:
+    """Where pictures and numbers go: an event file of our own in `log_dir`, and what was given."""
+    given = handles_given("watch", trackers)
+    if tensorboard is False:
+        return given
+    if tensorboard is not True:
+        refuse_closed("watch", "tensorboard", tensorboard)
+        return [tensorboard, *given]
+    here = os.path.abspath(log_dir)
+    if any(writes_events(handle) and os.path.abspath(events_of(handle).folder) == here for handle in given):
+        return given  # of two event files in a folder, TensorBoard may show one
+    return [EventFile(log_dir), *given]
 
-    def _claim(self, manifest: Manifest) -> RunStore:
-        """Make the folder this run's, before anything of it is written there."""
-        store = RunStore(self.folder, manifest)
+
+def _place(folder: str, resume: int, manifest: Manifest) -> Place:
+    """Where the run is kept: in a new folder, or in that of the run to go on with."""
+    if resume == 0:
         try:
-            store.create()
-        except Exception as error:
-            if isinstance(error, FileExistsError) and RunStore.exists(self.folder):  # begun at the same moment
-                raise _taken(RunStore.open(self.folder)) from None
-        return store  # where it cannot be written, the recorder tries again, and warns
+            if RunStore.exists(folder):
+                raise FileExistsError(folder)
+            return Place(claim(folder, manifest))
+        except FileExistsError:
+            raise taken(RunStore.open(folder), _INSTEAD) from None
+    old = RunStore.open(folder)
+    if not old.steps:
+        raise ValueError(f"{folder} holds no snapshot to go on from: leave resume out and delete the folder.")
+    refuse_other(old.manifest, manifest)
+    return Place(old, old)
 
-    def _table(self) -> dict[str, str]:
-        probe = self._filters.probe
-        if probe is None:
-            return {}
-        try:
-            example = placed(self._model, probe.tensor)
-            table = layer_table(self._model, example, watched=self.layers, through=self._filters.through)
-            return {"layers": table.to_markdown()}
-        except Exception as error:  # torchinfo knows fewer kinds of models than we watch
-            self._alarm.warn("table", f"no table of layers: {error}")
-            return {}
+
+def _trackers(handles: Sequence[Any], unit: Unit, place: Place, opened: ExitStack) -> list[Tracker]:
+    """Those behind the handles; our own event file is closed at the end."""
+    assert place.store is not None, "a watched loop is always stored"
+    for handle in handles:
+        if isinstance(handle, EventFile):
+            opened.callback(handle.close)
+    return trackers_for(handles, folder=place.store.folder, unit=unit)
+
+
+def _table(model: nn.Module, plan: Plan, watched: Sequence[str]) -> LayerTable:
+    assert plan.probe is not None, "a table is asked for with a probe only"
+    return layer_table(model, placed(model, plan.probe.tensor), watched=watched, through=plan.through)
 
 
 def _bare(model: nn.Module) -> nn.Module:
@@ -384,35 +369,6 @@ def _bare(model: nn.Module) -> nn.Module:
     while {cls.__name__ for cls in type(model).__mro__} & _WRAPPERS:
         model = model.module  # type: ignore[assignment]  # every wrapper has one
     return model
-
-
-def _taken(by: RunStore) -> ValueError:
-    return ValueError(
-        f"{by.folder} already holds a run of {len(by.steps)} snapshots, begun at {by.manifest.created}, and this one "
-        "would mix with it: expected a new folder. Choose another log_dir, delete the folder, or go on with that run "
-        "by resume=STEP."
-    )
-
-
-@contextmanager
-def _trackers(folder: str, tensorboard: bool | SummaryWriter) -> Iterator[list[Tracker]]:
-    if isinstance(tensorboard, SummaryWriter):
-        yield [TensorBoardTracker(_Given(tensorboard))]
-    elif tensorboard:
-        file = EventFile(folder)
-        try:
-            yield [TensorBoardTracker(file)]
-        finally:
-            file.close()
-    else:
-        yield []
-
-
-class _Given:
-    """What `TensorBoardTracker` needs of a Lightning logger, around a writer that is not ours to close."""
-
-    def __init__(self, writer: SummaryWriter) -> None:
-        self.experiment = writer
 
 
 def _is_step(step: object) -> bool:

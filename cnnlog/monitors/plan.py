@@ -74,6 +74,7 @@ def plan_of(
     on_error: OnError,
     through: str | None,
     weights: Weights = "train",
+    layers_are: str = "layers",
 ) -> Plan:
     """Check what was asked for.
 
@@ -88,18 +89,19 @@ def plan_of(
         on_error: see `Plan`.
         through: see `Plan`.
         weights: see `Plan`.
+        layers_are: what the caller's argument for `layers` is called.
 
     Raises:
         ValueError: an argument has a value that cannot be.
         TypeError: `layers` or `probe` is of another kind.
         FileNotFoundError: no such probe image.
     """
-    _refuse_layers(who, layers)
+    _refuse_layers(who, layers_are, layers)
     _refuse_look(who, look, shown)
     for name, value, allowed in (("on_error", on_error, get_args(OnError)), ("weights", weights, get_args(Weights))):
         if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
-    if through is not None and not isinstance(through, str):
+    if through is not None and (not isinstance(through, str) or not through.strip()):
         raise TypeError(f"{who} expected through as the name of a sub-module, or None, got {through!r}.")
     if probe is not None and not isinstance(probe, Probe):
         probe = Probe.from_images(_image_paths(who, probe))
@@ -212,10 +214,15 @@ def _facts(probe: Probe | None) -> dict[str, Any]:
     return {"fingerprint": probe.fingerprint, "names": list(probe.names), "shape": list(probe.tensor.shape)}
 
 
-def _refuse_layers(who: str, layers: Any) -> None:
+def _refuse_layers(who: str, argument: str, layers: Any) -> None:
     several = [layers] if isinstance(layers, (str, type)) else layers
     if not isinstance(several, Sequence) or not all(isinstance(item, (str, type)) for item in several):
-        raise TypeError(f'{who} expected layers as "auto", names, globs or module types, got {layers!r}.')
+        raise TypeError(f'{who} expected {argument} as "auto", names, globs or module types, got {layers!r}.')
+    if not several or any(isinstance(item, str) and not item.strip() for item in several):
+        raise ValueError(
+            f"{who} expected {argument} to name at least one layer, got {layers!r}: give names, globs, module types or "
+            '"auto".'
+        )
 
 
 def _refuse_look(who: str, look: Look, shown: str) -> None:

@@ -8,25 +8,28 @@ from __future__ import annotations
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from cnnlog.capture.capture import capture, survey
-from cnnlog.capture.layer_table import layer_table
+from cnnlog.capture.capture import survey
+from cnnlog.capture.layer_table import LayerTable, layer_table
 from cnnlog.capture.layers import LayerInfo, LayerSpec
 from cnnlog.capture.probe import Probe
-from cnnlog.kinds import Unit
+from cnnlog.kinds import Unit, UnitName
 from cnnlog.messages import said, some
 from cnnlog.models.checkpoints import Checkpoint, find, order
 from cnnlog.models.files import load_weights, read_state_dict
 from cnnlog.models.of_checkpoints import Network, baseline_network, module_network, torchvision_network
-from cnnlog.monitors.plan import Plan, Watched, manifest_of, probe_files, watch
+from cnnlog.monitors.live_run import LiveRun, Place, Subject
+from cnnlog.monitors.plan import Plan, watch
+from cnnlog.monitors.ranks import Ranks
 from cnnlog.recording.drawer import Look
-from cnnlog.recording.recorder import Recorder
+from cnnlog.recording.problems import Problem
+from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.run import Run
 from cnnlog.runs.store import FOLDER, RunStore
 from cnnlog.trackers import Tracker
@@ -105,7 +108,7 @@ def replay(
     module: str | None = None,
     source: Probe | ProbeSource | None = None,
     baseline: str | None = None,
-    unit: Unit = Unit.EPOCH,
+    unit: Unit | UnitName = Unit.EPOCH,
     layers: LayerSpec = "auto",
     look: Look | None = None,
     through: str | None = None,
@@ -139,6 +142,7 @@ def replay(
         raise FileExistsError(f"{str(out)!r} is there already: give another --output, or delete it.")
     if arch is not None and module is not None:
         raise ValueError(f"The network is given by arch or by module, but got both ({arch}, {module}): leave one out.")
+    unit = Unit(unit)
     ordered = order(find(paths), unit=unit)
     first = ordered.checkpoints[0]
     network = torchvision_network(first.path, arch) if module is None else module_network(first.path, module)
@@ -158,9 +162,6 @@ def replay(
         notes.append("no probe is given (--image, --chart or --probe-of), so only filters are recorded")
     watched = watch(infos, filters=filters, maps=maps)
     steps = ([] if before is None else [0]) + [checkpoint.step for checkpoint in ordered.checkpoints]
-    manifest = manifest_of(
-        watched, filters=filters, maps=maps, probe=probe, baseline_step=steps[0], architecture=network.name
-    )
 
     def states() -> Iterator[tuple[nn.Module, Checkpoint]]:
         if before is not None:
@@ -169,35 +170,23 @@ def replay(
             _load(network, checkpoint)
             yield network.model, checkpoint
 
-    with _new_folder(out) as folder, _events(folder if tensorboard else None) as trackers:
-        recorder = Recorder(
-            watched.layers,
-            filters=filters.look,
-            maps=maps.look if maps else None,
-            store=RunStore(str(folder / FOLDER), manifest),
-            trackers=trackers,
-            probe=probe_files(probe),
-            texts=_table(network, probe, watched, through),
-        )
-        try:
-            for model, checkpoint in states():
-                snapshot = capture(
-                    model,
-                    probe,
-                    filter_layers=watched.filter_layers,
-                    map_layers=watched.map_layers,
-                    step=checkpoint.step,
-                    epoch=checkpoint.epoch,
-                    global_step=checkpoint.global_step,
-                    through=through,
-                )
-                recorder.record(snapshot)
-                recorder.drain(trackers=True)
-                notes += _take(recorder)
-            recorder.finish()
-        finally:
-            recorder.close()
-        notes += _take(recorder)
+    def table() -> LayerTable:
+        assert probe is not None, "a table is asked for with a probe only"
+        names = {layer.name for layer in watched.layers}
+        return layer_table(network.model, probe.tensor, watched=names, through=through)
+
+    subject = Subject(
+        model=network.model,
+        probe=probe,
+        watched=watched,
+        filters=filters,
+        maps=maps,
+        architecture=network.name,
+        through=through,
+        table=table if tensorboard and probe is not None else None,
+    )
+    with _new_folder(out) as folder:
+        _record(subject, states(), steps[0], folder, tensorboard=tensorboard, notes=notes)
     origin = f"step {steps[0]} ({baseline or first.path.name})"
     return Replayed(out, tuple(steps), origin, tuple(dict.fromkeys(notes)))
 
@@ -214,23 +203,63 @@ def _shared(infos: Sequence[LayerInfo], baseline: Sequence[LayerInfo]) -> tuple[
     return alike, tuple(info.name for info in infos if info.has_filters and info.name not in names)
 
 
-def _take(recorder: Recorder) -> list[str]:
-    """What the recorder noticed; what failed is raised, for here nothing must be missing."""
-    problems = recorder.take_problems()
-    for problem in problems:
-        if problem.error is not None:
-            raise OSError(f"{problem.message} ({said(problem.error)})") from problem.error
-    return [problem.message for problem in {problem.what: problem for problem in reversed(problems)}.values()]
+class _Notes:
+    """Keeps what a reader should know; what failed is raised, for here nothing must be missing."""
+
+    def __init__(self, notes: list[str]) -> None:
+        self.failed = False
+        self._notes = notes
+
+    def handle(self, problems: Iterable[Problem]) -> None:
+        """Raise the first error, else note one problem of each kind."""
+        problems = list(problems)
+        for problem in problems:
+            if problem.what == "probe" and problem.error is not None:
+                raise problem.error
+            if problem.error is not None:
+                raise OSError(f"{problem.message} ({said(problem.error)})") from problem.error
+        firsts = {problem.what: problem for problem in reversed(problems)}
+        self._notes += [problem.message for problem in firsts.values()]
+
+    def warn(self, what: str, message: str) -> None:
+        """Note it."""
+        self._notes.append(message)
 
 
-def _table(network: Network, probe: Probe | None, watched: Watched, through: str | None) -> dict[str, str]:
-    if probe is None:
-        return {}
-    names = {layer.name for layer in watched.layers}
+def _record(
+    subject: Subject,
+    states: Iterable[tuple[nn.Module, Checkpoint]],
+    baseline_step: int,
+    folder: Path,
+    *,
+    tensorboard: bool,
+    notes: list[str],
+) -> None:
+    """Record one state after the other; each is with its tracker before the next is loaded."""
+
+    def place(manifest: Manifest) -> Place:
+        return Place(RunStore(str(folder / FOLDER), manifest))
+
+    def trackers(place: Place, opened: ExitStack) -> list[Tracker]:
+        if not tensorboard:
+            return []
+        file = EventFile(str(folder))
+        opened.callback(file.close)
+        return [TensorBoardTracker(file)]
+
+    alone = Ranks(several=False)
+    live = LiveRun.open(
+        subject, now=baseline_step, place=place, trackers=trackers, ranks=alone, spread=alone, says=_Notes(notes)
+    )
     try:
-        return {"layers": layer_table(network.model, probe.tensor, watched=names, through=through).to_markdown()}
-    except RuntimeError:  # torchinfo knows fewer kinds of models than we watch
-        return {}
+        for model, checkpoint in states:
+            live.take(checkpoint.step, model=model, epoch=checkpoint.epoch, global_step=checkpoint.global_step)
+            live.recorder.drain(trackers=True)
+            live.report()
+        live.finish()
+    finally:
+        live.release()
+    live.report()
 
 
 @contextmanager
@@ -248,15 +277,3 @@ def _new_folder(out: Path) -> Iterator[Path]:
         temporary.rename(out)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def _events(folder: Path | None) -> Iterator[list[Tracker]]:
-    if folder is None:
-        yield []
-        return
-    file = EventFile(str(folder))
-    try:
-        yield [TensorBoardTracker(file)]
-    finally:
-        file.close()

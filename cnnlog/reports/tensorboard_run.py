@@ -12,21 +12,17 @@ The sides are called A, B, ... The layer `00_conv1`, say, has these tags:
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any
-
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from cnnlog.comparison.comparison import Comparison
 from cnnlog.comparison.pictures import Key, pictures
 from cnnlog.comparison.rows import letter
 from cnnlog.rendering.png import encode_png
 from cnnlog.runs.run import Progress
+from cnnlog.trackers.event_file import EventFile
 from cnnlog.trackers.tensorboard import TensorBoardTracker
 
 SUFFIX = ".cnnlog-compare"
@@ -76,7 +72,7 @@ def write_board(
     folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".draft-{uuid.uuid4().hex[:8]}"
     try:
-        events = _Events(draft)
+        events = EventFile(str(draft), suffix=SUFFIX, live=False)
         try:
             tracker, numbers = TensorBoardTracker(events), _numbers(comparison)
             for done, step in enumerate(comparison.steps):
@@ -99,32 +95,6 @@ def write_board(
         for empty in [draft, *made]:
             if empty.exists():
                 empty.rmdir()
-
-
-class _Events:
-    """An event file, in the clothes of the logger and its writer that the tracker expects."""
-
-    def __init__(self, folder: Path) -> None:
-        self._file = EventFileWriter(str(folder), filename_suffix=SUFFIX)
-
-    @property
-    def experiment(self) -> _Events:
-        return self
-
-    def _get_file_writer(self) -> _Events:
-        return self
-
-    def add_summary(self, summary: Any, step: int) -> None:
-        self._file.add_event(Event(wall_time=time.time(), step=step, summary=summary))
-
-    def flush(self) -> None:
-        """Nothing: a draft need not be readable meanwhile, and so drawing and writing overlap."""
-
-    def close(self) -> None:
-        try:
-            self._file.flush()  # raises what the writing thread ran into
-        finally:
-            self._file.close()
 
 
 def _add_step(tracker: TensorBoardTracker, comparison: Comparison, step: int, width: int) -> None:

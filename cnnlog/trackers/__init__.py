@@ -1,4 +1,8 @@
-"""Where pictures and numbers go: one small module a tracker, all behind `Tracker`."""
+"""Where pictures and numbers go: one small module a tracker, all behind `Tracker`.
+
+In: a tracker's own handle, such as a W&B run or a `SummaryWriter`. Out: the `Tracker` for it. No tracker's package is
+imported before a handle of it is here.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+_EVENT_WRITERS = {("torch", "SummaryWriter"), ("tensorboardX", "SummaryWriter"), ("cnnlog", "EventFile")}
 
 
 class Tracker(Protocol):
@@ -34,74 +40,104 @@ class Tracker(Protocol):
         """The last step whose filters or feature maps the tracker has, -1 without any; None if it cannot tell."""
 
 
-def trackers_for(loggers: Sequence[Any], *, folder: str, unit: str) -> tuple[list[Tracker], list[Any]]:
-    """The trackers of a trainer, and those of its loggers that take no pictures.
+def trackers_for(handles: Sequence[Any], *, folder: str, unit: str, files: bool = False) -> list[Tracker]:
+    """The trackers behind handles, each once.
 
-    Pictures become files in the run's folder for a `CSVLogger`, and where nothing else takes them. A ClearML task of
-    this process is served, too: where there is a TensorBoard logger, ClearML copies what that one writes.
+    A ClearML task of this process is served, too, but not beside a `SummaryWriter` of torch: ClearML copies what that
+    writes. Pictures become files in the run's folder where no handle takes them.
 
     Args:
-        loggers: the Lightning loggers of the trainer.
+        handles: what `tracker_of` takes.
         folder: where the run is stored.
         unit: what steps count, `"epoch"` or `"step"`.
+        files: pictures become files all the same.
     """
-    found = {id(logger): tracker_for(logger, folder=folder, unit=unit) for logger in loggers}
+    found = {identity(handle): tracker_of(handle, unit=unit) for handle in handles}
     trackers = [tracker for tracker in found.values() if tracker is not None]
-    names = {tracker.name for tracker in trackers}
-    if not names & {"TensorBoard", "ClearML"} and (task := _clearml_task()) is not None:
+    files = files or not trackers
+    copied = any(("torch", "SummaryWriter") in _classes(handle) for handle in handles)
+    if not copied and (task := _clearml_task()) is not None and identity(task) not in found:
         from cnnlog.trackers.clearml import ClearMLTracker
 
         trackers.append(ClearMLTracker(task))
-    if not loggers or any("CSVLogger" in kinds(logger) for logger in loggers):
+    if files:
         from cnnlog.trackers.picture_files import PictureFiles
 
         trackers.append(PictureFiles(folder))
-    refused = [logger for logger in loggers if found[id(logger)] is None and "CSVLogger" not in kinds(logger)]
-    return trackers, refused
+    return trackers
 
 
-def tracker_for(logger: Any, *, folder: str, unit: str) -> Tracker | None:
-    """The tracker for a Lightning logger, or `None` if it takes no pictures itself.
+def tracker_of(handle: Any, *, unit: str) -> Tracker | None:  # noqa: PLR0911  # one a tracker
+    """The tracker behind a handle, or `None` if the handle takes no pictures.
 
-    Loggers are told by the name of their classes, so that those of `lightning` and of `pytorch_lightning` are alike
-    and no tracker's package is imported before it is used.
+    Args:
+        handle: a `SummaryWriter` of torch or tensorboardX, an `EventFile`, a run of W&B, Aim or Trackio, an MLflow
+            client and a run's id as a tuple, a Comet experiment, a ClearML task, or any object with a method for
+            images by a common name.
+        unit: what steps count, `"epoch"` or `"step"`.
     """
-    known = kinds(logger)
-    tracker: Tracker | None = None
-    if "TensorBoardLogger" in known:
-        from cnnlog.trackers.tensorboard import TensorBoardTracker
+    known = _classes(handle)
+    if known & _EVENT_WRITERS:
+        from cnnlog.trackers.tensorboard import TensorBoardTracker, events_of
 
-        tracker = TensorBoardTracker(logger)
-    elif "WandbLogger" in known:
+        return TensorBoardTracker(events_of(handle))
+    if ("wandb", "Run") in known:
         from cnnlog.trackers.wandb import WandbTracker
 
-        tracker = WandbTracker(logger, unit=unit)
-    elif "MLFlowLogger" in known:
+        return WandbTracker(handle, unit=unit)
+    if is_mlflow(handle):
         from cnnlog.trackers.mlflow import MLflowTracker
 
-        tracker = MLflowTracker(logger)
-    elif "CometLogger" in known:
+        return MLflowTracker(*handle)
+    if known & {("comet_ml", name) for name in ("Experiment", "OfflineExperiment", "CometExperiment")}:
         from cnnlog.trackers.comet import CometTracker
 
-        tracker = CometTracker(logger, unit=unit)
-    elif "AimLogger" in known:
+        return CometTracker(handle, unit=unit)
+    if ("aim", "Run") in known:
         from cnnlog.trackers.aim import AimTracker
 
-        tracker = AimTracker(logger, unit=unit)
-    elif "ClearMLLogger" in known:
-        from cnnlog.trackers.clearml import ClearMLTracker, task_of
+        return AimTracker(handle, unit=unit)
+    if ("clearml", "Task") in known:
+        from cnnlog.trackers.clearml import ClearMLTracker
 
-        tracker = ClearMLTracker(task_of(logger))
-    elif "CSVLogger" not in known:
-        from cnnlog.trackers.other import OtherTracker
+        return ClearMLTracker(handle)
+    if ("trackio", "Run") in known:
+        from cnnlog.trackers.trackio import TrackioTracker
 
-        tracker = OtherTracker.of(logger)
-    return tracker
+        return TrackioTracker(handle)
+    from cnnlog.trackers.other import OtherTracker
+
+    return OtherTracker.of(handle)
 
 
-def kinds(logger: Any) -> set[str]:
-    """The names of a logger's class and of those that it inherits from."""
-    return {cls.__name__ for cls in type(logger).__mro__}
+def takes_pictures(handle: Any) -> bool:
+    """Whether there is a tracker behind a handle."""
+    return tracker_of(handle, unit="step") is not None
+
+
+def writes_events(handle: Any) -> bool:
+    """Whether it is a `SummaryWriter` of torch or tensorboardX, or an `EventFile`."""
+    return bool(_classes(handle) & _EVENT_WRITERS)
+
+
+def identity(handle: Any) -> Any:
+    """What two handles have in common if they lead to the same place; the handles must be kept alive."""
+    return handle[1] if is_mlflow(handle) else id(handle)
+
+
+def is_mlflow(handle: Any) -> bool:
+    """Whether it is an MLflow client with a run's id."""
+    return (
+        isinstance(handle, tuple)
+        and len(handle) == 2
+        and ("mlflow", "MlflowClient") in _classes(handle[0])
+        and isinstance(handle[1], str)
+    )
+
+
+def _classes(handle: Any) -> set[tuple[str, str]]:
+    """Package and name of its class, and of those that it inherits from."""
+    return {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(handle).__mro__}
 
 
 def _clearml_task() -> Any:

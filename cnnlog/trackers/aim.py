@@ -1,4 +1,4 @@
-"""Aim, through the logger's run."""
+"""Aim, through its run."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from PIL import Image
 
 
 class AimTracker:
-    """Writes to the run of an `AimLogger`."""
+    """Writes to an `aim.Run`."""
 
-    def __init__(self, logger: Any, *, unit: str) -> None:
+    def __init__(self, run: Any, *, unit: str) -> None:
         self.name = "Aim"
-        self._run = logger.experiment
+        self._run = run
         self._counts_epochs = unit == "epoch"
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:

@@ -9,15 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 
-def task_of(logger: Any) -> Any:
-    """The task of a logger: its `task`, its `experiment`, or what either is itself."""
-    for name in ("task", "_task", "experiment"):
-        held = getattr(logger, name, None)
-        if hasattr(held, "get_logger"):
-            return held
-    raise LookupError(f"{type(logger).__name__} has no ClearML task as its `task` or `experiment`")
-
-
 class ClearMLTracker:
     """Reports to a ClearML task; the part of a tag before the first slash is its title there, the rest its series."""
 

@@ -1,4 +1,4 @@
-"""Comet, through the logger's experiment."""
+"""Comet, through its experiment."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy.typing as npt
 
 
 class CometTracker:
-    """Writes to the experiment of a Lightning `CometLogger`."""
+    """Writes to a Comet experiment, online or offline."""
 
-    def __init__(self, logger: Any, *, unit: str) -> None:
+    def __init__(self, experiment: Any, *, unit: str) -> None:
         self.name = "Comet"
         # A copy shares the connection but has a current step of its own: Comet writes each picture with the step that
         # the experiment was last set to, by whichever thread, and would give ours to numbers logged without one.
-        self._experiment = copy.copy(logger.experiment)
+        self._experiment = copy.copy(experiment)
         self._counts_epochs = unit == "epoch"
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:

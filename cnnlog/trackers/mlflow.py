@@ -1,4 +1,4 @@
-"""MLflow, through the logger's client."""
+"""MLflow, through a client."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ KEY_BYTES = 150  # MLflow takes 250 for a metric, but adds about 90 to an image'
 
 
 class MLflowTracker:
-    """Writes to the run of a Lightning `MLFlowLogger`; pictures show in its image grid, with a slider over the steps.
+    """Writes to a run by its id; pictures show in its image grid, with a slider over the steps.
 
     MLflow takes no histograms; those are left out.
     """
 
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, client: Any, run_id: str) -> None:
         self.name = "MLflow"
-        self._client = logger.experiment
-        self._run_id = logger.run_id
+        self._client = client
+        self._run_id = run_id
         self._metrics: list[Metric] = []
         self._step = -1
 

@@ -1,4 +1,4 @@
-"""A logger that is not known here, but has a method for images by a common name."""
+"""A handle of no tracker that is known here, but with a method for images by a common name."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ Call = Callable[[str, Any, int, str], None]  # tag, value, step, description
 
 
 class OtherTracker:
-    """Calls a logger's, or its experiment's, method for images; numbers go the way that is found likewise.
+    """Calls the handle's method for images; numbers go the way that is found likewise.
 
-    Texts and histograms are left out.
+    Texts and histograms are left out, and numbers where no method for them is found.
     """
 
     def __init__(self, name: str, image: Call, number: Call) -> None:
@@ -34,17 +34,19 @@ class OtherTracker:
         self._number = number
 
     @classmethod
-    def of(cls, logger: Any) -> OtherTracker | None:
-        """The tracker for a logger, `None` if no method is found that can be called with a tag and an image."""
-        image = next(_calls(logger, IMAGE_METHODS, IMAGE, _as_image), None)
+    def of(cls, handle: Any) -> OtherTracker | None:
+        """The tracker for a handle, `None` if no method is found that can be called with a tag and an image."""
+        image = next(_calls(handle, IMAGE_METHODS, IMAGE, _as_image), None)
         if image is None:
             return None
+        log_metrics = getattr(handle, "log_metrics", None)
 
-        def log_metrics(tag: str, value: Any, step: int, _: str) -> None:
-            logger.log_metrics({tag: value}, step)
+        def by_name(tag: str, value: Any, step: int, _: str) -> None:
+            if callable(log_metrics):
+                log_metrics({tag: value}, step)
 
-        number = next(_calls(logger, NUMBER_METHODS, NUMBER, lambda value, *_: value), log_metrics)
-        return cls(type(logger).__name__, image, number)
+        number = next(_calls(handle, NUMBER_METHODS, NUMBER, lambda value, *_: value), by_name)
+        return cls(type(handle).__name__, image, number)
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
         """Log a picture."""
@@ -69,15 +71,14 @@ class OtherTracker:
 
 
 def _calls(
-    logger: Any, methods: tuple[str, ...], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]
+    handle: Any, methods: tuple[str, ...], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]
 ) -> Iterator[Call]:
-    """Ways to log a value: each method of the logger and of its experiment whose parameters are all understood."""
-    for owner in (logger, getattr(logger, "experiment", None)):
-        for name in methods:
-            method = getattr(owner, name, None)
-            call = _call(method, values, convert) if callable(method) else None
-            if call is not None:
-                yield call
+    """Ways to log a value: each method of the handle whose parameters are all understood."""
+    for name in methods:
+        method = getattr(handle, name, None)
+        call = _call(method, values, convert) if callable(method) else None
+        if call is not None:
+            yield call
 
 
 def _call(method: Callable[..., Any], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]) -> Call | None:

@@ -1,10 +1,10 @@
-"""TensorBoard, through the logger's own event file."""
+"""TensorBoard, through an event file: our own, or that of a `SummaryWriter`."""
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,18 +14,42 @@ from tensorboard.plugins.histogram.summary_v2 import histogram_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 
 from cnnlog.runs.places import locate
+from cnnlog.trackers.event_file import EventFile
+from cnnlog.trackers.summary_writer import TensorboardXEvents, TorchEvents
+
+
+class Events(Protocol):
+    """Where the events of one folder go: `EventFile`, or what `summary_writer` has."""
+
+    @property
+    def folder(self) -> str:
+        """Where the event files lie."""
+
+    def write(self, summary: Summary, step: int) -> None:
+        """Write what belongs to `step` as one event."""
+
+    def let_go(self) -> None:
+        """Have the next write open another file, for one has failed."""
+
+
+def events_of(writer: Any) -> Events:
+    """Where the events of an `EventFile`, or of a `SummaryWriter` of torch or tensorboardX, go."""
+    if isinstance(writer, EventFile):
+        return writer
+    of_x = any(cls.__module__.partition(".")[0] == "tensorboardX" for cls in type(writer).__mro__)
+    return TensorboardXEvents(writer) if of_x else TorchEvents(writer)
 
 
 class TensorBoardTracker:
-    """Writes to the event file of a Lightning `TensorBoardLogger`.
+    """Writes to an event file.
 
     All pictures and numbers of a step go out as one event: a kill leaves the whole step or nothing of it, and the
-    event writer's queue, which the training thread shares, takes one place instead of dozens.
+    event writer's queue, which the training thread may share, takes one place instead of dozens.
     """
 
-    def __init__(self, logger: Any) -> None:
+    def __init__(self, events: Events) -> None:
         self.name = "TensorBoard"
-        self._logger = logger
+        self._events = events
         self._summary = Summary()
         self._step = -1
         self._described: set[str] = set()
@@ -52,22 +76,20 @@ class TensorBoardTracker:
         self._of(step).value.extend(histogram_pb(tag, finite).value)
 
     def commit(self, step: int) -> None:
-        """Write everything added for this step as one event, and see it through to the file."""
+        """Write everything added for this step as one event."""
         summary, self._summary = self._of(step), Summary()
-        writer = self._writer()
         try:
-            writer.add_summary(summary, step)
-            writer.flush()  # a failed write shows at this step; with TensorFlow installed, nothing else would for 120 s
+            self._events.write(summary, step)
         except Exception:  # remote file systems raise errors of their own
-            self._let_go()
+            self._events.let_go()
             raise
         self._described.update(value.tag for value in summary.value)
 
     def last_step(self) -> int | None:
-        """Read the log folder's event files for it: a kill may have kept the last pictures from them."""
-        fs, folder = locate(self._writer().get_logdir())
+        """Read the folder's event files for it: a kill may have kept the last pictures from them."""
+        fs, folder = locate(self._events.folder)
         last = -1
-        for path in fs.ls(folder, detail=False):  # a glob would take the brackets of `lr=[0.1]` for its own
+        for path in fs.ls(folder, detail=False) if fs.exists(folder) else ():  # a glob would read `lr=[0.1]` as its own
             if "tfevents" not in str(path).rsplit("/", 1)[-1]:
                 continue
             with fs.open(path, "rb") as file:
@@ -75,19 +97,6 @@ class TensorBoardTracker:
                     if any(value.tag.startswith(("filters/", "feature_maps/")) for value in event.summary.value):
                         last = max(last, event.step)
         return last
-
-    def _writer(self) -> Any:
-        # `SummaryWriter.file_writer` is None after a `close()` of the writer; this getter opens the next event file.
-        return self._logger.experiment._get_file_writer()
-
-    def _let_go(self) -> None:
-        """Have the logger open its next event file.
-
-        TensorBoard's writer never recovers from a failed write, and raises it again at every later call: at the
-        logger's own numbers, and at the end of the training.
-        """
-        experiment = self._logger.experiment
-        experiment.file_writer = experiment.all_writers = None
 
     def _of(self, step: int) -> Summary:
         """What is gathered for `step`; what an earlier one left behind when it failed is let go."""

@@ -1,4 +1,4 @@
-"""Weights & Biases, through the logger's run."""
+"""Weights & Biases, through its run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cnnlog.runs.places import shortened
 
 
 class WandbTracker:
-    """Writes to the run of a Lightning `WandbLogger`.
+    """Writes to a W&B run.
 
     Everything of a step is one row of the run's history, with the step on an axis of its own, `cnnlog/epoch` or
-    `cnnlog/step`: W&B's own step counts the calls of `log`, and the logger's counts batches.
+    `cnnlog/step`: W&B's own step counts the calls of `log`, and Lightning's counts batches.
     """
 
-    def __init__(self, logger: Any, *, unit: str) -> None:
+    def __init__(self, run: Any, *, unit: str) -> None:
         self.name = "W&B"
-        self._run = logger.experiment
+        self._run = run
         self._axis = f"cnnlog/{unit}"
         self._row: dict[str, Any] = {}
         self._step = -1
@@ -48,7 +48,7 @@ class WandbTracker:
     def commit(self, step: int) -> None:
         """Log the row."""
         row, self._row = (self._row if step == self._step else {}), {}
-        for key in row.keys() - self._on_axis:  # by name: those with globs yield to the logger's own `*`
+        for key in row.keys() - self._on_axis:  # by name: those with globs yield to the `*` of Lightning's logger
             self._run.define_metric(key, step_metric=self._axis)
             self._on_axis.add(key)
         self._run.log({**row, self._axis: step})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.stored_runs import moving, write_run
+from support.stored_runs import Arrays, moving, write_run
 
 from cnnlog.comparison.comparison import Comparison, compare
 from cnnlog.comparison.pictures import Key, pictures
@@ -61,7 +61,7 @@ def test_feature_maps_have_a_picture_for_each_probe_image(tmp_path: Path) -> Non
 def test_what_a_side_lacks_has_no_picture(tmp_path: Path) -> None:
     one = write_run(tmp_path / "one", moving(0, 0.1))
 
-    def without_maps(step: int) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    def without_maps(step: int) -> tuple[Arrays, Arrays]:
         return moving(1, 0.3)(step)[0], {}
 
     comparison = compare(one, write_run(tmp_path / "other", without_maps))

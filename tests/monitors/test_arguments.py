@@ -76,7 +76,7 @@ FACES: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
         ("dataset", "indices"),
     ),
     "Probe.chart": (lambda **more: Probe.chart(**{"size": 32, **more}), ("size", *NORMAL)),
-    "watch": (watching, ("model", "log_dir", "map_layers", "unit", "run", "tensorboard", "resume", *LOOK)),
+    "watch": (watching, ("model", "log_dir", "map_layers", "unit", "run", "tensorboard", "trackers", "resume", *LOOK)),
 }
 
 
@@ -119,7 +119,7 @@ def test_one_argument(face: str, argument: str) -> None:
 
 # --- what is accepted trains
 
-LAYERS = st.sampled_from(["auto", "net.0", "net.*", "net", "", "*", ["net.0", "net.3"], [nn.Conv2d], [], "net.1"])
+LAYERS = st.sampled_from(["auto", "net.0", "net.*", "net", "*", ["net.0", "net.3"], [nn.Conv2d], "net.1", "net.9"])
 NUMBERS = st.sampled_from([1, 2, 3, 5, 16, 64, HUGE])
 COMMON = {
     "layers": LAYERS,

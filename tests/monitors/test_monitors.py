@@ -285,7 +285,7 @@ def test_arrays_that_arrive_late_are_waited_for_in_the_background(
 
         return dataclasses.replace(seen, ready=ready)
 
-    monkeypatch.setattr("cnnlog.monitors.fit.capture", late)
+    monkeypatch.setattr("cnnlog.monitors.live_run.capture", late)
     torch.manual_seed(0)
     module = TinyCNN()
     fit(trainer(tmp_path, monitors()), module)

@@ -58,7 +58,7 @@ def train(module: nn.Module, watcher: Watcher, *, epochs: int = 3) -> None:
 
 def files(folder: Path) -> dict[str, tuple[Any, bytes]]:
     """What the store's files hold: the header, whose keys safetensors shuffles, and all bytes after it."""
-    return {path.name: _content(path.read_bytes()) for path in folder.glob("cnnlog/*") if path.suffix != ".json"}
+    return {path.name: _content(path.read_bytes()) for path in folder.glob("cnnlog/*.*") if path.suffix != ".json"}
 
 
 def _content(data: bytes) -> tuple[Any, bytes]:
@@ -429,7 +429,7 @@ def test_on_error_raise_raises(tmp_path: Path) -> None:
     assert open_run(tmp_path).steps == (0,)
 
 
-def test_a_store_that_cannot_be_written_costs_one_warning(tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_costs_one_warning_and_its_pictures_another(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
 
     def loop() -> None:
@@ -437,9 +437,12 @@ def test_a_store_that_cannot_be_written_costs_one_warning(tmp_path: Path) -> Non
         with watch(module, probe(), tmp_path / "file", tensorboard=False) as watcher:
             train(module, watcher)
 
-    with pytest.warns(UserWarning, match=r"cnnlog: step 0 could not be stored.*training goes on") as caught:
+    with pytest.warns(UserWarning, match="^cnnlog: ") as caught:
         loop()
-    assert len(caught) == 1
+    said = sorted(str(warning.message) for warning in caught)
+    assert len(said) == 2
+    assert said[0].startswith("cnnlog: step 0 could not be stored in ")
+    assert said[1].startswith("cnnlog: the folder of pictures did not take the pictures of step 0")
 
 
 @pytest.mark.parametrize("own", [True, False])

@@ -99,7 +99,7 @@ def test_a_stranger_can_run_the_tests(stranger: tuple[Path, dict[str, Any]]) -> 
     paths = [path for name in SAMPLES for path in copy.rglob(name)]
     assert sorted(path.name for path in paths) == sorted(SAMPLES)
     chosen = " or ".join(f"({name.removesuffix('.py')} and ({words}))" for name, words in SAMPLES.items())
-    command = [sys.executable, "-m", "pytest", "--tb=short", "-k", chosen, *paths]
+    command = [sys.executable, "-m", "pytest", "--tb=short", "-k", chosen, *map(str, paths)]
     done = subprocess.run(
         command, **as_stranger, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=250
     )

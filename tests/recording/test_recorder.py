@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog.kinds import Unit
 from cnnlog.recording import drawer, outbox
@@ -26,6 +25,7 @@ from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Snapshot
 from cnnlog.trackers import Tracker
+from cnnlog.trackers.event_file import EventFile
 from cnnlog.trackers.tensorboard import TensorBoardTracker
 
 LAYERS = (
@@ -358,14 +358,16 @@ def test_the_end_waits_once_for_all_trackers_that_hang(tmp_path: Path, monkeypat
 def test_what_a_failed_step_left_in_tensorboards_tracker_is_not_in_the_next_one() -> None:
     written: list[tuple[int, list[str]]] = []
 
-    class Writer:
-        def add_summary(self, summary: Any, step: int) -> None:
+    class Written:
+        folder = ""
+
+        def write(self, summary: Any, step: int) -> None:
             written.append((step, [value.tag for value in summary.value]))
 
-        def flush(self) -> None:
-            pass
+        def let_go(self) -> None:
+            raise AssertionError("nothing failed")
 
-    tracker = TensorBoardTracker(SimpleNamespace(experiment=SimpleNamespace(_get_file_writer=Writer)))
+    tracker = TensorBoardTracker(Written())
     tracker.add_scalar("lost", 1.0, 0)  # and then something raised
     tracker.add_scalar("kept", 1.0, 1)
     tracker.commit(1)
@@ -582,7 +584,7 @@ def test_a_resume_draws_what_a_kill_kept_from_a_tracker(tmp_path: Path) -> None:
 
 
 def test_tensorboard_tells_its_last_step_also_from_a_file_that_a_kill_cut_off(tmp_path: Path) -> None:
-    tracker = TensorBoardTracker(SimpleNamespace(experiment=SummaryWriter(str(tmp_path))))
+    tracker = TensorBoardTracker(EventFile(str(tmp_path)))
     assert tracker.last_step() == -1
     for step in range(3):
         tracker.add_image("filters/00_stem", b"\x89PNG" + bytes(500), (1, 1), step, description="d")

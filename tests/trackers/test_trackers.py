@@ -22,12 +22,14 @@ from PIL import Image
 from support.places import TESTS, environment
 from support.tracked import EPOCHS, pixels
 from support.training import TinyCNN, events, fit, image_steps, loader, ours, probe, trainer
+from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
 from cnnlog.recording import outbox
 from cnnlog.runs.places import shortened
 from cnnlog.runs.store import RunStore
-from cnnlog.trackers import kinds, trackers_for
+from cnnlog.trackers import trackers_for
+from cnnlog.trackers.loggers import handle_of
 from cnnlog.trackers.other import OtherTracker
 from cnnlog.trackers.picture_files import PictureFiles
 
@@ -107,21 +109,15 @@ def test_keys_for_mlflow_are_legal_and_reversible(tag: str) -> None:
 # --- which logger gets what
 
 
-def named(name: str, **parts: Any) -> Any:
-    return type(name, (), parts)()
-
-
-def test_loggers_are_told_by_name_whatever_package_they_are_of() -> None:
+def test_loggers_are_told_by_name_whatever_package_they_are_of(tmp_path: Path) -> None:
     class TensorBoardLogger:
-        experiment = None
+        experiment = SummaryWriter(str(tmp_path))
 
     class Mine(TensorBoardLogger):
         pass
 
-    trackers, refused = trackers_for([Mine()], folder="x", unit="epoch")
-    assert [tracker.name for tracker in trackers] == ["TensorBoard"]
-    assert refused == []
-    assert {"Mine", "TensorBoardLogger"} <= kinds(Mine())
+    assert handle_of(Mine()) is TensorBoardLogger.experiment
+    assert [tracker.name for tracker in trackers_for([handle_of(Mine())], folder="x", unit="epoch")] == ["TensorBoard"]
 
 
 def test_trainer_module_and_loggers_may_be_those_of_pytorch_lightning(tmp_path: Path) -> None:
@@ -169,8 +165,7 @@ def test_trainer_module_and_loggers_may_be_those_of_pytorch_lightning(tmp_path: 
 def test_the_package_of_a_tracker_that_is_not_used_is_not_imported() -> None:
     code = (
         "import sys; from cnnlog.trackers import trackers_for\n"
-        "class CSVLogger: pass\n"
-        "trackers_for([CSVLogger()], folder='x', unit='epoch'); print(*sys.modules)"
+        "trackers_for([], folder='x', unit='epoch'); print(*sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"wandb", "mlflow", "comet_ml", "aim", "clearml", "tensorboard"}
@@ -265,7 +260,7 @@ def test_image_methods_are_called_as_their_parameters_want(tmp_path: Path) -> No
         def add_scalar(self, tag: str, scalar_value: float, global_step: Any = None) -> None:
             got.append((tag, scalar_value, global_step))
 
-    one_picture(SimpleNamespace(experiment=Board()))
+    one_picture(handle_of(SimpleNamespace(experiment=Board())))
     assert got == [("filters/a", (4, 6, 3), 3, "HWC"), ("cka/a", 0.5, 3)]
 
     class Stepless:

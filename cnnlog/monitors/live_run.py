@@ -1,0 +1,322 @@
+"""A run under way: from the first look at a model to the last picture, whoever trains it.
+
+`fit` (Lightning's Trainer), `loop` (a loop of your own) and `replay` (checkpoints of the past) decide when to capture,
+and where the run goes. Everything between stands here once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import nn
+
+from cnnlog.capture.capture import Forward, capture
+from cnnlog.capture.layer_table import LayerTable
+from cnnlog.capture.probe import Probe
+from cnnlog.monitors.plan import Plan, Watched, manifest_of, probe_files
+from cnnlog.monitors.ranks import Ranks
+from cnnlog.recording.problems import Problem
+from cnnlog.recording.recorder import Recorder
+from cnnlog.runs.manifest import Manifest
+from cnnlog.runs.store import RunStore
+from cnnlog.trackers import Tracker
+
+
+class Says(Protocol):
+    """What takes the problems of a run: `Alarm` warns of them or raises them."""
+
+    failed: bool
+
+    def handle(self, problems: Iterable[Problem]) -> None:
+        """Take what went wrong since the last call."""
+
+    def warn(self, what: str, message: str) -> None:
+        """Take one sentence; `what` is its kind."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is looked at, and how.
+
+    Attributes:
+        model: runs the probe.
+        probe: the fixed input; None where filters alone are watched, and none is needed to compute them.
+        watched: the layers.
+        filters: what was asked for filters, None for nothing.
+        maps: what was asked for feature maps, None for nothing.
+        architecture: the network's name.
+        run: executes the forward pass; None calls the model.
+        through: the sub-module that the probe runs through.
+        table: makes the table of layers; None leaves it out.
+    """
+
+    model: nn.Module
+    probe: Probe | None
+    watched: Watched
+    filters: Plan | None
+    maps: Plan | None
+    architecture: str
+    run: Forward | None = None
+    through: str | None = None
+    table: Callable[[], LayerTable] | None = None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run is kept.
+
+    Attributes:
+        store: its folder; None keeps nothing.
+        old: the stored run that it goes on from, which lies in the same folder or in another one; None begins anew.
+    """
+
+    store: RunStore | None
+    old: RunStore | None = None
+
+    @property
+    def carried(self) -> bool:
+        """Whether the baseline comes from another folder, and must be written into this one."""
+        return self.old is not None and (self.store is None or self.old.folder != self.store.folder)
+
+
+class LiveRun:
+    """A run under way, in one process of a training. `LiveRun.open` makes one; `close` it at the end.
+
+    Rank 0 alone records. The others capture, too, if the model is sharded over them; what they capture is dropped.
+
+    Attributes:
+        last_step: the last step that was captured, -1 before the baseline.
+    """
+
+    def __init__(self, subject: Subject | None, *, ranks: Ranks, spread: Ranks, says: Says) -> None:
+        self.last_step = -1
+        self._subject = subject
+        self._ranks, self._spread = ranks, spread
+        self._says = says
+        self._recorder: Recorder | None = None
+        self._problems: list[Problem] = []
+        self._opened = ExitStack()
+
+    @classmethod
+    def open(
+        cls,
+        subject: Subject | None,
+        *,
+        now: int,
+        place: Callable[[Manifest], Place],
+        trackers: Callable[[Place, ExitStack], Sequence[Tracker]],
+        ranks: Ranks,
+        spread: Ranks,
+        says: Says,
+    ) -> LiveRun:
+        """Begin a run, or go on with a stored one. Every rank must call this.
+
+        Args:
+            subject: what is looked at; None on a rank that does not capture.
+            now: the step that the training is at.
+            place: says where the run is kept, given the manifest of one that begins now. Rank 0 alone is asked; it
+                claims the folder, so that nothing of another run is mixed with this one.
+            trackers: makes the trackers, given the place. What it puts on the stack is undone when the run is closed.
+            ranks: all processes of the training.
+            spread: those over which the model is sharded.
+            says: takes what goes wrong.
+
+        Raises:
+            ValueError: the stored run cannot be gone on with.
+        """
+        live = cls(subject, ranks=ranks, spread=spread, says=says)
+        texts = live._texts()
+        try:
+            with ranks.together():
+                if ranks.first:
+                    assert subject is not None, "rank 0 captures"
+                    live._recorder = live._record(subject, now, place, trackers, texts)
+            live.last_step = ranks.share(-1 if live._recorder is None else live._recorder.last_step)
+        except BaseException:
+            live._opened.close()  # nobody else has this run yet
+            raise
+        return live
+
+    @property
+    def recorder(self) -> Recorder:
+        """Rank 0's."""
+        assert self._recorder is not None, "rank 0 alone has a recorder"
+        return self._recorder
+
+    @property
+    def writes(self) -> bool:
+        """Whether this process is the one that records."""
+        return self._recorder is not None
+
+    # ---- the start
+
+    def _texts(self) -> dict[str, str]:
+        """The table of layers, as the trackers get it."""
+        if self._subject is None or self._subject.table is None:
+            return {}
+        try:
+            return {"layers": self._subject.table().to_markdown()}
+        except Exception as error:  # torchinfo knows fewer kinds of models than we watch
+            self._says.warn("table", f"no table of layers: {error}")
+            return {}
+
+    def _record(
+        self,
+        subject: Subject,
+        now: int,
+        place: Callable[[Manifest], Place],
+        trackers: Callable[[Place, ExitStack], Sequence[Tracker]],
+        texts: dict[str, str],
+    ) -> Recorder:
+        manifest = manifest_of(
+            subject.watched,
+            filters=subject.filters,
+            maps=subject.maps,
+            probe=subject.probe,
+            baseline_step=now,
+            architecture=subject.architecture,
+        )
+        there = place(manifest)
+        if there.store is not None:
+            self._opened.callback(there.store.release)
+        recorder = Recorder(
+            subject.watched.layers,
+            filters=subject.filters.look if subject.filters else None,
+            maps=subject.maps.look if subject.maps else None,
+            store=there.store,
+            trackers=trackers(there, self._opened),
+            probe=probe_files(subject.probe),
+            texts=texts,
+        )
+        self._opened.callback(recorder.close)
+        if there.old is not None:
+            self._go_on(recorder, there.old, now, carried=there.carried)
+        return recorder
+
+    def _go_on(self, recorder: Recorder, old: RunStore, now: int, *, carried: bool) -> None:
+        try:
+            recorder.resume(old, now=now, carried=carried)
+        except (OSError, ValueError, LookupError) as error:
+            if not carried:
+                raise ValueError(f"The run in {old.folder} cannot be continued: {error}") from error
+            unread = f"the baseline in {old.folder} cannot be read ({error})"
+            self._says.warn("baseline", f"{unread}; {new_baseline(now)}")
+
+    # ---- every step
+
+    def take(
+        self,
+        step: int,
+        *,
+        epoch: int,
+        global_step: int,
+        filters: bool = True,
+        maps: bool = True,
+        model: nn.Module | None = None,
+    ) -> bool:
+        """Capture the model for the recorder. The first snapshot is waited for, so that its size is known.
+
+        What goes wrong is kept for `report`, and never raised.
+
+        Args:
+            step: the snapshot's number, above all earlier ones.
+            epoch: how many epochs are complete.
+            global_step: how many optimiser steps are complete.
+            filters: capture them.
+            maps: capture feature maps.
+            model: capture this one, of the same layers; None captures the subject's.
+
+        Returns:
+            Whether this process recorded a snapshot.
+        """
+        if self._subject is None:
+            return False
+        subject, error = self._subject, None
+        try:
+            snapshot = capture(
+                subject.model if model is None else model,
+                subject.probe,  # for filters, too: a layer may compute its weight anew in each forward
+                filter_layers=subject.watched.filter_layers if filters else (),
+                map_layers=subject.watched.map_layers if maps else (),
+                step=step,
+                epoch=epoch,
+                global_step=global_step,
+                run=subject.run,
+                through=subject.through,
+                wait=False,
+            )
+        except Exception as raised:
+            error = raised
+        error = self._spread.agree(error)  # a step that one of them has no snapshot of is missing for all
+        if error is not None:
+            goes_on = "training goes on, and later ones are tried"
+            self._problems.append(Problem("probe", f"no snapshot of step {step}", error, goes_on))
+            return False
+        first, self.last_step = self.last_step < 0, step
+        if self._recorder is None:
+            return False
+        self._recorder.record(snapshot)
+        if first:
+            self._recorder.drain()
+        return True
+
+    def report(self) -> None:
+        """Say what went wrong since the last call. If problems are raised, every rank must call this."""
+        problems, self._problems = self._problems, []
+        if self._recorder is not None:
+            problems += self._recorder.take_problems()
+        self._says.handle(problems)
+
+    # ---- the end
+
+    def finish(self, *, failed: bool = False) -> None:
+        """Draw the evolution strips and wait until everything is written.
+
+        Args:
+            failed: this process is leaving the training, and the others are not waited for any more.
+        """
+        self._says.failed = self._says.failed or failed
+        if self._recorder is not None:
+            self._recorder.finish()
+
+    def release(self) -> None:
+        """End the threads and close what was opened. A second call does nothing."""
+        self._opened.close()
+
+
+def claim(folder: str, manifest: Manifest) -> RunStore:
+    """Make a folder this run's, before anything of it is written there.
+
+    A folder that cannot be written is claimed by nobody; the recorder tries again, and warns.
+
+    Raises:
+        FileExistsError: another run is there.
+    """
+    store = RunStore(folder, manifest)
+    try:
+        store.create()
+    except Exception as error:  # remote file systems raise errors of their own
+        if isinstance(error, FileExistsError) and RunStore.exists(folder):
+            raise
+    return store
+
+
+def taken(by: RunStore, instead: str) -> ValueError:
+    """The refusal of a folder that holds another run.
+
+    Args:
+        by: that run.
+        instead: what to do.
+    """
+    return ValueError(
+        f"{by.folder} already holds a run of {len(by.steps)} snapshots, begun at {by.manifest.created}, and this one "
+        f"would mix with it: expected a new folder. {instead}"
+    )
+
+
+def new_baseline(step: int) -> str:
+    """What follows where the baseline of a resumed run is lost."""
+    return f"drift and changes are relative to step {step}, the state at the resume"
