@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -191,6 +193,69 @@ def test_what_breaks_the_rules_is_found(tmp_path: Path, files: dict[str, str], s
         path.parent.mkdir(exist_ok=True)
         path.write_text(text)
     assert said[0] in getattr(House(tmp_path), said[1])()
+
+
+# --- the size of the rooms
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A module, a class or a function, and its lines; without a function's signature, and without docstrings."""
+
+    name: str
+    kind: str
+    lines: int
+
+
+def pieces(module: str, path: Path) -> list[Piece]:
+    """All that a file holds, and the file itself."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    holders = [n for n in ast.walk(tree) if isinstance(n, (ast.Module, ast.ClassDef, ast.FunctionDef))]
+    docs = [holder.body[0] for holder in holders if ast.get_docstring(holder) is not None]
+    words = {line for doc in docs for line in range(doc.lineno, (doc.end_lineno or 0) + 1)}
+    found = [Piece(module, "module", len(text.splitlines()) - len(words))]
+    for holder in holders:
+        if not isinstance(holder, ast.Module):
+            first = holder.lineno if isinstance(holder, ast.ClassDef) else holder.body[0].lineno
+            lines = set(range(first, (holder.end_lineno or 0) + 1)) - words
+            kind = "class" if isinstance(holder, ast.ClassDef) else "function"
+            found.append(Piece(f"{module}.{holder.name}", kind, len(lines)))
+    return found
+
+
+PIECES = [piece for module, path in HOUSE.paths.items() for piece in pieces(module, path)]
+
+
+def past(lines: int, kind: str, of: list[Piece]) -> list[str]:
+    return sorted(piece.name for piece in of if piece.kind == kind and piece.lines > lines)
+
+
+def test_few_modules_are_long_and_no_function_is() -> None:
+    assert len(past(300, "module", PIECES)) <= 8
+    assert past(60, "function", PIECES) == []
+    assert past(250, "class", PIECES) == []
+    assert len(list(PACKAGE.glob("*.py"))) <= 6
+
+
+def test_the_measure_of_size_can_fail(tmp_path: Path) -> None:
+    body = "\n".join(f"    x{number} = {number}" for number in range(61))
+    long = f'def long(\n    a: int,\n) -> None:\n    """Words\n\n    and words."""\n{body}\n'
+    (tmp_path / "a.py").write_text(long, encoding="utf-8")
+    found = pieces("a", tmp_path / "a.py")
+    assert past(60, "function", found) == ["a.long"]
+    assert past(61, "function", found) == []
+    assert past(63, "module", found) == ["a"]
+
+
+def test_a_kind_is_asked_and_seldom_compared() -> None:
+    compared = re.compile(r"(?:==|!=|\bis\b|\bis not\b) (?:Kind\.|[\"'](?:filters|feature_maps)[\"'])")
+    assert len(compared.findall("kind is Kind.FILTERS or kind == 'filters'")) == 2
+    texts = {module: path.read_text(encoding="utf-8") for module, path in HOUSE.paths.items() if module != "kinds"}
+    assert sum(len(compared.findall(text)) for text in texts.values()) < 10
+
+
+# --- what is loaded
 
 
 def loaded(statement: str) -> set[str]:
