@@ -93,6 +93,9 @@ def uv() -> str:
     found = str(beside) if beside.exists() else shutil.which("uv")
     if found is None:
         pytest.skip("uv is not installed; scripts/setup installs it into .venv")
+    cache = Path(done(found, "cache", "dir", cwd=ROOT).strip())
+    if not os.access(next(folder for folder in (cache, *cache.parents) if folder.exists()), os.W_OK):
+        pytest.skip(f"uv's cache {cache} cannot be written, and without it torch would be fetched anew")
     return found
 
 

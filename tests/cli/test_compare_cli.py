@@ -90,6 +90,7 @@ def test_bars_are_for_terminals_alone(
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert cnnlog("compare", *runs)[2] == ""
+    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     assert "\x1b[" in cnnlog("compare", *runs)[2]
 

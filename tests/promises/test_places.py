@@ -96,8 +96,8 @@ def test_a_stranger_can_run_the_tests(stranger: tuple[Path, dict[str, Any]]) -> 
     where = [sys.executable, "-c", "import cnnlog; print(cnnlog.__file__)"]
     imported = subprocess.run(where, **as_stranger, capture_output=True, check=True).stdout
     assert Path(os.fsdecode(imported)).is_relative_to(copy)
-    paths = [path for name in SAMPLES for path in copy.rglob(name)]
-    assert sorted(path.name for path in paths) == sorted(SAMPLES)
+    paths = [str(path) for name in SAMPLES for path in copy.rglob(name)]
+    assert sorted(map(os.path.basename, paths)) == sorted(SAMPLES)
     chosen = " or ".join(f"({name.removesuffix('.py')} and ({words}))" for name, words in SAMPLES.items())
     command = [sys.executable, "-m", "pytest", "--tb=short", "-k", chosen, *map(str, paths)]
     done = subprocess.run(
