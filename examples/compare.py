@@ -31,7 +31,7 @@ def main() -> None:
     # Side by side: the same layers, the same steps
     comparison = cnnlog.compare(*args.runs)
     print(comparison.to_text())
-    (args.out / "drift.csv").write_text(comparison.to_csv())
+    (args.out / "drift.csv").write_text(comparison.to_csv(), encoding="utf-8")
 
     # Where they differ most, as a figure: signed differences, white at 0
     apart = {row.layer: row.distance_cosine[0] for row in comparison.rows()}

@@ -85,9 +85,7 @@ def test_one_run_alone_and_pinned_ones(cnnlog: Any, runs: tuple[Path, Path]) -> 
     assert out.splitlines()[:2] == ["A: slow@1 (step 1)", "B: fast@last (step 4)"]
 
 
-def test_bars_are_for_terminals_alone(
-    cnnlog: Any, runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_bars_are_for_terminals_alone(cnnlog: Any, runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert cnnlog("compare", *runs)[2] == ""
     monkeypatch.setenv("TERM", "xterm")
