@@ -130,10 +130,10 @@ def capture(
         if name in wanted_filters:
             if module in used.filters:
                 filters[name] = used.filters[module]
-            elif not spread:
+            elif not sharded:
                 filters[name] = filters_of(name, module)
 
-    spread = is_sharded(model)
+    sharded = is_sharded(model)
     wanted_filters, wanted_maps = set(filter_layers), set(map_layers)
     with departures() as ready, borrow(model):
         modules = _named(model)
@@ -141,7 +141,7 @@ def capture(
         if probe is not None:
             with UsedWeights([watched[name] for name in filter_layers]) as used:
                 _forward(model, probe, watched, record, ran, run=run, through=through)
-        if spread:
+        if sharded:
             reshard(model)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
         for name in filter_layers:
             if name not in filters:  # of a sharded model, or an auxiliary head, say, that does not run in eval mode

@@ -15,8 +15,8 @@ def test_chart(size: int) -> npt.NDArray[np.float32]:
     fine = half * _SUPERSAMPLING
     top = np.concatenate([_zone_plate(fine), _edges(fine)], axis=1)
     bottom = np.concatenate([_gratings(fine, half), _colours(fine)], axis=1)
-    whole = np.concatenate([top, bottom], axis=0)
-    blocks = whole.reshape(2 * half, _SUPERSAMPLING, 2 * half, _SUPERSAMPLING, 3)
+    chart = np.concatenate([top, bottom], axis=0)
+    blocks = chart.reshape(2 * half, _SUPERSAMPLING, 2 * half, _SUPERSAMPLING, 3)
     return np.ascontiguousarray(blocks.mean(axis=(1, 3))[:size, :size], dtype=np.float32)
 
 

@@ -118,7 +118,7 @@ def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, kind: Kind) -> tupl
 
 def _auto(infos: Sequence[LayerInfo], kind: Kind) -> tuple[str, ...]:
     filter_layers = {info.name for info in infos if info.has_filters}
-    convs = [info for info in infos if info.name in filter_layers and _whole(info.name, filter_layers) == info.name]
+    convs = [info for info in infos if info.name in filter_layers and _outermost(info.name, filter_layers) == info.name]
     if any(info.output_shape is not None for info in convs):
         convs = [info for info in convs if info.output_shape is not None]
     convs = [info for info in convs if info.has(kind)]
@@ -142,7 +142,7 @@ def _thin(infos: list[LayerInfo]) -> list[LayerInfo]:
     return [infos[round(i * (len(infos) - 1) / (AUTO_LIMIT - 1))] for i in range(AUTO_LIMIT)]
 
 
-def _whole(name: str, names: set[str]) -> str:
+def _outermost(name: str, names: set[str]) -> str:
     """The outermost of `names` that the layer is in, or else its own name."""
     parts = name.split(".")
     above = (".".join(parts[:n]) for n in range(1, len(parts)))
@@ -153,7 +153,7 @@ def _matches(infos: Sequence[LayerInfo], item: Any, kind: Kind) -> list[str]:
     filter_layers = {info.name for info in infos if info.has_filters}
     if isinstance(item, type):
         names = {info.name for info in infos if issubclass(info.module_type, item)}
-        names = {_whole(name, filter_layers) if name in filter_layers else name for name in names}
+        names = {_outermost(name, filter_layers) if name in filter_layers else name for name in names}
         found = [info for info in infos if info.name in names]
         return _usable_names(found, f"of type {item.__name__}", infos, kind, like="")
     if not isinstance(item, str):
@@ -168,7 +168,7 @@ def _matches(infos: Sequence[LayerInfo], item: Any, kind: Kind) -> list[str]:
     if any(char in item for char in "*?["):
         matched = {info.name: info for info in infos if fnmatchcase(info.name, item) or fnmatchcase(info.path, item)}
         convs = filter_layers & matched.keys()
-        found = [info for name, info in matched.items() if name not in convs or _whole(name, convs) == name]
+        found = [info for name, info in matched.items() if name not in convs or _outermost(name, convs) == name]
         return _usable_names(found, f"matching {item!r}", infos, kind, like=item)
     raise ValueError(f"The model has no layer {item!r}{_close(item, infos, kind)}")
 

@@ -20,8 +20,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from cnnlog.capture.layers import layer_names
-from cnnlog.capture.rng import held_generators, kept_rng
-from cnnlog.capture.sharding import held, refuse_flattened, sharded
+from cnnlog.capture.rng import generators_in, kept_rng
+from cnnlog.capture.sharding import local_part, refuse_flattened, sharded
 from cnnlog.capture.used_weights import unmerges
 
 _ALWAYS_COPIED = 2**20  # bytes: smaller tensor attributes are copied at every loan, larger ones as parameters are
@@ -52,7 +52,7 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     with ExitStack() as stack:
         stack.enter_context(sharded(model))
         loan = _Loan(model)
-        stack.enter_context(kept_rng(held_generators(loan.values, depth=1)))
+        stack.enter_context(kept_rng(generators_in(loan.values, depth=1)))
         # The cache of a training step around us keeps no cast of ours, which has no graph.
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
         torch.set_autocast_cache_enabled(False)
@@ -192,25 +192,25 @@ class _Kept:
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
         self.copy: torch.Tensor | None = None
-        self._held = held(tensor)  # a process's own part can be compared without the others
-        self.alias = self._held.detach()
-        self._version = _version(self._held)
-        self._pointer = _pointer(self._held)
+        self._local = local_part(tensor)  # a process's own part can be compared without the others
+        self.alias = self._local.detach()
+        self._version = _version(self._local)
+        self._pointer = _pointer(self._local)
         self._requires_grad = tensor.requires_grad
 
     @property
     def written(self) -> bool:
         """Whether anybody has written into the tensor in a way that torch counts."""
-        return _version(self._held) != self._version
+        return _version(self._local) != self._version
 
     def put_in_place(self) -> bool:
         """Point to the old memory again; whether it did not, or has been written."""
         if self.tensor.requires_grad != self._requires_grad:
             self.tensor.requires_grad_(self._requires_grad)
-        moved = _pointer(self._held) != self._pointer or self._held.shape != self.alias.shape
+        moved = _pointer(self._local) != self._pointer or self._local.shape != self.alias.shape
         touched = moved or self.written
         if moved:
-            self._held.data = self.alias
+            self._local.data = self.alias
         return touched
 
     def changed(self, *, tell: bool) -> bool:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from cnnlog.capture.chart import CHART_LIMIT, test_chart
 from cnnlog.capture.images import ImageLike, fitted, is_whole, open_image, rgb, several_images, unit_range
-from cnnlog.capture.rng import held_generators, kept_rng
+from cnnlog.capture.rng import generators_in, kept_rng
 
-Picture = npt.NDArray[np.uint8]
+Pixels = npt.NDArray[np.uint8]
 _IMAGE_KEYS = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data")
 NUMBER_LIMIT = 1e18  # its square is a float32, too
 
@@ -121,7 +121,7 @@ class Probe:
             tensors = [_normalised(unit_range(fitted(image, size)), mean, std) for _, image in opened]
         else:
             mean, std = _normalisation(transform)
-            with kept_rng(held_generators([transform], depth=4)):
+            with kept_rng(generators_in([transform], depth=4)):
                 tensors = [_transformed(transform, image, name) for name, image in opened]
         return cls(_stacked(tensors, names), names=names, mean=mean, std=std)
 
@@ -187,7 +187,7 @@ class Probe:
         for index in indices:
             if length is not None and not -length <= index < length:
                 raise ValueError(f"Image {index} was asked for, but the {kind} has {length}: choose another index.")
-        with kept_rng(held_generators([dataset], depth=5)):
+        with kept_rng(generators_in([dataset], depth=5)):
             samples = [_taken(dataset, index) for index in indices]
         names = [f"{kind}[{index}]" for index in indices]
         tensors = [_sample_image(sample, name) for sample, name in zip(samples, names, strict=True)]
@@ -271,8 +271,8 @@ def _checked(tensor: torch.Tensor) -> torch.Tensor:
             f"A probe holds what the network takes, in floating point, but this is {tensor.dtype}: "
             "scale and normalise it as in training, e.g. tensor.float() / 255."
         )
-    whole = tensor if tensor.dim() > 3 else tensor[None]
-    copied = whole.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
+    several = tensor if tensor.dim() > 3 else tensor[None]
+    copied = several.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
     # as_subclass: torchvision's tv_tensors would otherwise follow the probe into the network
     copied = copied.as_subclass(torch.Tensor)
     bad = int((~torch.isfinite(copied)).sum())
@@ -388,7 +388,7 @@ def _numbers(values: Any) -> bool:
     return isinstance(values, (list, tuple)) and all(isinstance(v, (int, float)) for v in values) and len(values) > 0
 
 
-def _picture(image: npt.NDArray[np.float32], mean: Sequence[float] | None, std: Sequence[float] | None) -> Picture:
+def _picture(image: npt.NDArray[np.float32], mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
     """`[C, H, W]`, or `[C, T, H, W]`, as the network takes it -> uint8 `[H, W, 3]` for people."""
     if image.ndim == 4:
         image = image[:, image.shape[1] // 2]
@@ -399,5 +399,5 @@ def _picture(image: npt.NDArray[np.float32], mean: Sequence[float] | None, std: 
         low, high = image.min(), image.max()
         image = (image - low) / (high - low) if high > low else np.zeros_like(image)
     colour = image if len(image) == 3 else np.broadcast_to(image.mean(axis=0), (3, *image.shape[1:]))
-    picture: Picture = np.ascontiguousarray(np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
+    picture: Pixels = np.ascontiguousarray(np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
     return picture

@@ -29,7 +29,7 @@ def kept_rng(generators: Iterable[object] = ()) -> Iterator[None]:
         yield
 
 
-def held_generators(roots: Iterable[object], *, depth: int) -> list[object]:
+def generators_in(roots: Iterable[object], *, depth: int) -> list[object]:
     """Generators among `roots` and in what they hold: elements and attributes, `depth` levels down.
 
     Containers of more than 256 elements are data, not settings, and are not searched.

@@ -1,4 +1,4 @@
-"""Models whose parameters are spread over several processes: FSDP2 (`fully_shard`) and tensor parallelism.
+"""Models whose parameters are distributed over several processes: FSDP2 (`fully_shard`) and tensor parallelism.
 
 Their parameters are `DTensor`s. To gather one, and a forward pass through such a model, are collective operations:
 every process of the training must do the same, in the same order, or all wait for ever.
@@ -27,49 +27,49 @@ _NOTES = (
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether every process must take part in whatever is done with this model."""
-    if _spread_class() is None:
+    if _dtensor_class() is None:
         return False
-    return bool(_fsdp_modules(model)) or any(is_spread(tensor) for tensor in model.parameters())
+    return bool(_fsdp_modules(model)) or any(is_distributed(tensor) for tensor in model.parameters())
 
 
-def is_spread(tensor: torch.Tensor) -> bool:
+def is_distributed(tensor: torch.Tensor) -> bool:
     """Whether every process holds a part of this tensor only: a `DTensor`."""
-    cls = _spread_class()
+    cls = _dtensor_class()
     return cls is not None and isinstance(tensor, cls)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, gathered from all processes if it is spread over them; then a collective operation."""
-    spread: Any = tensor
-    gathered: torch.Tensor = spread.full_tensor() if is_spread(tensor) else tensor
-    return gathered
+def gathered(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, gathered from all processes if it is distributed over them; then a collective operation."""
+    distributed: Any = tensor
+    full: torch.Tensor = distributed.full_tensor() if is_distributed(tensor) else tensor
+    return full
 
 
 @contextmanager
-def whole_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
+def gathered_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Let these modules find their own parameters gathered, for computations that `DTensor` does not know; collective.
 
     Not for a forward pass: FSDP2 swaps the same entries in there.
     """
-    spread = [
+    distributed = [
         (module._parameters, name, parameter)
         for module in modules
         for name, parameter in module._parameters.items()
-        if parameter is not None and is_spread(parameter)
+        if parameter is not None and is_distributed(parameter)
     ]
     try:
-        for entries, name, parameter in spread:
-            entries[name] = nn.Parameter(whole(parameter), requires_grad=parameter.requires_grad)
+        for entries, name, parameter in distributed:
+            entries[name] = nn.Parameter(gathered(parameter), requires_grad=parameter.requires_grad)
         yield
     finally:
-        for entries, name, parameter in spread:
+        for entries, name, parameter in distributed:
             entries[name] = parameter
 
 
-def held(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of the tensor that this process holds, which is all of it unless it is spread; no copy."""
-    spread: Any = tensor
-    part: torch.Tensor = spread.to_local() if is_spread(tensor) else tensor
+def local_part(tensor: torch.Tensor) -> torch.Tensor:
+    """The part of the tensor that lies in this process, not copied; all of it unless it is distributed."""
+    distributed: Any = tensor
+    part: torch.Tensor = distributed.to_local() if is_distributed(tensor) else tensor
     return part
 
 
@@ -116,7 +116,7 @@ def sharded(model: nn.Module) -> Iterator[None]:
         return
     _initialise(modules)
     notes = [_Note(thing, name) for thing in _notebooks(modules) for name in _NOTES if name in vars(thing)]
-    gathered = [module for module in modules if _reshard_one(module)]
+    were_gathered = [module for module in modules if _reshard_one(module)]
     try:
         yield
     finally:
@@ -126,7 +126,7 @@ def sharded(model: nn.Module) -> Iterator[None]:
             if any(getattr(group, "_all_gather_result", None) is not None for group in _groups(module)):
                 module.unshard()  # prefetched for a forward pass that did not come to it: wait, then drop it
             module.reshard()
-        for module in gathered:
+        for module in were_gathered:
             module.unshard()
 
 
@@ -184,7 +184,7 @@ def _fsdp_modules(model: nn.Module) -> list[Any]:
 
 
 # Where nobody has imported these nothing is sharded, and importing them costs time.
-def _spread_class() -> type | None:
+def _dtensor_class() -> type | None:
     return getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
 
 

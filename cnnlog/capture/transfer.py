@@ -8,7 +8,7 @@ from contextvars import ContextVar
 
 import torch
 
-from cnnlog.capture.sharding import whole
+from cnnlog.capture.sharding import gathered
 from cnnlog.snapshot import FloatArray
 
 # The CUDA streams on which copies are on their way to the host, while a capture is under way.
@@ -21,7 +21,7 @@ def to_host(tensor: torch.Tensor) -> FloatArray:
     In a capture, what comes from CUDA has only been sent for: the copy is in order with whatever is done to the tensor
     later on the same stream, but has not arrived yet.
     """
-    tensor = whole(tensor)
+    tensor = gathered(tensor)
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     streams = _leaving.get()

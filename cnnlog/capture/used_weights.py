@@ -15,7 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
 
-from cnnlog.capture.sharding import is_spread, plain_type, whole, whole_parameters
+from cnnlog.capture.sharding import gathered, gathered_parameters, is_distributed, plain_type
 from cnnlog.capture.transfer import to_host
 from cnnlog.snapshot import FloatArray
 
@@ -53,7 +53,7 @@ def has_one_weight(module: Any) -> bool:
     if not _is_adapted(module):
         return True
     try:
-        with whole_parameters(module.modules()):
+        with gathered_parameters(module.modules()):
             _adapted_weight(module)
     except Exception:  # PEFT's methods raise what they like
         return False
@@ -71,7 +71,7 @@ def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
         data: whether the values are wanted, which of a sharded model are gathered, and not the shape alone.
     """
     if _is_adapted(module):
-        with whole_parameters(module.modules()):
+        with gathered_parameters(module.modules()):
             return _adapted_weight(module)
     # Old-style weight norm, spectral norm and pruning set the weight in a pre-hook; after an optimiser step without a
     # forward it is stale.
@@ -80,7 +80,7 @@ def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
     parts = [module] if hooks else []
     if is_parametrized(module, "weight"):
         parts += [module, *module.parametrizations.modules()]
-    with whole_parameters(parts):
+    with gathered_parameters(parts):
         for hook in hooks:
             hook(module, ())
         weight = getattr(module, "weight", None)
@@ -90,8 +90,8 @@ def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
         return None
     if weight.is_quantized:
         weight = weight.dequantize()
-    if is_spread(weight):
-        weight = whole(weight) if data else torch.empty(weight.shape, device="meta")
+    if is_distributed(weight):
+        weight = gathered(weight) if data else torch.empty(weight.shape, device="meta")
     transposed = getattr(module, "transposed", False)
     return _filters_first(weight, getattr(module, "groups", 1) if transposed else None)
 
@@ -178,7 +178,7 @@ class UsedWeights:
         self._seeing = _Seeing(self._see)
         self._shapes = {layer: weight_shape(layer) for layer in layers if not _is_adapted(layer)}
         self._sharded = {
-            layer: parameter.dtype for layer in layers for parameter in layer.parameters() if is_spread(parameter)
+            layer: parameter.dtype for layer in layers for parameter in layer.parameters() if is_distributed(parameter)
         }
         self._running: list[nn.Module] = []
         self._handles: list[RemovableHandle] = []
@@ -219,6 +219,6 @@ class UsedWeights:
         if weight.dtype != self._sharded.get(layer, weight.dtype):
             return  # FSDP2 computes in a lower precision than it trains in, which small changes do not show in
         groups = getattr(layer, "groups", 1) if func in _TRANSPOSED else None
-        filters = _filters_first(whole(weight), groups)
+        filters = _filters_first(gathered(weight), groups)
         if tuple(filters.shape) == self._shapes[layer]:
             self.filters[layer] = to_host(filters)

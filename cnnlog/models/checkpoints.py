@@ -67,8 +67,8 @@ def _in_folder(folder: Path) -> list[Path]:
     here = files(folder)
     if here:
         return here
-    below = {path: held for path in sorted(folder.rglob("*")) if path.is_dir() and (held := files(path))}
-    below = {path: held for path, held in below.items() if path.name != FOLDER}  # a run's own files
+    below = {path: found for path in sorted(folder.rglob("*")) if path.is_dir() and (found := files(path))}
+    below = {path: found for path, found in below.items() if path.name != FOLDER}  # a run's own files
     if len(below) > 1:
         raise ValueError(
             f"{str(folder)!r} has checkpoints in {len(below)} folders, which may be of several trainings: "
@@ -92,13 +92,13 @@ def order(paths: Sequence[Path], *, unit: Unit = Unit.EPOCH) -> Ordered:
         ValueError: a file cannot be read; two are of the same step and differ; one was saved within an epoch, and
             epochs are counted.
     """
-    held = {path: _place(read_checkpoint(path), path) for path in paths}
-    if all(unit.of(place) is not None for place in held.values()):
-        return _by_counts(held, unit)
+    places = {path: _place(read_checkpoint(path), path) for path in paths}
+    if all(unit.of(place) is not None for place in places.values()):
+        return _by_counts(places, unit)
     if unit is Unit.STEP:
-        without = [str(path) for path, place in held.items() if place.global_step is None]
+        without = [str(path) for path, place in places.items() if place.global_step is None]
         raise ValueError(f"{some(without)} holds no global_step to count: leave --unit step out.")
-    names = sorted(held, key=lambda path: _counting(path.name))
+    names = sorted(places, key=lambda path: _counting(path.name))
     numbers = _numbers_in([path.stem for path in names])
     steps = numbers or list(range(1, len(names) + 1))
     how = "the numbers in their names" if numbers else "their places, sorted by name"
@@ -110,13 +110,13 @@ def order(paths: Sequence[Path], *, unit: Unit = Unit.EPOCH) -> Ordered:
 class _Place:
     epoch: int | None
     global_step: int | None
-    whole: bool = True  # saved between epochs
+    between_epochs: bool = True
 
 
-def _place(held: Mapping[str, Any], path: Path) -> _Place:
-    epoch, global_step = (_whole_number(held.get(key)) for key in ("epoch", "global_step"))
+def _place(content: Mapping[str, Any], path: Path) -> _Place:
+    epoch, global_step = (_whole_number(content.get(key)) for key in ("epoch", "global_step"))
     try:
-        loop = held["loops"]["fit_loop"]
+        loop = content["loops"]["fit_loop"]
         done = loop["epoch_progress"]["current"]
         last_batch = bool(loop["epoch_loop.batch_progress"]["is_last_batch"])
         processed, started = int(done["processed"]), int(done["started"])
@@ -124,18 +124,18 @@ def _place(held: Mapping[str, Any], path: Path) -> _Place:
         return _Place(epoch, global_step)
     # Saved in the epoch's validation, its batches are all through but it does not yet count as processed.
     within = started > processed
-    return _Place(processed + (within and last_batch), global_step, whole=not within or last_batch)
+    return _Place(processed + (within and last_batch), global_step, between_epochs=not within or last_batch)
 
 
 def _whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _by_counts(held: Mapping[Path, _Place], unit: Unit) -> Ordered:
+def _by_counts(places: Mapping[Path, _Place], unit: Unit) -> Ordered:
     checkpoints: list[Checkpoint] = []
     notes: list[str] = []
-    for path, place in held.items():
-        if not place.whole and unit is Unit.EPOCH and place.global_step != 0:
+    for path, place in places.items():
+        if not place.between_epochs and unit is Unit.EPOCH and place.global_step != 0:
             raise ValueError(
                 f"{path} was saved within an epoch, after {place.epoch} whole ones: count optimiser steps "
                 "(--unit step), or leave it out."

@@ -35,12 +35,12 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
         FileNotFoundError: no such file.
         ValueError: damaged, of another kind, or holding other objects than tensors.
     """
-    held = read_checkpoint(path)
+    content = read_checkpoint(path)
     for key in _WHERE_STATE_LIES:
-        if isinstance(held.get(key), Mapping):
-            held = held[key]
+        if isinstance(content.get(key), Mapping):
+            content = content[key]
             break
-    state = {str(k): v for k, v in held.items() if isinstance(v, torch.Tensor)}
+    state = {str(k): v for k, v in content.items() if isinstance(v, torch.Tensor)}
     if not state:
         raise ValueError(f"{path} holds no tensors by name: expected a state dict in it.")
     return state
@@ -67,7 +67,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")
             # mmap: what is not looked at, an optimiser's state above all, is not read. It needs the zip format.
-            held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         names = dict.fromkeys(_PICKLED.findall(str(error)))
         what = f"other objects than tensors ({', '.join(names)})" if names else "other objects than tensors"
@@ -77,9 +77,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, IndexError, TypeError) as error:
         raise ValueError(f"{path} is truncated or no PyTorch file ({type(error).__name__}); get it again.") from error
-    if not isinstance(held, Mapping):
-        raise ValueError(f"{path} holds no tensors by name: expected a state dict, but got a {type(held).__name__}.")
-    return held
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path} holds no tensors by name: expected a state dict, but got a {type(content).__name__}.")
+    return content
 
 
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:

@@ -54,8 +54,8 @@ def module_network(first: Path, where: str) -> Network:
         ValueError: no such class, or it needs arguments that the checkpoint does not hold.
     """
     cls = _import(where)
-    held = read_checkpoint(first)
-    arguments = _hyper_parameters(cls, held)
+    content = read_checkpoint(first)
+    arguments = _hyper_parameters(cls, content)
     missing = [
         name
         for name, parameter in inspect.signature(cls).parameters.items()
@@ -92,15 +92,15 @@ def _import(where: str) -> type[nn.Module]:
     return found
 
 
-def _hyper_parameters(cls: type[nn.Module], held: Mapping[str, Any]) -> dict[str, Any]:
+def _hyper_parameters(cls: type[nn.Module], content: Mapping[str, Any]) -> dict[str, Any]:
     """Those stored hyper-parameters that the class takes."""
-    stored = held.get("hyper_parameters")
+    stored = content.get("hyper_parameters")
     if not isinstance(stored, Mapping):
         return {}
     parameters = inspect.signature(cls).parameters
-    whole = held.get("hparams_name")
-    if isinstance(whole, str) and whole in parameters and whole not in stored:
-        return {whole: dict(stored)}
+    argument = content.get("hparams_name")
+    if isinstance(argument, str) and argument in parameters and argument not in stored:
+        return {argument: dict(stored)}
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return {str(name): value for name, value in stored.items() if not str(name).startswith("_")}
     return {name: value for name, value in stored.items() if name in parameters}

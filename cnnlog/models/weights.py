@@ -165,10 +165,10 @@ def _stored_architecture(path: str) -> str | None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            held: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception:  # `models.load` reads it again, and says what is wrong with it
         return None
-    hyper = held.get("hyper_parameters") if isinstance(held, Mapping) else None
+    hyper = content.get("hyper_parameters") if isinstance(content, Mapping) else None
     known = set(architectures())
     values = hyper.values() if isinstance(hyper, Mapping) else ()
     return next((value for value in values if isinstance(value, str) and value in known), None)

@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, watch
 from cnnlog.capture.capture import capture, survey
-from cnnlog.capture.sharding import held, whole
+from cnnlog.capture.sharding import gathered, local_part
 from cnnlog.monitors import loop as watcher_module
 
 
@@ -94,8 +94,8 @@ class Net(TinyCNN):
                    for key, value in enumerate(optimiser.param_groups[0]["params"])}  # fmt: skip
         tensors |= self.state_dict()
         state = {
-            "whole": {name: whole(tensor) for name, tensor in tensors.items()},
-            "held": {name: held(tensor).clone() for name, tensor in tensors.items()},
+            "whole": {name: gathered(tensor) for name, tensor in tensors.items()},
+            "held": {name: local_part(tensor).clone() for name, tensor in tensors.items()},
             "generators": (torch.get_rng_state(), repr(random.getstate()), repr(np.random.get_state())),  # noqa: NPY002
             "flags": [(type(module).__name__, module.training) for module in self.modules()],
             "hooks": [_hooks(module) for module in self.modules()],
@@ -136,7 +136,7 @@ class Averages(L.Callback):
         self.average.update_parameters(pl_module)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        held = {name: whole(tensor).tolist() for name, tensor in self.average.module.state_dict().items()}
+        held = {name: gathered(tensor).tolist() for name, tensor in self.average.module.state_dict().items()}
         pl_module.seen.append(held)
 
 
@@ -179,7 +179,7 @@ def fit(folder: Path, strategy: str, how: str) -> None:
         "seconds": time.monotonic() - begin,
         "status": str(run.state.status),
         "metrics": {name: value.item() for name, value in run.callback_metrics.items()},
-        "whole": {name: whole(tensor) for name, tensor in module.state_dict().items()},
+        "whole": {name: gathered(tensor) for name, tensor in module.state_dict().items()},
     }
     torch.save(after, folder / f"after{run.global_rank}.pt")
 
@@ -272,7 +272,7 @@ def sharded_facts(folder: Path) -> dict[str, Any]:
             losses.append(float(loss.item()).hex())
         if watcher is not None:
             watcher.close()
-        trained = {name: whole(tensor) for name, tensor in model.state_dict().items()}
+        trained = {name: gathered(tensor) for name, tensor in model.state_dict().items()}
         facts["watched" if watched else "unwatched"] = [losses, trained, torch.get_rng_state()]
     facts["errors"]["folder"] = _error(lambda: watch(model, probe(), where, through="stem"))
     facts["errors"]["fsdp1"] = _error(lambda: capture(
