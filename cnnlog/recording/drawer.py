@@ -134,13 +134,12 @@ class Drawer:
             shown: the shown part of each step.
         """
         name = self.layer.name
-        pictures = [step[0] if self.kind.per_image else step for step in shown]
-        cells = np.stack([picture[:STRIP_CHANNELS] for picture in pictures])
+        pictures = [Picture.of(self.kind, step, self._limits, view=self.layer.view) for step in shown]
+        first = [picture.first(STRIP_CHANNELS) for picture in pictures]
+        cells = np.stack([picture.values for picture in first])
         if cells.ndim == 5 and self.layer.view != "rgb":
             cells = cells[:, :, 0]
-        limits = self._limits
-        limits = Limits(limits.high[:STRIP_CHANNELS], limits.symmetric, limits.doubled[:STRIP_CHANNELS])
-        grid = strip_grid(cells, limits, cmap=self.look.cmap, width=self.look.width)
+        grid = strip_grid(cells, first[0].limits, cmap=self.look.cmap, width=self.look.width)
         png = encode_png(grid, text={"cnnlog": json.dumps({"layer": name, "steps": list(steps)})})
         description = (
             f"{self.kind.words.capitalize()} of `{name}` over the training. Rows: the first {STRIP_CHANNELS} channels "

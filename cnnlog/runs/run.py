@@ -371,11 +371,8 @@ class Run:
         kind, number = Kind(kind), self.step(step)
         array = self._array(layer, kind, number)
         limits, view = self.limits(layer, kind, number), self.layer(layer).view
-        pictures = Picture.several(kind, array, limits, view=view, cmap=cmap)
-        if kind.per_image and not 0 <= image < len(pictures):
-            raise ValueError(f"image must be from 0 to {len(pictures) - 1}, the probe's images; got {image}")
-        title = f"{kind.words.capitalize()} of {layer}, {self.name}, step {number}"
-        return pictures[image if kind.per_image else 0].figure(title)
+        picture = Picture.of(kind, array, limits, image=image, view=view, cmap=cmap)
+        return picture.figure(f"{kind.words.capitalize()} of {layer}, {self.name}, step {number}")
 
     def __repr__(self) -> str:
         return f"Run({self.name!r}, {len(self.layers)} layers, {len(self.steps)} steps to {self._listed[-1]})"
