@@ -14,6 +14,7 @@ from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import Limits, RangeRule
 from cnnlog.rendering.views import ResolvedView
+from cnnlog.reports.steps import evenly
 from cnnlog.runs.manifest import StoreError, WatchedLayer
 from cnnlog.runs.run import Run
 from cnnlog.snapshot import Record
@@ -126,8 +127,7 @@ class Part:
         Args:
             n: how many steps, at most.
         """
-        at = np.unique(np.linspace(0, len(self.steps) - 1, n).round().astype(int))
-        steps, pictures, numbers = (tuple(of[i] for i in at) for of in (self.steps, self.pictures, self.numbers))
+        steps, pictures, numbers = evenly(self.steps, n), evenly(self.pictures, n), evenly(self.numbers, n)
         return replace(self, steps=steps, pictures=pictures, numbers=numbers)
 
     def limits(self) -> Limits:

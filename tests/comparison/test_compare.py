@@ -21,6 +21,7 @@ from cnnlog.comparison.comparison import Comparison, compare
 from cnnlog.comparison.matching import align
 from cnnlog.models import files
 from cnnlog.rendering.ranges import peak
+from cnnlog.reports import steps as steps_module
 from cnnlog.runs import spread as spread_module
 from cnnlog.runs import table as table_module
 from cnnlog.runs.finding import open_run
@@ -677,7 +678,7 @@ def test_the_public_function_stays_a_function() -> None:
 
 
 def test_the_examples_in_the_docstrings_hold() -> None:
-    for module in (kinds, matching, messages, spread_module, table_module):
+    for module in (kinds, matching, messages, spread_module, steps_module, table_module):
         assert doctest.testmod(module).failed == 0
         assert doctest.testmod(module).attempted > 0
 

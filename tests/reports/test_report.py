@@ -27,7 +27,8 @@ from cnnlog.rendering.ranges import Limits
 from cnnlog.rendering.views import ResolvedView
 from cnnlog.reports.page import charts
 from cnnlog.reports.page.page import write_report
-from cnnlog.reports.page.reels import DETAILS, Detail, Reel, evenly, fitting, strongest
+from cnnlog.reports.page.reels import DETAILS, Detail, Reel, fitting, strongest
+from cnnlog.reports.steps import evenly
 
 
 def unpacked(seen: Seen, reel: dict[str, Any]) -> np.ndarray:

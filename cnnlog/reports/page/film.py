@@ -8,14 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-import numpy as np
-
 from cnnlog.comparison.comparison import Comparison
 from cnnlog.comparison.pictures import Key, pictures
 from cnnlog.kinds import Kind
 from cnnlog.rendering.picture import Picture
 from cnnlog.reports.page.lives import Lives
-from cnnlog.reports.page.reels import DETAILS, Detail, Reel, evenly, fitting, layout, strongest
+from cnnlog.reports.page.reels import DETAILS, Detail, Reel, fitting, layout, strongest
+from cnnlog.reports.steps import evenly
 from cnnlog.runs.run import Progress
 
 _IMAGES = 4
@@ -103,7 +102,7 @@ class Filming:
 
     def _pairs(self) -> Iterator[tuple[dict[Key, Picture], dict[Key, Picture]]]:
         steps = self.comparison.steps
-        for at in np.unique(np.linspace(0, len(steps) - 2, _SAMPLES).round().astype(int)):
+        for at in evenly(range(len(steps) - 1), _SAMPLES):
             yield self._pictures(steps[at]), self._pictures(steps[at + 1])
 
     def _pack(self, steps: tuple[int, ...], detail: Detail, progress: Progress) -> Film:

@@ -205,18 +205,6 @@ def fitting(
     return len(DETAILS) - 1, max(2, int(steps * _AIM * budget / expected))
 
 
-def evenly(steps: tuple[int, ...], at_most: int) -> tuple[int, ...]:
-    """Some of the steps, at even distances, the first and the last among them.
-
-    Args:
-        steps: all steps.
-        at_most: how many to take, at most.
-    """
-    if len(steps) <= at_most:
-        return steps
-    return tuple(steps[i] for i in np.unique(np.linspace(0, len(steps) - 1, at_most).round().astype(int)))
-
-
 def strongest(difference: FloatArray) -> FloatArray:
     """Of three colours the one that changed most, for each pixel.
 
