@@ -24,7 +24,7 @@ class Snapshot:
         global_step: completed optimiser steps, as Lightning counts them.
         filters: layer name -> effective weights `[O, I, kH, kW]`, float32.
         feature_maps: layer name -> that layer's own output on the probe `[N, C, H, W]`, float32.
-        ready: waits until the arrays have arrived from a device; None where they have. Nobody may read them before.
+        ready: waits until the arrays have arrived from a device; None if they have. Call it before you read them.
     """
 
     step: int
@@ -40,7 +40,9 @@ class Record:
     """What is kept of a snapshot: the shown part, exactly, and numbers of all channels.
 
     Attributes:
-        step: see `Snapshot`; likewise `epoch` and `global_step`.
+        step: completed training epochs, or optimiser steps with `every_n_train_steps`; 0 is the baseline.
+        epoch: completed training epochs.
+        global_step: completed optimiser steps, as Lightning counts them.
         filters: layer -> shown filters `[n, k, kH, kW]` (k: 3 for `rgb`, 1 for `gray` and `mean`, input channels
             for `slices`), raw values.
         feature_maps: layer -> shown maps `[N, n, h, w]`, raw values, averaged by area where they are larger than

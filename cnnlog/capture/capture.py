@@ -35,15 +35,17 @@ def survey(
 
     Args:
         model: any module; it is borrowed and given back.
-        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`; without one nothing runs and no output shape is known.
-        run: executes the forward, `run(module, tensor)`; default: `module(tensor)` on the model's device and dtype.
-        through: name of the sub-module through which the probe runs, for models without a forward of their own.
+        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`. Without one nothing runs, and no output shape is known.
+        run: runs the probe through a module, `run(module, tensor)`. By default the module is called with the tensor, on
+            its own device and in its own precision.
+        through: the name of the sub-module that the probe runs through, if the model has no forward of its own.
 
     Returns:
         Every named module: first those that ran, in execution order, then the others in order of registration.
 
     Raises:
-        ValueError: the model cannot be looked at, or the probe cannot go through it (the layers that ran are named).
+        ValueError: the model cannot be looked at, or the probe cannot go through it. The message names the layers that
+            ran.
     """
     outputs: dict[str, tuple[int, ...]] = {}
     weights: dict[str, tuple[int, ...] | None] = {}
@@ -99,18 +101,19 @@ def capture(
 
     Args:
         model: any module; it is borrowed and given back.
-        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`; may be None where only filters are wanted: then nothing runs,
-            and weights that a forward computes for itself (standardised, fake-quantised ones) are as they are held.
-        filter_layers: names of the layers whose effective weight `[O, I, kH, kW]` is wanted; of a 3-D convolution its
-            frames stand side by side, `[O, I, kH, kT * kW]`.
-        map_layers: names of the layers whose first output `[N, C, H, W]` is wanted; of `[N, C, T, H, W]` it is the
+        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`. It may be None if you want filters only: then nothing runs,
+            and a layer that computes its weight in forward (standardised, fake-quantised) gives the stored weight.
+        filter_layers: the names of the layers whose effective weight `[O, I, kH, kW]` you want. The frames of a 3-D
+            convolution stand side by side, `[O, I, kH, kT * kW]`.
+        map_layers: the names of the layers whose first output `[N, C, H, W]` you want. Of `[N, C, T, H, W]` you get the
             middle frame.
-        step: the snapshot's step; likewise `epoch` and `global_step`.
+        step: the snapshot's step.
         epoch: completed training epochs.
         global_step: completed optimiser steps.
-        run: as in `survey`.
-        through: as in `survey`.
-        wait: until the copies have left a CUDA device; else `Snapshot.ready` does, and another thread may call it.
+        run: runs the probe through a module, `run(module, tensor)`. By default the module is called with the tensor, on
+            its own device and in its own precision.
+        through: the name of the sub-module that the probe runs through, if the model has no forward of its own.
+        wait: wait until the copies have left a CUDA device. If not, `Snapshot.ready` waits, and any thread may call it.
 
     Raises:
         ValueError: a name is unknown, a layer has no 4-D weight or output, or the probe cannot go through the model.
@@ -196,7 +199,12 @@ def _plain_run(module: nn.Module, tensor: torch.Tensor) -> None:
 
 
 def placed(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor on the device and in the precision of the module's first floating-point parameter or buffer."""
+    """The tensor on the device and in the precision of the module's first floating-point parameter or buffer.
+
+    Args:
+        module: where the tensor will go in.
+        tensor: the probe.
+    """
     example = next((p for p in chain(module.parameters(), module.buffers()) if p.is_floating_point()), tensor)
     return sent(tensor, example.device).to(example.dtype)
 
@@ -213,7 +221,15 @@ def _how_far(start: nn.Module, tensor: torch.Tensor, ran: Mapping[str, tuple[int
 
 
 def entry(model: nn.Module, through: str | None) -> nn.Module:
-    """The module through which the probe runs: the model, unless it has no forward of its own."""
+    """The module that the probe runs through: the model, unless it has no forward of its own.
+
+    Args:
+        model: any module.
+        through: the name of one of its sub-modules; None takes the model, or else its only child with parameters.
+
+    Raises:
+        ValueError: there is no such sub-module, or it must be named because there are several.
+    """
     if through is not None:
         modules = _named(model)
         if through not in modules:

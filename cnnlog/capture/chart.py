@@ -10,7 +10,13 @@ CHART_LIMIT = 2048  # 1.6 GB are drawn for it
 
 
 def test_chart(size: int) -> npt.NDArray[np.float32]:
-    """`[size, size, 3]` in [0, 1]: four quarters, drawn larger and averaged down so that no edge is jagged."""
+    """The chart, `[size, size, 3]` with values from 0 to 1.
+
+    Its four quarters are drawn larger and averaged down, so that no edge is jagged.
+
+    Args:
+        size: height and width in pixels.
+    """
     half = (size + 1) // 2
     fine = half * _SUPERSAMPLING
     top = np.concatenate([_zone_plate(fine), _edges(fine)], axis=1)

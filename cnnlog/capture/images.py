@@ -16,12 +16,19 @@ SIDE_LIMIT = 1 << 14
 
 
 def is_whole(number: object) -> bool:
-    """Whether it is an int, and not a bool."""
+    """Whether something is an int, and not a bool.
+
+    Args:
+        number: anything.
+    """
     return isinstance(number, int) and not isinstance(number, bool)
 
 
 def several_images(images: Any) -> list[ImageLike]:
     """What was given for images, as a list.
+
+    Args:
+        images: a path, a PIL image, or several of them.
 
     Raises:
         TypeError: it is neither a path, nor a PIL image, nor a sequence of them.
@@ -42,7 +49,16 @@ def several_images(images: Any) -> list[ImageLike]:
 
 
 def open_image(source: ImageLike, index: int) -> tuple[str, Image.Image]:
-    """Name and RGB image, upright."""
+    """The name of an image, and the image in RGB, upright.
+
+    Args:
+        source: the path of a file, or a PIL image.
+        index: its place among the probe's images, which names a PIL image.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file is empty, damaged, or no image.
+    """
     if isinstance(source, Image.Image):
         return f"image {index}", rgb(ImageOps.exif_transpose(source))
     path = Path(source)
@@ -62,7 +78,11 @@ def open_image(source: ImageLike, index: int) -> tuple[str, Image.Image]:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB: 16-bit and float gray keep their gradation, transparency is laid over white."""
+    """An image in RGB: 16-bit and float gray keep their gradation, and transparency is laid over white.
+
+    Args:
+        image: of any mode.
+    """
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image, dtype=np.float64)
         if not np.isfinite(values).all():
@@ -78,7 +98,16 @@ def rgb(image: Image.Image) -> Image.Image:
 
 
 def fitted(image: Image.Image, size: int | tuple[int, int] | None) -> Image.Image:
-    """The image, scaled to cover `size` and cut to its centre; as it is without one."""
+    """The image, scaled to cover a size and cut to its centre.
+
+    Args:
+        image: of any size.
+        size: `(height, width)` in pixels, or one number for both; None leaves the image as it is.
+
+    Raises:
+        TypeError: the size is neither.
+        ValueError: it is below 1 pixel, or above `SIDE_LIMIT`.
+    """
     if size is None:
         return image
     sides = (size, size) if isinstance(size, int) else size
@@ -92,5 +121,9 @@ def fitted(image: Image.Image, size: int | tuple[int, int] | None) -> Image.Imag
 
 
 def unit_range(image: Image.Image) -> torch.Tensor:
-    """RGB image -> `[3, H, W]` from 0 to 1."""
+    """An image as values from 0 to 1, `[3, H, W]`.
+
+    Args:
+        image: in RGB.
+    """
     return torch.from_numpy(np.asarray(image, dtype=np.float32) / 255).permute(2, 0, 1).contiguous()

@@ -19,7 +19,15 @@ MARK = "*"
 
 @dataclass(frozen=True)
 class Row:
-    """One layer: its name in the model, type, output shape `[N, C, H, W]` (empty: it did not run), own parameters."""
+    """One layer.
+
+    Attributes:
+        name: in the model.
+        kind: the module's class name.
+        output_shape: `(N, C, H, W)`; empty if the layer did not run.
+        parameters: how many are its own.
+        watched: whether it is marked.
+    """
 
     name: str
     kind: str
@@ -33,8 +41,8 @@ class LayerTable:
     """Every layer without children, in execution order, and the model's totals.
 
     Attributes:
-        rows: the layers; a layer that runs several times stands once.
-        input_shape: what went in.
+        rows: the layers. One that runs several times is listed once.
+        input_shape: the shape of what went in.
         parameters: all parameters of the model.
         trainable: those that training changes.
     """
@@ -88,15 +96,14 @@ def _code(name: str) -> str:
 def layer_table(
     model: nn.Module, example: torch.Tensor, *, watched: Collection[str] = (), through: str | None = None
 ) -> LayerTable:
-    """Run `example` `[N, C, H, W]` once and list the layers.
-
-    The model is borrowed and given back as it was.
+    """Run an input through a model once, and list the layers. The model is given back as it was.
 
     Args:
         model: any module whose forward takes one tensor.
-        example: the input, on the model's device.
-        watched: names of the layers to mark; one with children is listed too.
-        through: as in `capture.survey`; the table then is of that part, under the names it has in the model.
+        example: the input `[N, C, H, W]`, on the model's device.
+        watched: the names of the layers to mark. A layer with children is listed, too, if it is among them.
+        through: the name of the sub-module that the input runs through, if the model has no forward of its own. The
+            table is then of that part.
 
     Raises:
         RuntimeError: torchinfo could not run the model.

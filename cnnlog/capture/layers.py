@@ -27,7 +27,7 @@ class LayerInfo:
     """What a survey knows about one named module.
 
     Attributes:
-        name: as in `model.named_modules()`, without torch.compile's `_orig_mod` and PEFT's `base_model.model`.
+        name: the module's name in the model, without torch.compile's `_orig_mod` and PEFT's `base_model.model`.
         kind: the module's class name.
         module_type: the module's class.
         has_filters: whether its effective weight is `[O, I, kH, kW]`, or `[O, I, kT, kH, kW]`.
@@ -36,7 +36,7 @@ class LayerInfo:
         output_shape: shape of its first output, in 3-D of one frame: `(N, C, H, W)`; None if it did not run on the
             probe.
         has_maps: whether its output is `[N, C, H, W]`, or `[N, C, T, H, W]`, with the probe's N.
-        path: as in `model.named_modules()`, if that is another name.
+        path: the module's name with these, which is what `model.named_modules()` calls it.
     """
 
     name: str
@@ -60,8 +60,11 @@ class LayerInfo:
 def layer_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
     """Name, path and module of everything in `model.named_modules()`.
 
-    The path is the name there. The name leaves out what wrappers add to it (torch.compile's `_orig_mod`, PEFT's
-    `base_model.model`), so that a layer keeps its name when the model is compiled or gets adapters.
+    The path is what `named_modules` calls it. The name leaves out what wrappers add (torch.compile's `_orig_mod`,
+    PEFT's `base_model.model`), so that a layer keeps its name when the model is compiled or gets adapters.
+
+    Args:
+        model: any module.
     """
     names: dict[str, str] = {}
     inside: set[int] = set()
@@ -90,8 +93,8 @@ def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, kind: Kind) -> tupl
         wanted: `"auto"` (every convolution up to 8; past that the first, and the last of each output resolution,
             never more than 8), one name or glob, or a sequence of names, globs and module types.
         kind: what will be watched there. A layer given by its exact name must have it; a glob or a type keeps those
-            of its matches that do. A convolution inside a convolution is a part of it (the base and the two factors of
-            a LoRA layer): a glob that matches both takes the whole, and so does a type.
+            of its matches that do. A convolution inside a convolution (the base and the two factors of a LoRA layer)
+            is a part of it: a glob that matches both takes the outer one, and so does a type.
 
     Returns:
         At least one name, each once.

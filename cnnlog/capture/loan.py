@@ -1,6 +1,6 @@
 """Lends a model out, and gives it back byte for byte.
 
-What has to be kept still, and why, is measured in the tests of inertness over a zoo of awkward models.
+The tests of inertness show, over a zoo of awkward models, what has to be kept still and why.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ _writes_parameters: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKey
 
 @contextmanager
 def borrow(model: nn.Module) -> Iterator[nn.Module]:
-    """Lend the model for forward passes in eval mode without gradients; give everything back afterwards.
+    """Lend a model for forward passes in eval mode without gradients, and give everything back afterwards.
 
-    Given back, also after an exception: training flags, buffers, sub-modules, attributes (and one level of the
-    contents of lists, dicts, sets, deques and arrays), parameters, the states of all random number generators.
-    `self.log` in forward does nothing, compiled models run eagerly, and no recompilation follows.
+    These are given back, also after an exception: training flags, buffers, sub-modules, attributes (and one level of
+    what is in lists, dicts, sets, deques and arrays), parameters, and the states of all random number generators.
+    Meanwhile `self.log` in forward does nothing, and a compiled model runs eagerly; it is not compiled again for that.
 
-    Parameters are copied on a model's first loan, and on later ones only if an earlier one saw forward write them.
-    A model that is sharded over several processes (FSDP2, DTensor) must be borrowed by all of them at the same time.
+    Parameters are copied on a model's first loan, and on later ones only if forward wrote into them on an earlier one.
+    If a model is sharded over several processes (FSDP2, DTensor), all of them must borrow it at the same time.
+
+    Args:
+        model: any module.
 
     Raises:
         ValueError: the model is a ScriptModule, has uninitialised lazy parameters, or is sharded by FSDP 1 or ZeRO 3.
@@ -67,7 +70,14 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def refuse(model: nn.Module) -> None:
-    """Raise ValueError for a model that cannot be looked at: a ScriptModule, lazy or flattened parameters."""
+    """Refuse a model that cannot be looked at.
+
+    Args:
+        model: any module.
+
+    Raises:
+        ValueError: it is or holds a ScriptModule, or has parameters that are lazy or flattened.
+    """
     refuse_flattened(model)
     for module in model.modules():
         if not (isinstance(module, torch.jit.ScriptModule) or any(map(is_lazy, _own_tensors(module).values()))):
@@ -94,7 +104,7 @@ def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
 class _Loan:
     """What a model was before it was lent.
 
-    `_parameters` is never re-bound: sharding (FSDP2) swaps its entries in forward and loses track otherwise.
+    `_parameters` is never bound to another object, because FSDP2 swaps its entries in forward and would lose track.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -187,7 +197,7 @@ class _Loan:
 
 
 class _Kept:
-    """One tensor: what it pointed to and, unless it is large and never written, a copy of its bytes."""
+    """One tensor: where it pointed to, and a copy of its bytes, unless it is large and nobody writes into it."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -204,7 +214,7 @@ class _Kept:
         return _version(self._local) != self._version
 
     def put_in_place(self) -> bool:
-        """Point to the old memory again; whether it did not, or has been written."""
+        """Point to the old memory again; tells whether the tensor pointed elsewhere, or was written."""
         if self.tensor.requires_grad != self._requires_grad:
             self.tensor.requires_grad_(self._requires_grad)
         moved = _pointer(self._local) != self._pointer or self._local.shape != self.alias.shape
@@ -214,7 +224,11 @@ class _Kept:
         return touched
 
     def changed(self, *, tell: bool) -> bool:
-        """Whether the bytes are others than those of the copy, or may be if nobody wants to know for certain."""
+        """Whether the bytes differ from those of the copy.
+
+        Args:
+            tell: find out for certain. Otherwise True may also mean that finding out would make this thread wait.
+        """
         if self.copy is None:
             return False
         if not tell and _comparing_waits(self.alias) and not _is_expanded(self.alias):
@@ -223,7 +237,7 @@ class _Kept:
 
 
 def _copy(all_kept: Sequence[_Kept]) -> None:
-    """Copy the bytes of each; small tensors of one type in one go, for they cost less than the call does."""
+    """Copy the bytes of each tensor; small ones of one type all at once, because the call costs more than the bytes."""
     groups: dict[object, list[_Kept]] = {}
     for kept in all_kept:
         tensor = kept.alias
@@ -267,7 +281,7 @@ def _is_plain(tensor: torch.Tensor) -> bool:
 
 
 def _comparing_waits(tensor: torch.Tensor) -> bool:
-    """Whether a comparison would hold this thread until the device has done all its work; a copy would not."""
+    """Whether a comparison would make this thread wait until the device has done all its work. A copy would not."""
     return tensor.is_cuda and not _is_wrapper(tensor)
 
 
@@ -299,7 +313,7 @@ def _same_items(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _restore_content(container: Any, content: Any) -> None:
-    """Put back what a container held; untouched ones are left alone, so that no guard on them is invalidated."""
+    """Put back what was in a container. One that is as it was is left alone, so that no guard on it is invalidated."""
     if isinstance(container, dict):
         if not _same_items(container, content):
             container.clear()

@@ -232,7 +232,7 @@ def _names(names: Any) -> tuple[str, ...]:
 
 
 def _taken(dataset: Any, index: int) -> Any:
-    """A sample; what goes wrong in somebody's data set is said with its name."""
+    """A sample. If somebody's data set fails, the message names it."""
     try:
         return dataset[index]
     except Exception as error:
@@ -253,7 +253,11 @@ def _transformed(transform: Callable[[Any], Any], image: Image.Image, name: str)
 
 
 def default_probe(dataset: Any) -> Probe:
-    """The first image of a dataset, taken without touching any generator."""
+    """The first image of a data set. Every random generator is left where it was.
+
+    Args:
+        dataset: with `__getitem__`.
+    """
     return Probe.from_dataset(dataset, (0,))
 
 
@@ -353,7 +357,7 @@ def _per_channel(
 
 
 def _finite(what: str, given: Any) -> npt.NDArray[np.float32]:
-    """The numbers given, `[C, 1, 1]` or `[1, 1, 1]`."""
+    """The given numbers as `[C, 1, 1]` or `[1, 1, 1]`."""
     try:
         values = np.asarray(given, dtype=np.float64).reshape(-1, 1, 1)
     except (TypeError, ValueError, OverflowError) as error:

@@ -19,9 +19,12 @@ _CONTAINERS = (list, tuple, set, frozenset, deque)
 
 @contextmanager
 def kept_rng(generators: Iterable[object] = ()) -> Iterator[None]:
-    """Give back the states of all global generators, and of `generators`, whatever happens inside.
+    """Give back the states of random number generators, whatever happens inside.
 
-    Global ones: torch on CPU, on CUDA where initialised, on MPS; Python's `random`; NumPy's.
+    The global ones are among them: torch's on CPU, on CUDA once it is initialised, and on MPS; Python's; NumPy's.
+
+    Args:
+        generators: further ones, of torch, NumPy or Python.
     """
     with ExitStack() as stack:
         for give_back in [*_global_states(), *(_state(generator) for generator in generators)]:
@@ -30,9 +33,13 @@ def kept_rng(generators: Iterable[object] = ()) -> Iterator[None]:
 
 
 def generators_in(roots: Iterable[object], *, depth: int) -> list[object]:
-    """Generators among `roots` and in what they hold: elements and attributes, `depth` levels down.
+    """The generators among some objects, and in their elements and attributes.
 
     Containers of more than 256 elements are data, not settings, and are not searched.
+
+    Args:
+        roots: where to look.
+        depth: how many levels of elements and attributes to search; 0 looks at the roots alone.
     """
     found: dict[int, object] = {}
     seen: set[int] = set()

@@ -1,7 +1,7 @@
 """Models whose parameters are distributed over several processes: FSDP2 (`fully_shard`) and tensor parallelism.
 
 Their parameters are `DTensor`s. To gather one, and a forward pass through such a model, are collective operations:
-every process of the training must do the same, in the same order, or all wait for ever.
+every process of the training must do the same, in the same order, or all of them hang.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-# What FSDP2 notes of a forward pass. Without the backward pass that ends it, or after an exception inside it, the next
-# training step would find the notes of ours; torch's own `reset_iter_state` throws the user's gradients away as well.
+# The state that FSDP2 keeps of a forward pass. The backward pass clears it, but ours has none, so the next training
+# step would see leftover FSDP state. torch's own `reset_iter_state` throws the user's gradients away as well.
 _NOTES = (
     "_training_state",
     "_modules_to_run_forward",
@@ -26,20 +26,32 @@ _NOTES = (
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether every process must take part in whatever is done with this model."""
+    """Whether every process must take part in whatever is done with a model.
+
+    Args:
+        model: any module.
+    """
     if _dtensor_class() is None:
         return False
     return bool(_fsdp_modules(model)) or any(is_distributed(tensor) for tensor in model.parameters())
 
 
 def is_distributed(tensor: torch.Tensor) -> bool:
-    """Whether every process holds a part of this tensor only: a `DTensor`."""
+    """Whether every process has only a part of a tensor, so that it is a `DTensor`.
+
+    Args:
+        tensor: any.
+    """
     cls = _dtensor_class()
     return cls is not None and isinstance(tensor, cls)
 
 
 def gathered(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor, gathered from all processes if it is distributed over them; then a collective operation."""
+    """A tensor, gathered from all processes if it is distributed over them. That is a collective operation.
+
+    Args:
+        tensor: distributed or not.
+    """
     distributed: Any = tensor
     full: torch.Tensor = distributed.full_tensor() if is_distributed(tensor) else tensor
     return full
@@ -47,9 +59,12 @@ def gathered(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def gathered_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Let these modules find their own parameters gathered, for computations that `DTensor` does not know; collective.
+    """Let modules find their own parameters gathered, for computations that `DTensor` does not know.
 
-    Not for a forward pass: FSDP2 swaps the same entries in there.
+    This is a collective operation. Do not use it around a forward pass, because FSDP2 swaps the same entries there.
+
+    Args:
+        modules: whose own parameters are gathered.
     """
     distributed = [
         (module._parameters, name, parameter)
@@ -67,21 +82,36 @@ def gathered_parameters(modules: Iterable[nn.Module]) -> Iterator[None]:
 
 
 def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """The part of the tensor that lies in this process, not copied; all of it unless it is distributed."""
+    """The part of a tensor that lies in this process, not copied. It is all of the tensor unless it is distributed.
+
+    Args:
+        tensor: distributed or not.
+    """
     distributed: Any = tensor
     part: torch.Tensor = distributed.to_local() if is_distributed(tensor) else tensor
     return part
 
 
 def plain_type(module: nn.Module) -> type[nn.Module]:
-    """The class that the module was written as; `fully_shard` makes an `FSDPConv2d` of a `Conv2d`."""
+    """The class that a module was written as: `fully_shard` makes an `FSDPConv2d` of a `Conv2d`.
+
+    Args:
+        module: any.
+    """
     fsdp = _fsdp_class()
     classes: tuple[type, ...] = type(module).__mro__
     return next(cls for cls in classes if fsdp is None or not issubclass(cls, fsdp))
 
 
 def refuse_flattened(model: nn.Module) -> None:
-    """Raise ValueError for a model whose layers do not have their weights: FSDP 1, DeepSpeed ZeRO 3."""
+    """Refuse a model whose layers do not have their weights.
+
+    Args:
+        model: any module.
+
+    Raises:
+        ValueError: FSDP 1 or DeepSpeed ZeRO 3 has flattened its parameters.
+    """
     fsdp1 = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
     deepspeed = "deepspeed" in sys.modules
     for module in model.modules():
@@ -98,17 +128,24 @@ def refuse_flattened(model: nn.Module) -> None:
 
 
 def reshard(model: nn.Module) -> None:
-    """Let go of what FSDP2 has gathered: the parameters are then the `DTensor`s that the optimiser trains."""
+    """Let go of what FSDP2 has gathered. The parameters are then the `DTensor`s that the optimiser trains.
+
+    Args:
+        model: any module; one that is not sharded is left alone.
+    """
     for module in _fsdp_modules(model):
         module.reshard()
 
 
 @contextmanager
 def sharded(model: nn.Module) -> Iterator[None]:
-    """Lend an FSDP2 model in its sharded state, and bring it back into the one it was in, also after an exception.
+    """Lend an FSDP2 model in its sharded state. Afterwards it is in the state that it was in, also after an exception.
 
-    What lay gathered, as the outermost parameters do after validation, is gathered again; FSDP2's notes of forward
-    passes are as before. For any other model this does nothing.
+    What was gathered, as the outermost parameters are after validation, is gathered again, and FSDP2's state of forward
+    passes is as before. For any other model this does nothing.
+
+    Args:
+        model: any module.
     """
     modules = _fsdp_modules(model)
     if not modules:
@@ -131,7 +168,7 @@ def sharded(model: nn.Module) -> Iterator[None]:
 
 
 class _Note:
-    """One attribute of FSDP2's, and what it was."""
+    """One attribute that FSDP2 keeps, and what it was."""
 
     def __init__(self, thing: Any, name: str) -> None:
         self._thing, self._name, self._object = thing, name, getattr(thing, name)

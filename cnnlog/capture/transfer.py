@@ -16,10 +16,13 @@ _leaving: ContextVar[set[torch.cuda.Stream] | None] = ContextVar("_leaving", def
 
 
 def to_host(tensor: torch.Tensor) -> FloatArray:
-    """An owned, C-contiguous float32 copy; bf16 and quantised tensors are converted.
+    """A C-contiguous float32 copy of its own; bf16 and quantised tensors are converted.
 
-    In a capture, what comes from CUDA has only been sent for: the copy is in order with whatever is done to the tensor
-    later on the same stream, but has not arrived yet.
+    During a capture, a copy from CUDA is under way but has not arrived. It has the values of now all the same, because
+    whatever is done to the tensor later comes after it on the same stream.
+
+    Args:
+        tensor: on any device, of any type; gathered if it is distributed.
     """
     tensor = gathered(tensor)
     if tensor.is_quantized:
@@ -40,7 +43,11 @@ def to_host(tensor: torch.Tensor) -> FloatArray:
 
 @contextmanager
 def departures() -> Iterator[Callable[[], Callable[[], None] | None]]:
-    """Let `to_host` send for copies without waiting; yields what tells how to wait for those sent for so far."""
+    """Let `to_host` begin copies without waiting for them.
+
+    Yields a function. Called after the last copy has begun, it returns how to wait for all of them, or None if there is
+    nothing to wait for.
+    """
     streams: set[torch.cuda.Stream] = set()
 
     def ready() -> Callable[[], None] | None:
@@ -60,7 +67,12 @@ def departures() -> Iterator[Callable[[], Callable[[], None] | None]]:
 
 
 def sent(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The tensor on that device; what is sent to CUDA waits for nothing that is still to be done there."""
+    """The tensor on a device. Sending it to CUDA does not wait for the work that is still to be done there.
+
+    Args:
+        tensor: on any device.
+        device: where it should go.
+    """
     if device.type == "cuda" and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)

@@ -24,10 +24,14 @@ _TRANSPOSED = {torch.conv_transpose2d, torch.conv_transpose3d}
 
 
 def filters_of(name: str, module: nn.Module) -> FloatArray:
-    """The filters `[O, I, kH, kW]` that a layer holds, of a 3-D convolution `[O, I, kH, kT * kW]`.
+    """The filters that a layer stores: `[O, I, kH, kW]`, or `[O, I, kH, kT * kW]` of a 3-D convolution.
+
+    Args:
+        name: the layer's name, which a message gives.
+        module: the layer.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has no filters.
     """
     weight = _weight(module)
     if weight is None or weight.dim() != 4:
@@ -37,7 +41,11 @@ def filters_of(name: str, module: nn.Module) -> FloatArray:
 
 
 def weight_shape(module: Any) -> tuple[int, ...] | None:
-    """Shape of the weight that a layer holds, filters first; None without one. Nothing is gathered for it."""
+    """The shape of the weight that a layer stores, filters first; None without one. Nothing is gathered for it.
+
+    Args:
+        module: the layer.
+    """
     while _is_adapted(module):
         module = module.get_base_layer()
     weight = _weight(module, data=False)
@@ -45,10 +53,13 @@ def weight_shape(module: Any) -> tuple[int, ...] | None:
 
 
 def has_one_weight(module: Any) -> bool:
-    """Whether all that a layer computes is one weight; else its parts have theirs. Collective for a sharded model.
+    """Whether one weight is all that a layer computes with. If not, its parts have their own.
 
     PEFT cannot merge every adapter that it can train: the LoRA of a grouped convolution mixes all input channels, which
-    no weight `[O, I/groups, kH, kW]` does.
+    no weight `[O, I/groups, kH, kW]` does. For a sharded model this is a collective operation.
+
+    Args:
+        module: the layer.
     """
     if not _is_adapted(module):
         return True
@@ -61,14 +72,14 @@ def has_one_weight(module: Any) -> bool:
 
 
 def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
-    """The weight that the layer holds, filters first, frames side by side; None where the module has none.
+    """The weight that a layer stores, filters first, frames side by side; None if it has none.
 
-    What its forward makes of the weight before it convolves (weight standardisation, fake quantisation) is not in it:
-    that is what `UsedWeights` sees. Read in eval mode, where spectral norm does not advance.
+    What forward makes of the weight before it convolves (weight standardisation, fake quantisation) is not in it;
+    `UsedWeights` sees that. Call this in eval mode, where spectral norm does not advance.
 
     Args:
         module: a layer.
-        data: whether the values are wanted, which of a sharded model are gathered, and not the shape alone.
+        data: whether you want the values, which are gathered from a sharded model. Otherwise only the shape counts.
     """
     if _is_adapted(module):
         with gathered_parameters(module.modules()):
@@ -100,8 +111,9 @@ def _filters_first(weight: torch.Tensor, transposed_groups: int | None) -> torch
     """`[O, I/groups, kH, kW]` of a convolution's weight; frames stand side by side, `[O, I/groups, kH, kT * kW]`.
 
     Args:
-        weight: 4-D or 5-D; any other is returned as it is.
-        transposed_groups: the groups of a transposed convolution, whose weight is `[I, O/groups, ...]`; else None.
+        weight: 4-D or 5-D. Any other is returned as it is.
+        transposed_groups: the groups of a transposed convolution, whose weight is `[I, O/groups, ...]`; None for any
+            other convolution.
     """
     if weight.dim() not in (4, 5):
         return weight
@@ -118,12 +130,16 @@ def _is_adapted(module: Any) -> bool:
 
 
 def unmerges(module: Any) -> bool:
-    """Whether forward will take an adapter out of the base weight; it does so through `.data`, which counts nothing."""
+    """Whether forward will take an adapter out of the base weight, through `.data`, so that torch does not count it.
+
+    Args:
+        module: a layer.
+    """
     return _is_adapted(module) and bool(module.disable_adapters and module.merged)
 
 
 def _adapted_weight(module: Any) -> torch.Tensor | None:
-    """The base weight and what the active adapters make of it, of any of PEFT's methods: a copy is merged by PEFT."""
+    """The base weight with the active adapters, of any of PEFT's methods: PEFT merges them in a copy."""
     if module.disable_adapters != module.merged:  # forward takes the base weight as it is
         return _weight(module.get_base_layer())
     copied = _copied(module)
@@ -132,7 +148,7 @@ def _adapted_weight(module: Any) -> torch.Tensor | None:
 
 
 def _copied(module: nn.Module) -> Any:
-    """A layer's copy, without hooks and what FSDP2 notes there: either takes along whatever it is bound to."""
+    """A copy of a layer, without hooks and FSDP2's state, because these would take along whatever they are bound to."""
     copies: dict[int, Any] = {
         id(value): type(value)()
         for part in module.modules()
@@ -165,9 +181,12 @@ class UsedWeights:
     """Sees which weights the convolutions of some layers are computed with, while a probe runs.
 
     A layer may compute its weight anew in each forward (weight standardisation, fake quantisation with a batch norm
-    folded in, a parametrisation that draws), so that what it holds is not what it convolves with. A weight of another
-    shape than the layer's own is not its filters (it is mixed for each image, say), and an adapted layer convolves
-    in parts; what these hold counts.
+    folded in, a parametrisation that draws). What it stores is then not what it convolves with. Two cases are ignored:
+    a convolution whose weight has a different shape (e.g. mixed per image), and an adapted layer, which convolves in
+    parts.
+
+    Args:
+        layers: whose weights you want.
 
     Attributes:
         filters: layer -> the weight of the first convolution in its own forward, `[O, I, kH, kW]`.

@@ -16,10 +16,10 @@ class Recipe:
     """How a run is trained.
 
     Attributes:
-        rate: peak learning rate of the convolutions.
-        head_rate: that of the classifier.
-        decay: weight decay of the first layer. A strong one takes away whatever the task does not hold up, so that
-            the noise a filter started from fades.
+        rate: the peak learning rate of the convolutions.
+        head_rate: the peak learning rate of the classifier.
+        decay: the weight decay of the first layer. A strong decay removes whatever the task does not need, so that the
+            noise which a filter started from fades.
     """
 
     rate: float
@@ -35,12 +35,12 @@ SCRATCH = Recipe(rate=3e-3, head_rate=1e-2, decay=0.5)
 class DemoNet(L.LightningModule):
     """Two convolutions, the first with filters large enough to look at (11x11), and a linear classifier.
 
-    The weights of the first layer start small and nothing normalises its output: only filters that grow by what the
-    task tells them are of use, and they come out clean.
+    The weights of the first layer start small, and nothing normalises its output. So only filters that grow with the
+    task are of use, and they come out clean.
 
     Args:
-        classes: how many the classifier tells apart.
-        recipe: how to train.
+        classes: how many classes the classifier tells apart.
+        recipe: how the network is trained.
     """
 
     def __init__(self, classes: int, recipe: Recipe) -> None:

@@ -42,9 +42,9 @@ class DemoRun:
     """One of the three trainings.
 
     Attributes:
-        name: of the run, and of its folder.
-        folder: TensorBoard's events; the store is in `cnnlog/` under it.
-        accuracies: share of the validation images classified rightly, after each epoch.
+        name: the name of the run and of its folder.
+        folder: has TensorBoard's events, and the store in `cnnlog/`.
+        accuracies: the share of the validation images that are classified rightly, after each epoch.
         drift: layer -> mean cosine distance of its filters at the last step to those at the first.
     """
 
@@ -56,7 +56,14 @@ class DemoRun:
 
 @dataclass(frozen=True)
 class DemoResult:
-    """The folder that holds the three runs, and the runs."""
+    """The three trainings.
+
+    Attributes:
+        folder: has a folder for each of the runs.
+        pretrained: the first one, on `gratings`.
+        finetuned: the second one, on `weaves`, from the filters of the first.
+        scratch: the third one, on `weaves`, from noise.
+    """
 
     folder: Path
     pretrained: DemoRun
@@ -75,11 +82,11 @@ def run_demo(
     """Train on `gratings`; fine-tune that on `weaves`; train on `weaves` from scratch. All three are watched.
 
     Args:
-        out: folder for the three runs; if something is in it already, the next free of `out-2`, `out-3`, ... is taken.
-        seed: of images, weights and order. The caller's random number generators are left alone.
-        quick: two epochs on few images, to see that it works; the filters stay noise.
+        out: the folder for the three runs. If something is in it, the first free one of `out-2`, `out-3`, ... is taken.
+        seed: of images, weights and order. Your own random number generators are left alone.
+        quick: train for two epochs on few images, to see that it works. The filters stay noise.
         progress: show progress bars.
-        echo: takes the lines that say what is done.
+        echo: a function that is given the lines which say what is done.
 
     Raises:
         OSError: the folder cannot be written.
@@ -107,7 +114,11 @@ def run_demo(
 
 
 def free_folder(out: Path) -> Path:
-    """`out` if nothing is in it, else the first such of `out-2`, `out-3`, ..."""
+    """A folder with nothing in it: the wanted one, or else the first free one of `out-2`, `out-3`, ...
+
+    Args:
+        out: the wanted folder.
+    """
     folder, number = out, 1
     while folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         number += 1
@@ -116,7 +127,11 @@ def free_folder(out: Path) -> Path:
 
 
 def summary(result: DemoResult) -> str:
-    """What the demo prints in the end: where the runs lie, the table, the line that opens TensorBoard."""
+    """What the demo prints in the end: where the runs are, a table, and the line that opens TensorBoard.
+
+    Args:
+        result: the three trainings.
+    """
     runs = (result.pretrained, result.finetuned, result.scratch)
     width = max(len(run.name) for run in runs)
     lines = ["", f"The runs are in {result.folder}:"]
@@ -133,7 +148,13 @@ def summary(result: DemoResult) -> str:
 
 
 def tensorboard_line(folder: Path) -> str:
-    """The command that opens TensorBoard on `folder`; with its path, unless the shell finds this very environment's."""
+    """The command that opens TensorBoard on a folder.
+
+    It has the path of this environment's TensorBoard, unless that is the one which the shell finds by itself.
+
+    Args:
+        folder: has the runs.
+    """
     ours = Path(sys.executable).with_name("tensorboard")
     found = shutil.which("tensorboard")
     command = "tensorboard"
@@ -145,7 +166,7 @@ def tensorboard_line(folder: Path) -> str:
 def _draw(
     task: Callable[..., tuple[FloatArray, IntArray]], n: int, *, seed: int, progress: bool, part: int = 256
 ) -> TensorDataset:
-    """`n` images in parts, to show how far it is; each part has its own seed."""
+    """Images, drawn in parts to show how far it is. Each part has its own seed."""
     starts = range(0, n, part)
     bar = track(starts, f"     drawing {n} {task.__name__}", transient=True, disable=not progress)
     parts = [task(min(part, n - start), seed=1_000_003 * seed + start) for start in bar]
@@ -225,7 +246,11 @@ class _Bar(Callback):
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """So small a network gains nothing by more, loses much where cores are busy, and ends alike on every machine."""
+    """Train in one thread.
+
+    So small a network gains nothing by more threads, and loses much if the cores are busy. With one thread it ends
+    alike on every machine.
+    """
     threads = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -236,7 +261,7 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's remarks on hardware, workers and its services, which say nothing to a person trying the demo."""
+    """Leave out Lightning's remarks on hardware, workers and its services, which do not help you to try the demo."""
     names: tuple[Literal["lightning.pytorch", "lightning.fabric"], ...] = ("lightning.pytorch", "lightning.fabric")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

@@ -41,7 +41,13 @@ def norm(w: Array) -> Numbers:
 
 @dataclass(frozen=True)
 class Change:
-    """How the filters changed; see `cosine_distance` and `relative_l2`, and `norm` of the later ones. All `[O]`."""
+    """How filters changed, one value for each filter.
+
+    Attributes:
+        cosine: `[O]`, the cosine distance to the earlier filter, 0 to 2.
+        l2: `[O]`, how far the filter moved, as a share of the earlier one's length.
+        norm: `[O]`, the L2 norm of the later filter.
+    """
 
     cosine: Numbers
     l2: Numbers
@@ -49,7 +55,18 @@ class Change:
 
 
 def change(a: Array, b: Array) -> Change:
-    """All that `norm`, `cosine_distance` and `relative_l2` say of filters `a` and `b` `[O, ...]`, in one pass."""
+    """Cosine distance, relative L2 distance and norm of filters, in one pass over them.
+
+    Args:
+        a: `[O, ...]`, one filter a row, as at the baseline.
+        b: `[O, ...]`, the same filters later.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    >>> change(np.array([[3.0, 4.0]]), np.array([[3.0, 9.0]])).l2
+    array([1.])
+    """
     if a.shape != b.shape:
         raise ValueError(f"the filters to compare must have one shape; got {list(a.shape)} and {list(b.shape)}")
     cosine, l2, norms = np.empty(len(a)), np.empty(len(a)), np.empty(len(a))
@@ -115,7 +132,7 @@ def active_share(maps: Array, threshold: float = 0.0) -> Numbers:
 
     Args:
         maps: `[N, C, H, W]`.
-        threshold: NaN is above none.
+        threshold: what a value must be above to count; NaN never is.
 
     Returns:
         `[C]`, 0 to 1.

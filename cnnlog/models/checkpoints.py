@@ -23,7 +23,7 @@ class Checkpoint:
 
     Attributes:
         path: of the file.
-        step: what it is recorded at.
+        step: the step that it is recorded as.
         epoch: completed epochs.
         global_step: completed optimiser steps; 0 where the file does not say.
     """
@@ -36,14 +36,23 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Ordered:
-    """Checkpoints in the order of the training, and sentences on how that was found."""
+    """Checkpoints in the order of the training.
+
+    Attributes:
+        checkpoints: in this order.
+        notes: sentences on how it was found.
+    """
 
     checkpoints: tuple[Checkpoint, ...]
     notes: tuple[str, ...]
 
 
 def find(paths: Sequence[Path]) -> tuple[Path, ...]:
-    """The files of weights among `paths`; of a folder those in it, else those in the one folder below that has some.
+    """The files of weights that some paths name.
+
+    Args:
+        paths: files, or folders. Of a folder the files of weights in it are taken; if there are none, those in the one
+            folder below it that has some.
 
     Raises:
         FileNotFoundError: a path is not there.
@@ -80,9 +89,9 @@ def _in_folder(folder: Path) -> list[Path]:
 def order(paths: Sequence[Path], *, unit: Unit = Unit.EPOCH) -> Ordered:
     """Put checkpoints in the order of the training.
 
-    A Lightning checkpoint tells how many epochs were complete when it was saved, another one may hold `epoch`. Where
-    one does not, all are sorted by name, numbers by their value, and the number that their names differ in is the step
-    (`net_5.pt`, `net_10.pt`); names that differ in more are numbered from 1 on.
+    A Lightning checkpoint tells how many epochs were complete when it was saved, and another one may hold `epoch`. If
+    one of them does not, all are sorted by name, numbers by their value. The number that their names differ in is then
+    the step (`net_5.pt`, `net_10.pt`). Names that differ in more are numbered from 1 on.
 
     Args:
         paths: files of weights.
@@ -108,6 +117,8 @@ def order(paths: Sequence[Path], *, unit: Unit = Unit.EPOCH) -> Ordered:
 
 @dataclass(frozen=True)
 class _Place:
+    """When in its training a checkpoint was saved, as far as it tells."""
+
     epoch: int | None
     global_step: int | None
     between_epochs: bool = True

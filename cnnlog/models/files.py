@@ -29,11 +29,14 @@ _OLD_DENSENET = re.compile(r"(.*denselayer\d+\.(?:norm|relu|conv))\.((?:[12])\..
 
 
 def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
-    """Read tensors by name, and nothing else; no pickled object is ever run.
+    """Read tensors by name, and nothing else. No pickled object is ever run.
+
+    Args:
+        path: of a file of weights or a checkpoint.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, of another kind, or holding other objects than tensors.
+        ValueError: it is damaged, of another format, or holds other objects than tensors.
     """
     content = read_checkpoint(path)
     for key in _WHERE_STATE_LIES:
@@ -47,11 +50,14 @@ def read_state_dict(path: str | os.PathLike[str]) -> StateDict:
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
-    """Read everything that a file of weights holds: tensors and plain values; no pickled object is ever run.
+    """Read everything that is in a file of weights: tensors and plain values. No pickled object is ever run.
+
+    Args:
+        path: of a file of weights or a checkpoint.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: damaged, of another kind, or holding objects that only running code from the file would give.
+        ValueError: it is damaged, of another format, or holds objects that only running code from it would give.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -83,10 +89,15 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Mapping[str, Any]:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], *, source: str) -> None:
-    """Copy weights in; types may differ (half precision), names and shapes may not.
+    """Copy weights into a model. Types may differ (half precision), names and shapes may not.
 
-    A prefix that all names of the model share in `state` (`model.`, `module.`) is stripped; what lies outside it in
-    such a checkpoint (the buffers of a loss, say) is left out.
+    A prefix that all names of the model share in the state (`model.`, `module.`) is stripped. Whatever else is in such
+    a checkpoint (the buffers of a loss, say) is left out.
+
+    Args:
+        model: what they are copied into.
+        state: name -> tensor.
+        source: where they are from, which a message names.
 
     Raises:
         ValueError: names are missing or too many, or shapes differ; the model is then unchanged.
@@ -112,7 +123,12 @@ def load_weights(model: nn.Module, state: Mapping[str, torch.Tensor], *, source:
 
 
 def without_prefix(state: Mapping[str, torch.Tensor], wanted: Mapping[str, Any]) -> StateDict:
-    """The state under the names that a network wants, without what trainers and compilers put before them."""
+    """The state under the names that a network wants, without what trainers and compilers put before them.
+
+    Args:
+        state: name -> tensor.
+        wanted: the names that the network wants, as keys.
+    """
     first = next(iter(wanted))
     plain = {_OLD_DENSENET.sub(r"\1\2", key).replace("_orig_mod.", ""): value for key, value in state.items()}
     prefixes = sorted({key[: -len(first)] for key in plain if key.endswith(f".{first}")}, key=len)

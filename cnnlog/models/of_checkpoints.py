@@ -34,10 +34,14 @@ class Network:
 
 
 def torchvision_network(first: Path, arch: str | None) -> Network:
-    """A torchvision classifier, `arch` or the one that the checkpoint's names and shapes fit.
+    """A torchvision classifier for checkpoints.
+
+    Args:
+        first: one of the checkpoints.
+        arch: torchvision's name of the architecture; None takes the one that the checkpoint's names and shapes fit.
 
     Raises:
-        ValueError: none does.
+        ValueError: no architecture fits.
     """
     loaded = load_classifier(str(first), arch=arch)
     return Network(loaded.model, loaded.name, loaded.transform)
@@ -47,8 +51,8 @@ def module_network(first: Path, where: str) -> Network:
     """An instance of an importable module class, with the hyper-parameters that the checkpoint holds.
 
     Args:
-        first: a checkpoint.
-        where: `package.module:Class`.
+        first: one of the checkpoints.
+        where: the class, as `package.module:Class`.
 
     Raises:
         ValueError: no such class, or it needs arguments that the checkpoint does not hold.
@@ -110,10 +114,10 @@ def baseline_network(weights: str, network: Network, where: str | None) -> Netwo
     """The network as it was before the training.
 
     Args:
-        weights: a file, whose head may have another number of classes where the network is torchvision's; or for such a
-            one `DEFAULT` (downloaded).
-        network: the one of the checkpoints.
-        where: `package.module:Class` of it, if it was made from a class.
+        weights: a file of weights. If the network is torchvision's, the head in it may have another number of classes;
+            and `DEFAULT` then downloads torchvision's weights.
+        network: the network of the checkpoints.
+        where: its class, as `package.module:Class`; None if it is torchvision's.
 
     Raises:
         ValueError: the weights do not fit.

@@ -103,7 +103,14 @@ def replace_head(model: nn.Module, classes: int) -> tuple[str, ...]:
 
 
 def head_names(model: nn.Module) -> tuple[str, ...]:
-    """The names of the last linear layer or convolution, and of auxiliary classifiers with as many outputs."""
+    """The names of the last linear layer or convolution, and of auxiliary classifiers with as many outputs.
+
+    Args:
+        model: any classifier.
+
+    Raises:
+        ValueError: it has no linear layer and no convolution.
+    """
     layers = {name: _outputs(m) for name, m in model.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
     if not layers:
         raise ValueError(f"{type(model).__name__} has no linear layer and no convolution, so no head to replace.")

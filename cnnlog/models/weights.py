@@ -32,11 +32,17 @@ _WRAPPED_BY_PEFT = re.compile(r"(.+)\.(base_layer|modules_to_save\.[^.]+)")
 class Weights:
     """A file of weights, or torchvision's.
 
+    Args:
+        source: what was asked for: a file, or `torchvision:NAME`.
+        filters: layer -> all filters `[O, I, kH, kW]` of every convolution.
+        network: the network, if it is known; without one there are no feature maps.
+        note: a sentence on the filters; empty if there is nothing to say.
+
     Attributes:
-        source: as it was given.
+        source: what was asked for: a file, or `torchvision:NAME`.
         filters: layer -> all filters `[O, I, kH, kW]`, of every convolution.
-        layers: the names that may be matched: all modules where the network is known, else the convolutions.
-        note: what there is to say of the filters; empty if nothing.
+        layers: the names that may be matched: all modules if the network is known, else the convolutions.
+        note: a sentence on the filters; empty if there is nothing to say.
     """
 
     def __init__(
@@ -67,12 +73,13 @@ class Weights:
         """What the network makes of an image, or else of a run's probe.
 
         Args:
-            names: the layers that are wanted; those without feature maps are left out.
-            image: the image, which is resized and normalised as the architecture's weights want it.
-            run: the run whose probe is taken where there is no image.
+            names: the layers that you want; those without feature maps are left out.
+            image: the path of an image, which is resized and normalised as the architecture's weights want it.
+            run: the run whose probe is taken if there is no image.
 
         Returns:
-            Layer -> feature maps `[N, C, H, W]`, the probe's fingerprint, and what there is to say of it.
+            Layer -> feature maps `[N, C, H, W]`, the probe's fingerprint, and a sentence on them (empty if there is
+            nothing to say).
 
         Raises:
             ValueError: the image cannot be read, or cannot go through the network.
@@ -106,11 +113,12 @@ def open_weights(source: str, *, arch: str | None = None, with_network: bool = F
     Args:
         source: a file (.ckpt, .pt, .pth, .bin, .safetensors), or `torchvision:NAME` with `:DEFAULT` or `:none` behind.
         arch: torchvision's name of the architecture that a file's weights are of.
-        with_network: build the network, which feature maps need; without `arch` the checkpoint's hyperparameters, or
-            else its names and shapes, tell the architecture.
+        with_network: build the network, because you want feature maps. Without `arch` the checkpoint's hyperparameters,
+            or else its names and shapes, tell the architecture.
 
     Raises:
-        ValueError: damaged, not weights, without convolutions, or not of a known architecture where one is needed.
+        ValueError: the file is damaged, holds no weights or no convolution, or is of no known architecture although one
+            is needed.
         FileNotFoundError: no such file.
     """
     if source.startswith(_TORCHVISION):
@@ -137,7 +145,7 @@ def _filters(state: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
 def _without_peft(
     filters: Mapping[str, FloatArray], state: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, FloatArray], str]:
-    """Filters under the names that their layers had before PEFT wrapped them, too; and what there is to say of them."""
+    """The filters, also under the names that their layers had before PEFT wrapped them; and a sentence on them."""
     if not any(".base_layer." in key or ".lora_A." in key for key in state):
         return dict(filters), ""
     named = {name.replace("base_model.model.", ""): array for name, array in filters.items()}

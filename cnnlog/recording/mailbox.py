@@ -14,9 +14,9 @@ T = TypeVar("T")
 
 
 class _Weighed(queue.Queue[T | None]):
-    """A queue whose size is the weight of what waits, by the hooks that `queue.Queue` has for that.
+    """A queue whose size is the weight of what waits, through the hooks that `queue.Queue` has for that.
 
-    It is full once `maxsize` is reached, so that an empty one takes an item of any weight.
+    It is full once the weight reaches `maxsize`, so an empty queue takes an item of any weight.
     """
 
     def __init__(self, maxsize: int, weigh: Callable[[T], int]) -> None:
@@ -44,16 +44,20 @@ class _Weighed(queue.Queue[T | None]):
 class Mailbox(Generic[T]):
     """Hands items, in order, to one background thread.
 
-    The thread starts with the first item and is a daemon, so that a process that wants to end can. An exception of
-    `handle` goes to `on_error`, with the item, and never stops the thread.
+    The thread starts with the first item. It is a daemon, so it does not keep a process from ending. If `handle`
+    raises, the exception goes to `on_error`, and the thread goes on.
 
     Args:
-        handle: called with every item, in the background thread.
-        on_error: called with the item and the exception that `handle` raised on it, in the background thread.
+        handle: is called with every item, in the background thread.
+        on_error: is called with the item and the exception that `handle` raised on it, in the background thread.
         name: the thread's name.
-        size: how many items may wait; or, with `weigh`, at what weight of those that wait no more are taken.
-        weigh: the weight of an item.
-        drop_when_full: whether `put` on a full queue drops the item (and counts it) or waits for a place.
+        size: how many items may wait; or, if you give `weigh`, the weight from which on no more are taken.
+        weigh: gives the weight of an item.
+        drop_when_full: if the queue is full, `put` drops the item and counts it. Otherwise `put` waits for a place.
+
+    Attributes:
+        name: the thread's name.
+        dropped: how many items were dropped.
     """
 
     def __init__(
@@ -75,7 +79,14 @@ class Mailbox(Generic[T]):
         self._thread: threading.Thread | None = None
 
     def put(self, item: T) -> bool:
-        """Queue `item`; says whether it was taken (`False` only if it was dropped)."""
+        """Queue an item.
+
+        Args:
+            item: for `handle`.
+
+        Returns:
+            False if it was dropped.
+        """
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
             self._thread.start()
@@ -87,7 +98,14 @@ class Mailbox(Generic[T]):
         return True
 
     def drain(self, timeout: float | None = None) -> bool:
-        """Wait until everything queued so far is handled; says whether that came true within `timeout` seconds."""
+        """Wait until everything queued so far is handled.
+
+        Args:
+            timeout: for how many seconds, at most; None waits as long as it takes.
+
+        Returns:
+            Whether everything was handled in that time.
+        """
         deadline = None if timeout is None else time.monotonic() + timeout
         with self._queue.all_tasks_done:
             while self._queue.unfinished_tasks:
@@ -98,10 +116,16 @@ class Mailbox(Generic[T]):
         return True
 
     def close(self, timeout: float | None = None) -> bool:
-        """Drain, then end the thread; says whether both came true within `timeout` seconds.
+        """Drain, then end the thread.
 
-        A thread that hangs in `handle` is left behind rather than waited for, to end once it comes back; what still
-        waits for it is dropped, and counted.
+        A thread that hangs in `handle` is left behind: it ends once `handle` returns, and the items that still wait are
+        dropped and counted.
+
+        Args:
+            timeout: for how many seconds to drain, at most; None waits as long as it takes.
+
+        Returns:
+            Whether everything was handled in that time.
         """
         if self._thread is None:
             return True

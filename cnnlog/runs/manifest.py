@@ -16,7 +16,7 @@ DELETE_IT = "delete it, the other files of the run stand"
 
 
 class StoreError(ValueError):
-    """A file of a run cannot be used: it is truncated, of a newer version, or not one of ours."""
+    """A file of a run cannot be used: it is truncated, written by a newer cnnlog, or not one of ours."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,11 @@ class Manifest:
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Manifest:
-        """Read `to_json`'s text.
+        """Read what `to_json` wrote.
+
+        Args:
+            text: the JSON.
+            where: the path of the file, which a message names.
 
         Raises:
             StoreError: the text is not a manifest of ours, or of a newer version.
@@ -100,7 +104,15 @@ class Manifest:
 
 
 def refuse_newer(version: object, where: str) -> None:
-    """Refuse what is above `VERSION`; `version` is a number, or its text where the file's metadata are texts."""
+    """Refuse a file that a newer cnnlog wrote.
+
+    Args:
+        version: the version that the file names, as a number or as its text.
+        where: the path of the file, which a message names.
+
+    Raises:
+        StoreError: the version is above ours, or no version at all.
+    """
     number = int(version) if isinstance(version, str) and version.isdecimal() else version
     if not isinstance(number, int) or isinstance(number, bool) or number < 1:
         raise StoreError(f"{where} is not cnnlog's: expected a version number from 1 on, got {version!r}; {DELETE_IT}")

@@ -14,10 +14,13 @@ _URL = re.compile(r"([A-Za-z][\w+.-]+::)*[A-Za-z][\w+.-]+://")
 
 
 def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of `path`, and the path on it.
+    """The file system of a path, and the path on it.
 
-    Only an address that begins like one is taken for one: fsspec itself would read `runs/a::b` and `runs/x://y`, which
-    are good names for a local folder, as several file systems in a row.
+    fsspec itself would read `runs/a::b` and `runs/x://y` as several file systems in a row. Both are good names for a
+    local folder, so only what begins like an address is taken for one.
+
+    Args:
+        path: a path, or an address that fsspec knows.
 
     Example:
         >>> locate("/runs/resnet::fine/v0")[1]
@@ -31,9 +34,12 @@ def locate(path: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 
 def inside(name: str) -> str:
-    """A name as folders under another one: never outside of it, and such as every file system takes.
+    """A name as folders below another one: never outside of it, and with characters that every file system takes.
 
-    What the locale has no bytes for is spelled out, see `spelled`.
+    Characters that the locale has no bytes for become the %-codes of their UTF-8.
+
+    Args:
+        name: any text, such as a tag; a slash in it begins a folder.
 
     Example:
         >>> inside("../a:b/c")
@@ -46,7 +52,10 @@ def inside(name: str) -> str:
 def spelled(name: str) -> str:
     """The name, with every character that names of files cannot hold in this locale as the %-codes of its UTF-8.
 
-    Under UTF-8 that is none; under Latin-1, which older clusters have, all of most languages.
+    In UTF-8 that is none. In Latin-1, which older clusters have, it is every character of most languages.
+
+    Args:
+        name: any text.
     """
     return "".join(character if _has_bytes(character) else quote(character) for character in name)
 
@@ -60,7 +69,12 @@ def _has_bytes(character: str) -> bool:
 
 
 def shortened(name: str, limit: int) -> str:
-    """The name, or its beginning and a hash if it takes more than `limit` bytes, for names of files are limited."""
+    """A name that is not too long for a file: itself, or its beginning and a hash.
+
+    Args:
+        name: any text.
+        limit: how many bytes it may take.
+    """
     data = name.encode()
     if len(data) <= limit:
         return name

@@ -94,7 +94,7 @@ class Run:
         """What the manifest says of a layer: its tag, kind, shapes and view.
 
         Args:
-            name: the name of a watched layer, as in `layers`.
+            name: the name of a watched layer, one of `layers`.
 
         Raises:
             ValueError: the run has no such layer; the message offers near ones.
@@ -132,7 +132,7 @@ class Run:
         """Everything that is stored of a step: arrays, numbers and ranges. The last 4 that you read stay in memory.
 
         Args:
-            step: a step's number, as in `steps`.
+            step: a step's number, one of `steps`.
 
         Raises:
             ValueError: there is no such step, or its file is damaged.
@@ -156,7 +156,7 @@ class Run:
         """What a step holds, and how its numbers are spread over each layer; each file is read once.
 
         Args:
-            step: a step's number, as in `steps`.
+            step: a step's number, one of `steps`.
 
         Raises:
             ValueError: there is no such step, or its file is damaged.
@@ -200,7 +200,7 @@ class Run:
         """The shown filters of a layer.
 
         Args:
-            layer: the name of a watched layer, as in `layers`.
+            layer: the name of a watched layer, one of `layers`.
             step: a step's number, `"baseline"` or `"last"`.
 
         Returns:
@@ -216,7 +216,7 @@ class Run:
         """The shown feature maps of a layer.
 
         Args:
-            layer: the name of a watched layer, as in `layers`.
+            layer: the name of a watched layer, one of `layers`.
             step: a step's number, `"baseline"` or `"last"`.
 
         Returns:
@@ -237,7 +237,7 @@ class Run:
                 feature maps: `active` (share of positions above 0), `mean`, `max`; and one value for the layer:
                 `dead_share` (share of channels that are nowhere above 0 on the probe) and `cka` (linear CKA with the
                 maps at the baseline, 0 to 1). The names in the files, such as `filter_drift_l2`, do as well.
-            layer: the name of a watched layer, as in `layers`.
+            layer: the name of a watched layer, one of `layers`.
             step: a step's number, `"baseline"` or `"last"`.
 
         Returns:
@@ -292,7 +292,7 @@ class Run:
         """The range that a layer's picture was drawn with: what full colour stood for, for each channel.
 
         Args:
-            layer: the name of a watched layer, as in `layers`.
+            layer: the name of a watched layer, one of `layers`.
             kind: `"filters"` or `"feature_maps"`.
             step: the number of a step that holds the layer.
         """
@@ -359,7 +359,7 @@ class Run:
         """A matplotlib figure of a layer's filters or feature maps, with title, channel numbers and colour bar.
 
         Args:
-            layer: the name of a watched layer, as in `layers`.
+            layer: the name of a watched layer, one of `layers`.
             step: a step's number, `"baseline"` or `"last"`.
             kind: `"filters"` or `"feature_maps"`.
             image: which image of the probe the feature maps are of, counted from 0.

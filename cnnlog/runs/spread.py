@@ -32,7 +32,10 @@ class Spread:
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> Spread:
-        """The spread of values of any shape; quartiles are interpolated, as NumPy's default does.
+        """The spread of some values. Quartiles are interpolated, as NumPy's default does.
+
+        Args:
+            values: an array of any shape.
 
         >>> Spread.of([4.0, 1.0, 2.0, 3.0, float("nan")])
         Spread(mean=2.5, lower=1.75, median=2.5, upper=3.25, finite=4)
@@ -66,7 +69,11 @@ class Summary:
 
 
 def summary_of(record: Record) -> Summary:
-    """What a record holds, and its numbers in a few figures."""
+    """What a record holds, and how each of its numbers is spread.
+
+    Args:
+        record: of one step.
+    """
     numbers = {
         name: {layer: Spread.of(values) for layer, values in by_layer.items()}
         for name, by_layer in record.numbers.items()

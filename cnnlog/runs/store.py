@@ -4,7 +4,7 @@
     probe.png, probe.safetensors   the probe as a picture and as the tensor the network gets
     step-00000000.safetensors ...  one `Record` a snapshot; the list of steps is the list of these files
     weights-baseline.safetensors   all filters of the watched layers at the baseline
-    weights-latest.safetensors     the same at the last snapshot
+    weights-latest.safetensors     all filters of the watched layers at the last snapshot
     maps-baseline.safetensors      the baseline's activations at the sampled positions (CKA needs them on resume)
 
 Every file carries a format name and a version, is written to a temporary name and renamed, and is read without pickle.
@@ -80,6 +80,9 @@ class RunStore:
     def open(cls, folder: str) -> RunStore:
         """Open an existing run.
 
+        Args:
+            folder: the run's own folder (`<log_dir>/cnnlog`), a path or an address that fsspec knows.
+
         Raises:
             FileNotFoundError: the folder holds no manifest.
             StoreError: its manifest is damaged, newer, or not ours.
@@ -96,14 +99,18 @@ class RunStore:
 
     @staticmethod
     def exists(folder: str) -> bool:
-        """Whether `folder` holds a manifest."""
+        """Whether there is a manifest in a folder.
+
+        Args:
+            folder: a path, or an address that fsspec knows.
+        """
         fs, path = locate(join(folder, MANIFEST))
         return bool(fs.exists(path))
 
     def create(self) -> None:
-        """Make the folder and write the manifest; of several runs that do so at once, one succeeds.
+        """Make the folder and write the manifest. If several runs do so at once, one succeeds.
 
-        Also for a run that has done so before: its manifest is written anew.
+        A run that has done so before may do so again; its manifest is then written anew.
 
         Raises:
             FileExistsError: another run is there, or a file where the folder should be.
@@ -125,12 +132,12 @@ class RunStore:
             return False
 
     def delete_manifest(self) -> None:
-        """Give the folder up, so that another run can begin there; its other files are overwritten by that."""
+        """Give the folder up. Another run can then begin there, and overwrites the other files."""
         fs, path = locate(join(self.folder, MANIFEST))
         fs.rm(path)
 
     def release(self) -> None:
-        """Give the folder up if it is this run's and holds no snapshot: nothing is there to mix with."""
+        """Give the folder up if it is this run's and holds no snapshot, because nothing is there to mix with."""
         with contextlib.suppress(Exception):  # remote file systems raise errors of their own
             if self.is_begun() and not self.steps:
                 self.delete_manifest()
@@ -145,7 +152,14 @@ class RunStore:
         return sorted(int(match[1]) for name in names if (match := _STEP_FILE.fullmatch(name)))
 
     def write_record(self, record: Record) -> int:
-        """Write one step file; says how many bytes it has."""
+        """Write one step file.
+
+        Args:
+            record: what is kept of the step.
+
+        Returns:
+            How many bytes the file has.
+        """
         arrays: _Arrays = {f"{kind}/{layer}": a for kind in Kind for layer, a in kind.of(record).items()}
         for name, by_layer in record.numbers.items():
             arrays.update({f"numbers/{name}/{layer}": a.astype(np.float32) for layer, a in by_layer.items()})
@@ -160,7 +174,8 @@ class RunStore:
 
         Args:
             step: its number.
-            numbers_only: leave all other arrays empty; that they are there is found out all the same.
+            numbers_only: read the numbers, and leave all other arrays empty. The names of the layers are read all the
+                same.
 
         Raises:
             FileNotFoundError: no such step.
@@ -193,24 +208,47 @@ class RunStore:
         )
 
     def write_weights(self, which: Literal["baseline", "latest"], weights: Mapping[str, FloatArray], step: int) -> None:
-        """Write all filters `[O, I, kH, kW]` of the watched layers, as they are at `step`."""
+        """Write all filters of the watched layers.
+
+        Args:
+            which: the filters at the baseline, or the latest.
+            weights: layer -> `[O, I, kH, kW]`.
+            step: the step that they are of.
+        """
         self._write_arrays(f"weights-{which}.safetensors", "cnnlog-weights", dict(weights), {"step": step})
 
     def read_weights(self, which: Literal["baseline", "latest"]) -> tuple[dict[str, FloatArray], int]:
-        """Read what `write_weights` wrote: the filters and their step."""
+        """Read what `write_weights` wrote.
+
+        Args:
+            which: the filters at the baseline, or the latest.
+
+        Returns:
+            Layer -> `[O, I, kH, kW]`, and the step that they are of.
+        """
         arrays, meta = self._read_arrays(f"weights-{which}.safetensors", "cnnlog-weights", ("step",))
         return self._in_order(arrays), meta["step"]
 
     def write_sampled_maps(self, samples: Mapping[str, FloatArray], step: int) -> None:
-        """Write the baseline's activations `[positions, C]` of the watched layers."""
+        """Write the baseline's activations, which CKA is measured against.
+
+        Args:
+            samples: layer -> `[positions, C]`.
+            step: the step of the baseline.
+        """
         self._write_arrays("maps-baseline.safetensors", "cnnlog-maps", dict(samples), {"step": step})
 
     def read_sampled_maps(self) -> dict[str, FloatArray]:
-        """Read what `write_sampled_maps` wrote."""
+        """Read what `write_sampled_maps` wrote: layer -> `[positions, C]`."""
         return self._in_order(self._read_arrays("maps-baseline.safetensors", "cnnlog-maps")[0])
 
     def write_probe(self, tensor: FloatArray, picture: bytes) -> None:
-        """Write the probe: the tensor `[N, C, H, W]` that the network gets, and a PNG of it."""
+        """Write the probe.
+
+        Args:
+            tensor: `[N, C, H, W]`, as the network gets it.
+            picture: the bytes of a PNG file of it.
+        """
         self._write_arrays("probe.safetensors", "cnnlog-probe", {"probe": tensor}, {})
         write_bytes(join(self.folder, "probe.png"), picture)
 

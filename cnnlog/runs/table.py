@@ -25,7 +25,11 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
 
     def to_text(self, limit: int | None = None) -> str:
-        """Aligned columns, text to the left and numbers to the right; past `limit` rows the middle is left out."""
+        """Aligned columns, text to the left and numbers to the right.
+
+        Args:
+            limit: how many rows are shown; if there are more, those in the middle are left out. None shows all.
+        """
         rows = [[cell_text(value) for value in row] for row in self.rows]
         if limit is not None and len(rows) > limit:
             half = limit // 2
@@ -43,7 +47,7 @@ class Table:
         return "\n".join([lines[0], rule, *lines[1:]])
 
     def to_csv(self) -> str:
-        """RFC 4180 text with a header; what is not there, or NaN, is an empty field; a NUL is shown by its symbol."""
+        """RFC 4180 text with a header. None and NaN are empty fields, and a NUL is shown by its symbol."""
         buffer = io.StringIO()
         writer = csv.writer(buffer, lineterminator="\n")
         writer.writerow(self.columns)
@@ -78,6 +82,9 @@ class Table:
 
 def cell_text(value: Any) -> str:
     """A value as a cell shows it: 3 significant digits for a float, a dash for None and NaN.
+
+    Args:
+        value: a number, a text, or None.
 
     >>> cell_text(0.123456), cell_text(0.0000123), cell_text(1.0), cell_text(12), cell_text(None)
     ('0.123', '1.23e-05', '1.00', '12', '-')

@@ -20,9 +20,13 @@ from cnnlog.runs.places import locate
 def refuse_target(path: Path, *, force: bool) -> None:
     """Say early that a file cannot be written.
 
+    Args:
+        path: of the file.
+        force: replace a file that exists. A folder is never replaced.
+
     Raises:
-        FileExistsError: it is there, and `force` is not given; a folder is never replaced.
-        FileNotFoundError: its folder is not there.
+        FileExistsError: the file exists and you did not say `force`, or it is a folder.
+        FileNotFoundError: its folder does not exist.
         PermissionError: its folder is read-only.
     """
     if path.is_dir():
@@ -38,10 +42,16 @@ def refuse_target(path: Path, *, force: bool) -> None:
 
 @contextmanager
 def whole(path: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary name, of the same ending, that becomes `path` if all goes well and vanishes if not.
+    """A temporary name with the same ending. It becomes `path` if all goes well, and vanishes if not.
+
+    Args:
+        path: of the file that a person asked for.
+        force: replace a file that exists. A folder is never replaced.
 
     Raises:
-        FileExistsError, FileNotFoundError, PermissionError: see `refuse_target`.
+        FileExistsError: the file exists and you did not say `force`, or it is a folder.
+        FileNotFoundError: its folder does not exist.
+        PermissionError: its folder is read-only.
     """
     refuse_target(path, force=force)
     draft = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}.tmp{path.suffix}")
@@ -50,18 +60,33 @@ def whole(path: Path, *, force: bool = False) -> Iterator[Path]:
 
 
 def join(folder: str, name: str) -> str:
-    """The address of a file in a folder, local or remote."""
+    """The address of a file in a folder.
+
+    Args:
+        folder: a path, or an address that fsspec knows.
+        name: of the file.
+    """
     return folder.rstrip("/") + "/" + name
 
 
 def read_bytes(url: str) -> bytes:
-    """All bytes of a file, local or remote."""
+    """All bytes of a file.
+
+    Args:
+        url: its path, or its address that fsspec knows.
+    """
     fs, path = locate(url)
     return bytes(fs.cat_file(path))
 
 
 def write_bytes(url: str, data: bytes, *, new: bool = False) -> None:
-    """Write a whole file or nothing; `new` refuses an existing one with FileExistsError."""
+    """Write a file whole, or nothing of it.
+
+    Args:
+        url: its path, or its address that fsspec knows. Its folder is made.
+        data: all of its bytes.
+        new: refuse to replace a file that exists, with FileExistsError.
+    """
     fs, path = locate(url)
     fs.makedirs(os.path.dirname(path), exist_ok=True)
     if not isinstance(fs, LocalFileSystem):  # object stores put an object whole, and have no rename
@@ -91,11 +116,11 @@ def _pipe_new(fs: AbstractFileSystem, path: str, data: bytes) -> None:
 
 @contextmanager
 def renamed(path: str, *, new: bool = False) -> Iterator[str]:
-    """A temporary name that becomes `path` if all goes well, and vanishes if not.
+    """A temporary name. It becomes `path` if all goes well, and vanishes if not.
 
     Args:
         path: of a local file.
-        new: refuse to replace a file that is there, with FileExistsError.
+        new: refuse to replace a file that exists, with FileExistsError.
     """
     draft = f"{path}.{uuid.uuid4().hex[:8]}.tmp"
     with _becoming(path, draft=draft, new=new):
