@@ -25,6 +25,10 @@ def gratings(n: int, *, seed: int) -> tuple[FloatArray, IntArray]:
     Classes 0-15: grey stripes at 8 angles, narrow (0-7) and wide (8-15); 16-19: red-green stripes at 4 angles;
     20-23: blue-yellow ones; 24-29: spots of 6 colours. Phase, place, size and contrast say nothing of the class.
 
+    Args:
+        n: how many images.
+        seed: of everything that is drawn.
+
     Returns:
         Images `[n, 3, 40, 40]`, 0 is mid-grey, about -1 to 1; labels `[n]`.
 
@@ -61,6 +65,10 @@ def weaves(n: int, *, seed: int) -> tuple[FloatArray, IntArray]:
 
     The class is the pair of angles (6 pairs of 4 angles) times the coloured threads' palette (red or green: 0-5,
     blue or yellow: 6-11). Which of the two angles is on top, and which of its two colours it has, says nothing.
+
+    Args:
+        n: how many images.
+        seed: of everything that is drawn.
 
     Returns:
         Images `[n, 3, 40, 40]`, 0 is mid-grey, about -1 to 1; labels `[n]`.

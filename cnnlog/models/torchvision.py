@@ -72,7 +72,11 @@ def load_classifier(what: str, weights: str | os.PathLike[str] = "none", *, arch
 
 
 def default_transform(name: str) -> Callable[[Any], torch.Tensor]:
-    """Resizing, cropping and normalisation as torchvision's default weights of this architecture want them."""
+    """Resizing, cropping and normalisation, as torchvision's default weights of an architecture want them.
+
+    Args:
+        name: the architecture, as torchvision spells it.
+    """
     weights: Any = torchvision.models.get_model_weights(_known(name))
     transform: Callable[[Any], torch.Tensor] = weights.DEFAULT.transforms()
     return transform

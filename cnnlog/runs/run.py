@@ -25,10 +25,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Which = int | Literal["baseline", "last"]
-Measure = Literal["cosine", "l2", "update", "norm", "dead_share", "cka", "active", "mean", "max"]
-Progress = Callable[[str, int, int], None]
-"""Is told how far the work is: `progress("reading run a", done, total)`."""
+"""A step: its number, the baseline, or the last one that can be read."""
 
+Measure = Literal["cosine", "l2", "update", "norm", "dead_share", "cka", "active", "mean", "max"]
+"""What a number is called in `Run.numbers` and `Run.drift`."""
+
+Progress = Callable[[str, int, int], None]
+"""A function that is told how far the work is: `progress("reading run a", done, total)`."""
 
 NUMBER: Mapping[Measure, str] = {
     "cosine": "filter_drift_cosine",
@@ -41,7 +44,7 @@ NUMBER: Mapping[Measure, str] = {
     "mean": "map_mean",
     "max": "map_max",
 }
-
+"""What a number is called in the files."""
 
 _KEPT_RECORDS = 4
 
