@@ -57,7 +57,8 @@ class Session:
     Args:
         trainer: about to train; the baseline is captured here and now.
         module: the module it trains, unwrapped.
-        filters: what the `FilterMonitor` was asked for, `None` without one; likewise `maps`.
+        filters: what the `FilterMonitor` was asked for; None without one.
+        maps: what the `FeatureMapMonitor` was asked for; None without one.
         memory: of an earlier fit or a checkpoint.
         shown: the module that is looked at: the one it trains, or an averaged copy.
 

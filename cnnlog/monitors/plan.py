@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from cnnlog import __version__
 from cnnlog.capture.layers import LayerInfo, LayerSpec, select
 from cnnlog.capture.probe import Probe
 from cnnlog.kinds import Kind, Unit
@@ -29,7 +30,18 @@ Weights = Literal["train", "ema"]
 
 @dataclass(frozen=True)
 class Plan:
-    """What one monitor was asked for."""
+    """What one monitor was asked for.
+
+    Attributes:
+        layers: `"auto"`, names, globs or module types.
+        look: how its pictures are drawn.
+        unit: what its steps count.
+        every: a snapshot is due each time so many are complete.
+        on_error: `"warn"` warns once of each kind of problem, `"raise"` raises it.
+        probe: the fixed input; None takes the first image of the data.
+        through: the sub-module that the probe runs through; None runs it through the model.
+        weights: `"train"` shows those being trained, `"ema"` their averages.
+    """
 
     layers: LayerSpec
     look: Look
@@ -55,7 +67,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Watched:
-    """What is watched of one model: the names, and all of it in the order of the tags."""
+    """What is watched of one model.
+
+    Attributes:
+        filter_layers: names of the layers whose filters are watched.
+        map_layers: names of the layers whose feature maps are watched.
+        layers: all of them, in the order of the tags.
+    """
 
     filter_layers: tuple[str, ...]
     map_layers: tuple[str, ...]
@@ -79,17 +97,17 @@ def plan_of(
     """Check what was asked for.
 
     Args:
-        who: asked, by the name that the messages give; `shown` is what it calls `Look.shown`.
-        layers: see `Plan`; likewise the others.
-        probe: also the path of an image, or several.
-        look: see `Plan`.
-        shown: see `who`.
-        unit: see `Plan`.
-        every: see `Plan`.
-        on_error: see `Plan`.
-        through: see `Plan`.
-        weights: see `Plan`.
-        layers_are: what the caller's argument for `layers` is called.
+        who: the caller's name, used in error messages.
+        layers: `"auto"`, names, globs or module types; at least one.
+        probe: the fixed input, or the path of an image, or several paths; None takes the first image of the data.
+        look: how pictures are drawn.
+        shown: what the caller calls the number of channels that a grid shows, used in error messages.
+        unit: what steps count.
+        every: a snapshot is due each time so many are complete.
+        on_error: `"warn"` or `"raise"`.
+        through: the sub-module that the probe runs through; None runs it through the model.
+        weights: `"train"` shows those being trained, `"ema"` their averages.
+        layers_are: what the caller calls `layers`, used in error messages.
 
     Raises:
         ValueError: an argument has a value that cannot be.
@@ -113,8 +131,8 @@ def watch(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None
 
     Args:
         infos: what `capture.survey` found.
-        filters: what is wanted of filters, None for nothing; likewise `maps`.
-        maps: of feature maps.
+        filters: what was asked for filters; None watches none.
+        maps: what was asked for feature maps; None watches none.
 
     Raises:
         ValueError: no such layer, or one whose filters cannot be shown as asked for.
@@ -134,7 +152,16 @@ def manifest_of(
     baseline_step: int,
     architecture: str,
 ) -> Manifest:
-    """The manifest of a run that begins now."""
+    """The manifest of a run that begins now.
+
+    Args:
+        watched: the layers.
+        filters: what was asked for filters; None if none are watched.
+        maps: what was asked for feature maps; None if none are watched.
+        probe: the fixed input; None for a run without one.
+        baseline_step: the first step.
+        architecture: the network's name.
+    """
     plan = filters or maps
     assert plan is not None, "something is watched"
     return Manifest(
@@ -146,7 +173,7 @@ def manifest_of(
             **({Kind.FEATURE_MAPS.value: maps.settings()} if maps else {}),
         },
         probe=_facts(probe),
-        versions={name: version(name) for name in ("cnnlog", "torch", "lightning")},
+        versions={"cnnlog": __version__, **{name: version(name) for name in ("torch", "lightning")}},
         architecture=architecture,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )

@@ -59,13 +59,14 @@ class ProbeSource:
     """Where the fixed input comes from: images, the test chart, or a stored run; at most one of them.
 
     Attributes:
-        images: files.
+        images: files of images.
         chart: draw the test chart.
-        run: take its probe, as its network got it.
-        size: height and width of images and chart; likewise `mean` and `std`, per channel, of values from 0 to 1. What
-            is not given is as torchvision's weights of the architecture want it, where one is known.
-        mean: see `size`.
-        std: see `size`.
+        run: take the probe of this run, as its network got it.
+        size: height and width of images and chart in pixels; None takes what torchvision's weights of the architecture
+            want, where one is known.
+        mean: one number a channel, of values from 0 to 1, that is taken from images and chart; None takes
+            torchvision's, where one is known.
+        std: one number a channel by which they are divided then; None takes torchvision's, where one is known.
     """
 
     images: tuple[Path, ...] = ()
@@ -118,20 +119,22 @@ def replay(
     """Record every checkpoint as the monitors would have recorded the training there.
 
     Args:
-        paths: checkpoints, or folders of them; see `checkpoints.find` and `checkpoints.order`.
+        paths: checkpoints, or folders of them. They are put in the order of their steps.
         out: the run's folder, which is made; the store is in `cnnlog/` under it.
         arch: torchvision's name of the network; None takes the one that the first checkpoint fits.
         module: the network's class instead, `package.module:Class`.
-        source: of the probe; None records filters only.
+        source: the probe, or where it comes from; None records filters only.
         baseline: the weights that the training started from, recorded as step 0: a file, or `DEFAULT` (torchvision's);
             layers that it lacks, or has in another shape, are not watched. None: the checkpoint of step 0 if there is
             one, else the first.
-        unit: what steps count; see `checkpoints.order`.
-        layers: as for the monitors.
-        look: how pictures are drawn; None is as the monitors do.
-        through: as for the monitors.
+        unit: what steps count: `"epoch"` for the completed epochs that a checkpoint tells, `"step"` for its
+            optimiser steps.
+        layers: `"auto"` (every convolution up to 8; past that the first, and the last of each spatial resolution),
+            names, globs, or module types.
+        look: how pictures are drawn; None draws them as the monitors do.
+        through: the sub-module that the probe runs through; None runs it through the network.
         tensorboard: write TensorBoard's events, too.
-        progress: wraps the checkpoints while they are gone through.
+        progress: is given the checkpoints and gives them back one by one, for a bar that shows how far it is.
 
     Raises:
         ValueError: a checkpoint does not fit the network, a layer is not there, the probe cannot go through.

@@ -23,7 +23,7 @@ Call = Callable[[str, Any, int, str], None]  # tag, value, step, description
 
 
 class OtherTracker:
-    """Calls the handle's method for images; numbers go the way that is found likewise.
+    """Calls the handle's method for images; numbers go to its method for numbers.
 
     Texts and histograms are left out, and numbers where no method for them is found.
     """
