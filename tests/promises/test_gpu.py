@@ -14,7 +14,7 @@ from support.devices import GPU
 from support.training import TinyCNN, fit, probe, trainer
 from torch import nn
 
-import cnnlog.monitors.fit
+import cnnlog.monitors.live_run
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.loan import borrow
@@ -94,7 +94,7 @@ def test_a_training_hands_over_what_is_still_arriving(
             torch.cuda.set_sync_debug_mode("default")
         return taken[-1]
 
-    monkeypatch.setattr(cnnlog.monitors.fit, "capture", watched)
+    monkeypatch.setattr(cnnlog.monitors.live_run, "capture", watched)
     monitors = [FilterMonitor(), FeatureMapMonitor(probe(), on_error="raise")]
     fit(trainer(tmp_path, monitors, accelerator="gpu", devices=1), TinyCNN())
     assert len(taken) == 4
