@@ -10,8 +10,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from cnnlog.kinds import Kind
 from cnnlog.recording.drawer import Drawers, LoggedPicture, Look, at_baseline
 from cnnlog.recording.keeper import Keeper
@@ -21,6 +19,7 @@ from cnnlog.recording.outbox import Outbox, Parcel
 from cnnlog.recording.problems import Problem, Problems
 from cnnlog.rendering.grids import STRIP_STEPS
 from cnnlog.runs.manifest import WatchedLayer
+from cnnlog.runs.steps import evenly
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray, Record, Snapshot
 from cnnlog.trackers import Tracker
@@ -246,6 +245,5 @@ class Recorder:
         steps = store.steps
         if not steps:
             return
-        chosen = np.unique(np.linspace(0, len(steps) - 1, STRIP_STEPS).round().astype(int))
-        records = [store.read_record(steps[i]) for i in chosen]
+        records = [store.read_record(step) for step in evenly(steps, STRIP_STEPS)]
         self._outbox.send(Parcel(steps[-1], tuple(self._drawers.strips(records))))

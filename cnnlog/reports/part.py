@@ -14,9 +14,9 @@ from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import Limits, RangeRule
 from cnnlog.rendering.views import ResolvedView
-from cnnlog.reports.steps import evenly
 from cnnlog.runs.manifest import StoreError, WatchedLayer
 from cnnlog.runs.run import Run
+from cnnlog.runs.steps import evenly
 from cnnlog.snapshot import Record
 
 # What says how far a step is from the baseline: the number's name in the files, and in words

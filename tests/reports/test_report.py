@@ -28,7 +28,7 @@ from cnnlog.rendering.views import ResolvedView
 from cnnlog.reports.page import charts
 from cnnlog.reports.page.page import write_report
 from cnnlog.reports.page.reels import DETAILS, Detail, Reel, fitting, strongest
-from cnnlog.reports.steps import evenly
+from cnnlog.runs.steps import evenly
 
 
 def unpacked(seen: Seen, reel: dict[str, Any]) -> np.ndarray:

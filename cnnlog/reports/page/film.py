@@ -14,8 +14,8 @@ from cnnlog.kinds import Kind
 from cnnlog.rendering.picture import Picture
 from cnnlog.reports.page.lives import Lives
 from cnnlog.reports.page.reels import DETAILS, Detail, Reel, fitting, layout, strongest
-from cnnlog.reports.steps import evenly
 from cnnlog.runs.run import Progress
+from cnnlog.runs.steps import evenly
 
 _IMAGES = 4
 _SAMPLES = 4
