@@ -1,4 +1,6 @@
-"""A watched training with one tracker, and what that tracker has of it: `python tests/support/tracked.py wandb FOLDER`.
+"""A watched training with one tracker, and what that has of it: `python tests/support/tracked.py wandb logger FOLDER`.
+
+`logger` fits with the tracker's Lightning logger, `handle` gives the tracker's own handle to `watch`.
 
 A process of its own, for trackers patch what they find. Prints JSON on its last line.
 """
@@ -19,9 +21,9 @@ from typing import Any
 import torch
 from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, WandbLogger
 from PIL import Image
-from support.training import TinyCNN, fit, ours, probe, trainer
+from support.training import TinyCNN, fit, loader, ours, probe, trainer
 
-from cnnlog import FeatureMapMonitor, FilterMonitor
+from cnnlog import FeatureMapMonitor, FilterMonitor, watch
 
 EPOCHS = 6  # more than the 5 that ClearML keeps
 Seen = dict[str, dict[int, Any]]  # tag -> step -> what was there
@@ -34,16 +36,20 @@ def pixels(data: bytes | Image.Image) -> str:
 
 
 class Wandb:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, how: str) -> None:
+        import wandb
+
         os.environ["WANDB_SILENT"] = "true"
-        self.logger = WandbLogger(offline=True, save_dir=folder, project="tests")
-        self.folder = Path(self.logger.experiment.dir)
+        if how == "logger":
+            self.logger = WandbLogger(offline=True, save_dir=folder, project="tests")
+        self.handle = self.logger.experiment if how == "logger" else wandb.init(mode="offline", dir=folder)
+        self.folder = Path(self.handle.dir)
 
     def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
         import wandb
         from wandb.proto import wandb_internal_pb2
 
-        self.logger.experiment.finish()
+        self.handle.finish()
         wandb.teardown()  # else its other process may still have the end of the file to write
         (file,) = self.folder.parent.glob("*.wandb")
         images: Seen = {}
@@ -87,18 +93,21 @@ class Wandb:
 
 
 class MLflow:
-    def __init__(self, folder: Path) -> None:
-        self.logger = MLFlowLogger(
-            tracking_uri=f"sqlite:///{folder}/runs.db", artifact_location=str(folder / "artifacts")
-        )
-        self.folder = folder
+    def __init__(self, folder: Path, how: str) -> None:
+        from mlflow import MlflowClient
+
+        self.uri = f"sqlite:///{folder}/runs.db"
+        client = MlflowClient(self.uri)
+        experiment = client.create_experiment("tests", artifact_location=str(folder / "artifacts"))
+        self.handle = (client, client.create_run(experiment).info.run_id)
+        self.logger = MLFlowLogger("tests", tracking_uri=self.uri, run_id=self.handle[1])
 
     def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
         from mlflow import MlflowClient
 
         from cnnlog.trackers.mlflow import tag_of
 
-        client, run = MlflowClient(f"sqlite:///{self.folder}/runs.db"), self.logger.run_id
+        client, run = MlflowClient(self.uri), self.handle[1]
         images: Seen = {}
         for artifact in client.list_artifacts(run, "images"):
             name, *parts = Path(artifact.path).stem.split("+")
@@ -116,18 +125,20 @@ class MLflow:
 
 
 class Comet:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, how: str) -> None:
         import comet_ml
 
-        self.logger = CometLogger(online=False, offline_directory=str(folder))  # which records nothing, so:
-        experiment = comet_ml.OfflineExperiment(
+        if how == "logger":
+            self.logger = CometLogger(online=False, offline_directory=str(folder))  # which records nothing, so:
+        self.handle = comet_ml.OfflineExperiment(
             offline_directory=str(folder / "comet"), disabled=False, log_env_details=False, log_code=False
         )
-        self.logger._experiment = experiment
+        if how == "logger":
+            self.logger._experiment = self.handle
         self.folder = folder / "comet"
 
     def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
-        self.logger.experiment.end()
+        self.handle.end()
         images: Seen = {}
         scalars: Seen = {}
         endings: set[str] = set()
@@ -148,13 +159,16 @@ class Comet:
 
 
 class Aim:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, how: str) -> None:
+        import aim
         from aim.pytorch_lightning import AimLogger
 
         self.quiet = {"system_tracking_interval": None, "capture_terminal_logs": False, "log_system_params": False}
         self.folder = str(folder / "aim")
-        self.logger = AimLogger(repo=self.folder, **self.quiet)
-        self.run = self.logger.experiment.hash
+        if how == "logger":
+            self.logger = AimLogger(repo=self.folder, **self.quiet)
+        self.handle = self.logger.experiment if how == "logger" else aim.Run(repo=self.folder, **self.quiet)
+        self.run = self.handle.hash
 
     def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
         import aim
@@ -176,7 +190,7 @@ class Aim:
 
 
 class ClearML:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, how: str) -> None:
         os.environ["CLEARML_CACHE_DIR"] = str(folder / "clearml")
         from clearml import Task
 
@@ -189,13 +203,13 @@ class ClearML:
         patched = ("matplotlib", "tensorboard", "pytorch", "joblib", "jsonargparse")
         # `detect_repository` reads every package that is installed
         frameworks = dict.fromkeys((*patched, "detect_repository"), False)
-        self.task: Any = Task.init("tests", "tracked", auto_connect_frameworks=frameworks, **quiet)
-        self.logger = CSVLogger(folder, name="csv", version="v0")
+        self.handle: Any = Task.init("tests", "tracked", auto_connect_frameworks=frameworks, **quiet)
+        self.logger = CSVLogger(folder, name="csv", version="v0")  # the task is found without a logger of its own
 
     def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
-        self.task.flush(wait_for_uploads=True)
-        folder = Path(self.task.get_offline_mode_folder())
-        self.task.close()
+        self.handle.flush(wait_for_uploads=True)
+        folder = Path(self.handle.get_offline_mode_folder())
+        self.handle.close()
         images: Seen = {}
         scalars: Seen = {}
         texts: dict[str, str] = {}
@@ -211,7 +225,7 @@ class ClearML:
         return images, scalars, {"text": texts.get("layers")}
 
 
-TRACKERS: dict[str, Callable[[Path], Any]] = {
+TRACKERS: dict[str, Callable[[Path, str], Any]] = {
     "wandb": Wandb,
     "mlflow": MLflow,
     "comet": Comet,
@@ -220,16 +234,37 @@ TRACKERS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-def main(name: str, folder: Path) -> None:
+def fitted(tracker: Any, folder: Path, *, beside: bool) -> None:
+    """A Trainer with the tracker's logger, and a CSVLogger, beside which pictures become files."""
+    more = [CSVLogger(folder, name="csv", version="v0")] if beside else []
+    callbacks = [FilterMonitor(histograms=True), FeatureMapMonitor(probe())]
+    fit(trainer(folder, callbacks, logger=[tracker.logger, *more], max_epochs=EPOCHS), TinyCNN())
+
+
+def looped(tracker: Any, folder: Path) -> None:
+    """A loop of one's own with the tracker's handle, and an event file beside it."""
+    module = TinyCNN()
+    optimiser = torch.optim.SGD(module.parameters(), lr=1e-2)
+    with watch(module, probe(), folder / "loop", histograms=True, trackers=[tracker.handle, tracker.handle]) as watcher:
+        watcher.snapshot(0)
+        for epoch in range(EPOCHS):
+            for images, labels in loader():
+                optimiser.zero_grad()
+                torch.nn.functional.cross_entropy(module(images), labels).backward()
+                optimiser.step()
+            watcher.snapshot(epoch + 1)
+
+
+def main(name: str, how: str, folder: Path) -> None:
     os.chdir(folder)
     torch.set_num_threads(1)
-    tracker = TRACKERS[name](folder)
-    beside = [] if name == "clearml" else [CSVLogger(folder, name="csv", version="v0")]
-    callbacks = [FilterMonitor(histograms=True), FeatureMapMonitor(probe())]
+    tracker = TRACKERS[name](folder, how)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run = trainer(folder, callbacks, logger=[tracker.logger, *beside], max_epochs=EPOCHS)
-        fit(run, TinyCNN())
+        if how == "handle":
+            looped(tracker, folder)
+        else:
+            fitted(tracker, folder, beside=name != "clearml")
     warned = [str(w.message) for w in caught if ours(w)]
     images, scalars, more = tracker.read()
     print()
@@ -237,4 +272,4 @@ def main(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]))

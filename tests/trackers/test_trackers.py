@@ -59,29 +59,48 @@ def number_files(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def of_event_files(folder: Path) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, float]]]:
+    """Tag -> step -> digest, and tag -> step -> number, of a folder's event files."""
+    found = events(folder)
+    images = {
+        tag: {str(image.step): pixels(image.encoded_image_string) for image in found.Images(tag)}
+        for tag in found.Tags()["images"]
+    }
+    numbers = {
+        tag: {str(number.step): number.value for number in found.Scalars(tag)} for tag in found.Tags()["scalars"]
+    }
+    return images, numbers
+
+
 # --- the real packages
 
 
 @pytest.mark.timeout(600)  # a tracker and Lightning take a while to import on a busy machine
+@pytest.mark.parametrize("how", ["logger", "handle"])
 @pytest.mark.parametrize("name", PACKAGES)
-def test_a_tracker_has_every_picture_and_number(name: str, tmp_path: Path) -> None:
-    """Compared with the files that a CSVLogger beside it gets, picture by picture."""
+def test_a_tracker_has_every_picture_and_number(name: str, how: str, tmp_path: Path) -> None:
+    """Compared, picture by picture, with the files that a CSVLogger beside it gets, or with a loop's event file."""
     if importlib.util.find_spec(PACKAGES[name]) is None:
         pytest.skip(f"{PACKAGES[name]} is not installed; scripts/test --all installs it")
     script = str(TESTS / "support" / "tracked.py")
-    command = [sys.executable, script, name, str(tmp_path)]
+    command = [sys.executable, script, name, how, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=500, env=environment())
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith('{"images"')))
     assert found["warned"] == []
-    (folder,) = tmp_path.rglob("cnnlog/pictures")
-    assert found["images"] == picture_files(folder)
+    if how == "handle":
+        images, numbers = of_event_files(tmp_path / "loop")
+        assert not list(tmp_path.rglob("cnnlog/pictures"))
+    else:
+        (folder,) = tmp_path.rglob("cnnlog/pictures")
+        images, numbers = picture_files(folder), number_files(folder)
+    assert found["images"] == images
     assert sorted(map(int, found["images"]["filters/00_net.0"])) == ALL_STEPS
-    for tag, values in number_files(folder).items():
+    for tag, values in numbers.items():
         assert found["scalars"][tag] == pytest.approx(values), tag
     if name == "wandb":
         assert {found["axes"][tag] for tag in (*found["images"], "cka/00_net.0")} == {"cnnlog/epoch"}
-        assert found["axes"]["*"] == "trainer/global_step"
+        assert found["axes"].get("*") == ("trainer/global_step" if how == "logger" else None)
     if name == "mlflow":
         assert found["grid"] == "True"
     if name in ("mlflow", "clearml"):
