@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import lightning as L
 import numpy as np
@@ -35,7 +36,7 @@ from torch.utils.data import DataLoader
 from cnnlog import FeatureMapMonitor, FilterMonitor, watch
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.sharding import gathered, local_part
-from cnnlog.monitors import loop as watcher_module
+from cnnlog.monitors import live_run
 
 
 class Fuse(nn.ReLU):
@@ -253,27 +254,27 @@ def sharded_facts(folder: Path) -> dict[str, Any]:
             raise MemoryError("only here")
         return snapshot
 
-    vars(watcher_module)["capture"] = fails_once
-    for watched in (False, True):
-        torch.manual_seed(2)
-        model = Sharded(computed=True).shard(MixedPrecisionPolicy())
-        optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-        where = folder / "watched"
-        watcher = watch(model, probe(), where, through="stem", map_layers=["stem"]) if watched else None
-        torch.manual_seed(10 + rank)
-        losses = []
-        for step in range(4):
+    with mock.patch.object(live_run, "capture", fails_once):
+        for watched in (False, True):
+            torch.manual_seed(2)
+            model = Sharded(computed=True).shard(MixedPrecisionPolicy())
+            optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+            where = folder / "watched"
+            watcher = watch(model, probe(), where, through="stem", map_layers=["stem"]) if watched else None
+            torch.manual_seed(10 + rank)
+            losses = []
+            for step in range(4):
+                if watcher is not None:
+                    watcher.snapshot(step)
+                optimiser.zero_grad()
+                loss = model(torch.rand(4, 3, 16, 16)).square().mean()
+                loss.backward()
+                optimiser.step()
+                losses.append(float(loss.item()).hex())
             if watcher is not None:
-                watcher.snapshot(step)
-            optimiser.zero_grad()
-            loss = model(torch.rand(4, 3, 16, 16)).square().mean()
-            loss.backward()
-            optimiser.step()
-            losses.append(float(loss.item()).hex())
-        if watcher is not None:
-            watcher.close()
-        trained = {name: gathered(tensor) for name, tensor in model.state_dict().items()}
-        facts["watched" if watched else "unwatched"] = [losses, trained, torch.get_rng_state()]
+                watcher.close()
+            trained = {name: gathered(tensor) for name, tensor in model.state_dict().items()}
+            facts["watched" if watched else "unwatched"] = [losses, trained, torch.get_rng_state()]
     facts["errors"]["folder"] = _error(lambda: watch(model, probe(), where, through="stem"))
     facts["errors"]["fsdp1"] = _error(lambda: capture(
         FullyShardedDataParallel(TinyCNN().net, device_id=torch.device("cpu")), probe(),
