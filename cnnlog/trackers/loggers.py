@@ -6,7 +6,7 @@ from typing import Any
 
 from cnnlog.trackers.other import OtherTracker
 
-_WITH_EXPERIMENT = {"TensorBoardLogger", "WandbLogger", "CometLogger", "AimLogger", "TrackioLogger"}
+_WITH_EXPERIMENT = {"TensorBoardLogger", "WandbLogger", "CometLogger", "AimLogger"}
 
 
 def is_logger(thing: Any) -> bool:

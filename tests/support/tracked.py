@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.loggers import CometLogger, CSVLogger, MLFlowLogger, WandbLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, MLFlowLogger, WandbLogger
 from PIL import Image
 from support.training import TinyCNN, fit, loader, ours, probe, trainer
 
@@ -225,12 +225,71 @@ class ClearML:
         return images, scalars, {"text": texts.get("layers")}
 
 
+class Trackio:
+    """Without a server. Lightning has no logger for it: `logger` is one that follows the model of its loggers."""
+
+    def __init__(self, folder: Path, how: str) -> None:
+        os.environ["TRACKIO_DIR"] = str(folder / "trackio")  # read when Trackio is imported
+        import trackio
+
+        self.handle = trackio.init(project="tests", name="tracked", embed=False, auto_log_cpu=False, auto_log_gpu=False)
+        self.handle.log({"mine": 1.0})  # step 0
+        if how == "logger":
+            self.logger = Following(folder, self.handle)
+
+    def read(self) -> tuple[Seen, Seen, dict[str, Any]]:
+        from trackio.sqlite_storage import SQLiteStorage
+        from trackio.utils import MEDIA_DIR
+
+        self.handle.log({"mine": 2.0})
+        self.handle.finish()
+        images: Seen = {}
+        scalars: Seen = {}
+        captions: set[str] = set()
+        texts: dict[str, str] = {}
+        mine: list[int] = []
+        for row in SQLiteStorage.get_logs("tests", "tracked"):
+            for tag, value in row.items():
+                kind = value.get("_type") if isinstance(value, dict) else None
+                if kind == "trackio.image":
+                    images.setdefault(tag, {})[row["step"]] = pixels((MEDIA_DIR / value["file_path"]).read_bytes())
+                    captions.add(value["caption"])
+                elif kind == "trackio.markdown":
+                    texts[tag] = value["_value"]
+                elif tag == "mine":
+                    mine.append(row["step"])
+                elif "/" in tag and kind is None:
+                    scalars.setdefault(tag, {})[row["step"]] = value
+        return images, scalars, {"text": texts.get("layers"), "mine": mine, "captions": sorted(captions)}
+
+
+class Following(Logger):
+    """What somebody writes who wants a tracker under Lightning that has no logger: an `experiment`, and numbers."""
+
+    name, version = "run", "v0"
+
+    def __init__(self, folder: Path, experiment: Any) -> None:
+        super().__init__()
+        self.experiment, self.folder = experiment, folder
+
+    @property
+    def save_dir(self) -> str:
+        return str(self.folder)
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        pass
+
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        pass
+
+
 TRACKERS: dict[str, Callable[[Path, str], Any]] = {
     "wandb": Wandb,
     "mlflow": MLflow,
     "comet": Comet,
     "aim": Aim,
     "clearml": ClearML,
+    "trackio": Trackio,
 }
 
 
