@@ -106,7 +106,7 @@ class Session:
         try:
             self._begin()
         except BaseException:
-            self._live.release()  # nobody else has this session yet
+            self._live.close()  # nobody else has this session yet
             raise
 
     # ---- the start
@@ -171,6 +171,8 @@ class Session:
         """Where this fit's run is kept; rank 0 alone asks."""
         trainer = self._trainer
         folder = _run_folder(trainer, self.memory)
+        if folder is not None and not trainer.loggers and _holds_another(folder, manifest):
+            folder = _free_folder(trainer)  # nobody named the old one, so nobody can name another
         resumed = trainer.global_step > 0 or trainer.ckpt_path is not None
         old = self._earlier_run(folder, manifest, resumed=resumed)
         if folder is None:
@@ -231,7 +233,7 @@ class Session:
             return []
         assert place.store is not None, "only a rehearsal has no folder"
         folder, loggers = place.store.folder, self._trainer.loggers
-        files = any(takes_only_numbers(logger) for logger in loggers)
+        files = not loggers or any(takes_only_numbers(logger) for logger in loggers)
         handles = [(logger, handle_of(logger)) for logger in loggers if not takes_only_numbers(logger)]
         for logger, handle in handles:
             if not takes_pictures(handle):
@@ -260,7 +262,7 @@ class Session:
         )
         plan = self._filters or self._maps
         assert plan is not None, "a session has a monitor"
-        schedule = f"every {plan.every} {'epochs' if self.unit == 'epoch' else 'training steps'}"
+        schedule = f"every {plan.every} {self.unit.short}"
         on = f" of {', '.join(probe.names)} {list(probe.tensor.shape)}" if probe and watched.map_layers else ""
         size = f"{recorder.step_bytes / 1e6:.2f} MB stored"
         if recorder.step_pictures_bytes:
@@ -281,11 +283,11 @@ class Session:
     # ---- every step
 
     def _now(self) -> int:
-        return self._trainer.current_epoch if self.unit == "epoch" else self._trainer.global_step
+        return self._trainer.current_epoch if self.unit is Unit.EPOCH else self._trainer.global_step
 
     def after_epoch(self) -> None:
         """An epoch is complete: capture what is due."""
-        if self.unit == "epoch":
+        if self.unit is Unit.EPOCH:
             self._take_due(self._trainer.current_epoch, self._trainer.current_epoch + 1)
         self._live.report()
 
@@ -293,7 +295,7 @@ class Session:
         """A batch is through: capture what is due, if it ended with optimiser steps."""
         before, now = self._last_global_step, self._trainer.global_step
         self._last_global_step = now
-        if self.unit == "step" and now > before:
+        if self.unit is Unit.STEP and now > before:
             due = self._take_due(before, now)
             if due or not self._ranks.several:  # telling the other processes costs more than a step may
                 self._live.report()
@@ -307,7 +309,7 @@ class Session:
         return any(due)
 
     def _take(self, step: int, *, filters: bool, maps: bool) -> None:
-        epoch = step if self.unit == "epoch" else self._trainer.current_epoch
+        epoch = step if self.unit is Unit.EPOCH else self._trainer.current_epoch
         count = self._trainer.global_step
         if self._live.take(step, epoch=epoch, global_step=count, filters=filters, maps=maps):
             self.memory.step = step
@@ -323,7 +325,7 @@ class Session:
 
     def close(self) -> None:
         """End the threads."""
-        self._live.release()
+        self._live.close()
         self._live.report()
 
 
@@ -356,6 +358,17 @@ def _run_folder(trainer: L.Trainer, memory: Memory) -> str | None:
         save_dir, *named = (str(part) for part in parts if part is not None)
         return "/".join([save_dir, *(inside(part) for part in named), FOLDER])
     return f"{logger.log_dir}/{FOLDER}"  # not trainer.log_dir: that waits for the other ranks, and rank 0 alone is here
+
+
+def _holds_another(folder: str, manifest: Manifest) -> bool:
+    """Whether a folder holds a run that one of this manifest cannot go on with."""
+    if not RunStore.exists(folder):
+        return False
+    try:
+        refuse_other(RunStore.open(folder).manifest, manifest)
+    except ValueError:
+        return True
+    return False
 
 
 def _free_folder(trainer: L.Trainer) -> str:

@@ -282,7 +282,7 @@ class LiveRun:
         if self._recorder is not None:
             self._recorder.finish()
 
-    def release(self) -> None:
+    def close(self) -> None:
         """End the threads and close what was opened. A second call does nothing."""
         self._opened.close()
 

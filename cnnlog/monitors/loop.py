@@ -125,7 +125,8 @@ def watch(
             (torch, tensorboardX), a W&B run (`wandb.init()`), an MLflow client with a run's id as `(client, run_id)`, a
             Comet experiment, an `aim.Run`, a ClearML task, a Trackio run (`trackio.init()`), a logger of Lightning's,
             or an object of your own with a method such as `log_image(name, image, step)`. You close them, after the
-            watcher. With several processes, those of rank 0 are used. If a `SummaryWriter` in the list writes into
+            watcher. A ClearML task that `Task.init` began is served without being named, as ClearML does with other
+            writers. With several processes, those of rank 0 are used. If a `SummaryWriter` in the list writes into
             `log_dir`, `tensorboard=True` adds no second event file there.
         resume: the step that your training goes on from, if `log_dir` holds its run so far; for example the epoch of
             the checkpoint that you have loaded. Steps that are stored already are not written again. 0 begins a run.
@@ -223,9 +224,10 @@ class Watcher:
         self._alarm = Alarm(raises=filters.on_error == "raise", warned=set(), say=_log.warning, ranks=ranks)
         self.folder = f"{log_dir.rstrip('/')}/{FOLDER}"
         handles: list[Any] = []
-        with ranks.together():
+        with ranks.together():  # of its own: what rank 0 refuses here, the others must not miss in the forward pass
             if ranks.first:
                 handles = _handles(log_dir, tensorboard, trackers)
+        with ranks.together():
             infos = survey(model, filters.probe, run=run, through=filters.through)
             watched = choose(infos, filters=filters, maps=maps)
         self.layers = tuple(layer.name for layer in watched.layers)
@@ -251,7 +253,7 @@ class Watcher:
             spread=ranks,
             says=self._alarm,
         )
-        self._end = weakref.finalize(self, self._live.release)  # also for a loop that ends without `close`
+        self._end = weakref.finalize(self, self._live.close)  # also for a loop that ends without `close`
         self._resumed_at = self._live.last_step
 
     def snapshot(self, step: int, *, global_step: int = 0) -> None:
@@ -356,7 +358,7 @@ def _trackers(handles: Sequence[Any], unit: Unit, place: Place, opened: ExitStac
     for handle in handles:
         if isinstance(handle, EventFile):
             opened.callback(handle.close)
-    return trackers_for(handles, folder=place.store.folder, unit=unit)
+    return trackers_for(handles, folder=place.store.folder, unit=unit, files=not handles)
 
 
 def _table(model: nn.Module, plan: Plan, watched: Sequence[str]) -> LayerTable:

@@ -261,7 +261,7 @@ def _record(
             live.report()
         live.finish()
     finally:
-        live.release()
+        live.close()
     live.report()
 
 

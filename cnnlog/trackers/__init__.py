@@ -13,7 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-_EVENT_WRITERS = {("torch", "SummaryWriter"), ("tensorboardX", "SummaryWriter"), ("cnnlog", "EventFile")}
+from cnnlog.kinds import Unit
+
+EVENT_WRITERS = frozenset({("torch", "SummaryWriter"), ("tensorboardX", "SummaryWriter"), ("cnnlog", "EventFile")})
+COMET = frozenset(("comet_ml", name) for name in ("Experiment", "OfflineExperiment", "CometExperiment"))
 
 
 class Tracker(Protocol):
@@ -40,22 +43,21 @@ class Tracker(Protocol):
         """The last step whose filters or feature maps the tracker has, -1 without any; None if it cannot tell."""
 
 
-def trackers_for(handles: Sequence[Any], *, folder: str, unit: str, files: bool = False) -> list[Tracker]:
+def trackers_for(handles: Sequence[Any], *, folder: str, unit: Unit, files: bool) -> list[Tracker]:
     """The trackers behind handles, each once.
 
     A ClearML task of this process is served, too, but not beside a `SummaryWriter` of torch: ClearML copies what that
-    writes. Pictures become files in the run's folder where no handle takes them.
+    writes.
 
     Args:
         handles: what `tracker_of` takes.
         folder: where the run is stored.
-        unit: what steps count, `"epoch"` or `"step"`.
-        files: pictures become files all the same.
+        unit: what steps count.
+        files: pictures become files in the run's folder, too.
     """
     found = {identity(handle): tracker_of(handle, unit=unit) for handle in handles}
     trackers = [tracker for tracker in found.values() if tracker is not None]
-    files = files or not trackers
-    copied = any(("torch", "SummaryWriter") in _classes(handle) for handle in handles)
+    copied = any(("torch", "SummaryWriter") in classes_of(handle) for handle in handles)
     if not copied and (task := _clearml_task()) is not None and identity(task) not in found:
         from cnnlog.trackers.clearml import ClearMLTracker
 
@@ -67,17 +69,17 @@ def trackers_for(handles: Sequence[Any], *, folder: str, unit: str, files: bool 
     return trackers
 
 
-def tracker_of(handle: Any, *, unit: str) -> Tracker | None:  # noqa: PLR0911  # one a tracker
+def tracker_of(handle: Any, *, unit: Unit) -> Tracker | None:  # noqa: PLR0911  # one a tracker
     """The tracker behind a handle, or `None` if the handle takes no pictures.
 
     Args:
         handle: a `SummaryWriter` of torch or tensorboardX, an `EventFile`, a run of W&B, Aim or Trackio, an MLflow
             client and a run's id as a tuple, a Comet experiment, a ClearML task, or any object with a method for
             images by a common name.
-        unit: what steps count, `"epoch"` or `"step"`.
+        unit: what steps count.
     """
-    known = _classes(handle)
-    if known & _EVENT_WRITERS:
+    known = classes_of(handle)
+    if known & EVENT_WRITERS:
         from cnnlog.trackers.tensorboard import TensorBoardTracker, events_of
 
         return TensorBoardTracker(events_of(handle))
@@ -89,7 +91,7 @@ def tracker_of(handle: Any, *, unit: str) -> Tracker | None:  # noqa: PLR0911  #
         from cnnlog.trackers.mlflow import MLflowTracker
 
         return MLflowTracker(*handle)
-    if known & {("comet_ml", name) for name in ("Experiment", "OfflineExperiment", "CometExperiment")}:
+    if known & COMET:
         from cnnlog.trackers.comet import CometTracker
 
         return CometTracker(handle, unit=unit)
@@ -112,12 +114,12 @@ def tracker_of(handle: Any, *, unit: str) -> Tracker | None:  # noqa: PLR0911  #
 
 def takes_pictures(handle: Any) -> bool:
     """Whether there is a tracker behind a handle."""
-    return tracker_of(handle, unit="step") is not None
+    return tracker_of(handle, unit=Unit.STEP) is not None
 
 
 def writes_events(handle: Any) -> bool:
     """Whether it is a `SummaryWriter` of torch or tensorboardX, or an `EventFile`."""
-    return bool(_classes(handle) & _EVENT_WRITERS)
+    return bool(classes_of(handle) & EVENT_WRITERS)
 
 
 def identity(handle: Any) -> Any:
@@ -130,12 +132,12 @@ def is_mlflow(handle: Any) -> bool:
     return (
         isinstance(handle, tuple)
         and len(handle) == 2
-        and ("mlflow", "MlflowClient") in _classes(handle[0])
+        and ("mlflow", "MlflowClient") in classes_of(handle[0])
         and isinstance(handle[1], str)
     )
 
 
-def _classes(handle: Any) -> set[tuple[str, str]]:
+def classes_of(handle: Any) -> set[tuple[str, str]]:
     """Package and name of its class, and of those that it inherits from."""
     return {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(handle).__mro__}
 

@@ -10,14 +10,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from cnnlog.kinds import Unit
+
 
 class AimTracker:
     """Writes to an `aim.Run`."""
 
-    def __init__(self, run: Any, *, unit: str) -> None:
+    def __init__(self, run: Any, *, unit: Unit) -> None:
         self.name = "Aim"
         self._run = run
-        self._counts_epochs = unit == "epoch"
+        self._counts_epochs = unit is Unit.EPOCH
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
         """Track a picture, with the description as its caption."""

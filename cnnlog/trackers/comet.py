@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnnlog.kinds import Unit
+
 
 class CometTracker:
     """Writes to a Comet experiment, online or offline."""
 
-    def __init__(self, experiment: Any, *, unit: str) -> None:
+    def __init__(self, experiment: Any, *, unit: Unit) -> None:
         self.name = "Comet"
         # A copy shares the connection but has a current step of its own: Comet writes each picture with the step that
         # the experiment was last set to, by whichever thread, and would give ours to numbers logged without one.
         self._experiment = copy.copy(experiment)
-        self._counts_epochs = unit == "epoch"
+        self._counts_epochs = unit is Unit.EPOCH
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
         """Log a picture, its bytes as they are; Comet takes what is behind the last point for the format."""

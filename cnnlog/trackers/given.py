@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from cnnlog.trackers import is_mlflow, takes_pictures, writes_events
+from cnnlog.trackers import COMET, EVENT_WRITERS, classes_of, is_mlflow, takes_pictures
 from cnnlog.trackers.loggers import handle_of, is_logger, takes_only_numbers
 from cnnlog.trackers.other import IMAGE_METHODS
 
@@ -14,6 +15,16 @@ _KNOWN = (
     "a SummaryWriter, a W&B, Aim or Trackio run, an (MlflowClient, run id) tuple, a Comet experiment, a ClearML task, "
     "or an object with a method for images"
 )
+
+_IS_CLOSED: tuple[tuple[frozenset[tuple[str, str]], Callable[[Any], bool]], ...] = (
+    (EVENT_WRITERS, lambda writer: getattr(writer, "file_writer", writer) is None),
+    (frozenset({("wandb", "Run")}), lambda run: getattr(run, "_is_finished", False) is True),
+    (COMET, lambda experiment: getattr(experiment, "ended", False) is True),
+    (frozenset({("aim", "Run")}), lambda run: getattr(run, "_resources", run) is None),
+    (frozenset({("clearml", "Task")}), lambda task: getattr(task, "_at_exit_called", False) is True),
+    (frozenset({("trackio", "Run")}), lambda run: run._stop_flag.is_set() is True),
+)
+"""The classes of a tracker's handle, and how one tells that it is closed; none of them says so in public."""
 
 
 def handles_given(who: str, trackers: Any) -> list[Any]:
@@ -45,16 +56,8 @@ def refuse_closed(who: str, name: str, handle: Any) -> None:
     Raises:
         ValueError: it is closed.
     """
-    stopped = getattr(handle, "_stop_flag", None)
-    closed = (
-        (writes_events(handle) and getattr(handle, "file_writer", handle) is None)  # a SummaryWriter
-        or getattr(handle, "_is_finished", False) is True  # W&B
-        or getattr(handle, "ended", False) is True  # Comet
-        or getattr(handle, "_resources", handle) is None  # Aim
-        or getattr(handle, "_at_exit_called", False) is True  # ClearML
-        or (stopped is not None and stopped.is_set() is True)  # Trackio
-    )
-    if closed:
+    known = classes_of(handle)
+    if any(known & classes and is_closed(handle) for classes, is_closed in _IS_CLOSED):
         kind = type(handle).__name__
         raise ValueError(f"{who} expected {name} to be open, but the {kind} is closed: open a new one.")
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from cnnlog.trackers.other import OtherTracker
-
 _WITH_EXPERIMENT = {"TensorBoardLogger", "WandbLogger", "CometLogger", "AimLogger"}
 
 
@@ -26,7 +24,7 @@ def handle_of(logger: Any) -> Any:
     """The handle, which `trackers.tracker_of` takes; None for a `CSVLogger`, which has none.
 
     Loggers are told by the names of their classes, so that those of `lightning` and of `pytorch_lightning` are alike.
-    A logger that is not known is its own handle if it has a method for images; else its `experiment` is.
+    A logger that is not known is its own handle.
     """
     known = names_of(logger)
     if known & _WITH_EXPERIMENT:
@@ -37,7 +35,7 @@ def handle_of(logger: Any) -> Any:
         return _task_of(logger)
     if takes_only_numbers(logger):
         return None
-    return logger if OtherTracker.of(logger) is not None else getattr(logger, "experiment", None)
+    return logger
 
 
 def _task_of(logger: Any) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,9 +23,10 @@ Call = Callable[[str, Any, int, str], None]  # tag, value, step, description
 
 
 class OtherTracker:
-    """Calls the handle's method for images; numbers go to its method for numbers.
+    """Calls the handle's method for images, and its method for numbers.
 
-    Texts and histograms are left out, and numbers where no method for them is found.
+    Of a logger, the methods may also be those of its `experiment`. Texts and histograms are left out, and numbers where
+    no method for them is found.
     """
 
     def __init__(self, name: str, image: Call, number: Call) -> None:
@@ -36,16 +37,17 @@ class OtherTracker:
     @classmethod
     def of(cls, handle: Any) -> OtherTracker | None:
         """The tracker for a handle, `None` if no method is found that can be called with a tag and an image."""
-        image = next(_calls(handle, IMAGE_METHODS, IMAGE, _as_image), None)
+        places = (handle, getattr(handle, "experiment", None))
+        image = next(_calls(places, IMAGE_METHODS, IMAGE, _as_image), None)
         if image is None:
             return None
-        log_metrics = getattr(handle, "log_metrics", None)
+        by_name = next((found for place in places if callable(found := getattr(place, "log_metrics", None))), None)
 
-        def by_name(tag: str, value: Any, step: int, _: str) -> None:
-            if callable(log_metrics):
-                log_metrics({tag: value}, step)
+        def log_metrics(tag: str, value: Any, step: int, _: str) -> None:
+            if by_name is not None:
+                by_name({tag: value}, step)
 
-        number = next(_calls(handle, NUMBER_METHODS, NUMBER, lambda value, *_: value), by_name)
+        number = next(_calls(places, NUMBER_METHODS, NUMBER, lambda value, *_: value), log_metrics)
         return cls(type(handle).__name__, image, number)
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
@@ -71,14 +73,15 @@ class OtherTracker:
 
 
 def _calls(
-    handle: Any, methods: tuple[str, ...], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]
+    places: Sequence[Any], methods: tuple[str, ...], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]
 ) -> Iterator[Call]:
-    """Ways to log a value: each method of the handle whose parameters are all understood."""
-    for name in methods:
-        method = getattr(handle, name, None)
-        call = _call(method, values, convert) if callable(method) else None
-        if call is not None:
-            yield call
+    """Ways to log a value: each method of the places whose parameters are all understood."""
+    for place in places:
+        for name in methods:
+            method = getattr(place, name, None)
+            call = _call(method, values, convert) if callable(method) else None
+            if call is not None:
+                yield call
 
 
 def _call(method: Callable[..., Any], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]) -> Call | None:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import wandb
 from PIL import Image
 
+from cnnlog.kinds import Unit
 from cnnlog.runs.places import shortened
 
 
@@ -20,7 +21,7 @@ class WandbTracker:
     `cnnlog/step`: W&B's own step counts the calls of `log`, and Lightning's counts batches.
     """
 
-    def __init__(self, run: Any, *, unit: str) -> None:
+    def __init__(self, run: Any, *, unit: Unit) -> None:
         self.name = "W&B"
         self._run = run
         self._axis = f"cnnlog/{unit}"

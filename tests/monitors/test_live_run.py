@@ -177,6 +177,20 @@ def test_another_trainer_has_another_folder(tmp_path: Path) -> None:
     assert sorted(path.parent.name for path in tmp_path.rglob("cnnlog")) == ["version_0", "version_1"]
 
 
+def test_a_second_fit_of_another_network_has_another_folder(tmp_path: Path) -> None:
+    """Nobody named the first folder, so nobody could name another one."""
+    run = trainer(tmp_path, monitors(), logger=False, max_epochs=1)
+    fit(run, TinyCNN())
+    run.fit_loop.max_epochs = 2
+    wider = TinyCNN()
+    wider.net[3] = torch.nn.Conv2d(6, 12, 3)
+    wider.head = torch.nn.Linear(12, 3)
+    (text,) = said(lambda: fit(run, wider))
+    assert "no baseline from before the resume: the run that is resumed had other layers" in text
+    old, new = (RunStore.open(str(tmp_path / f"cnnlog_logs/version_{i}/cnnlog")) for i in range(2))
+    assert (old.steps, new.steps[-1]) == ([0, 1], 2)
+
+
 def test_a_new_process_that_resumes_has_another_folder_with_the_baseline(tmp_path: Path) -> None:
     first = trainer(tmp_path, monitors(), logger=False, max_epochs=2)
     fit(first, TinyCNN())

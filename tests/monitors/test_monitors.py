@@ -228,6 +228,7 @@ def test_a_logger_without_pictures_is_named_once(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"cnnlog: Numbers is given no pictures.*store.*run/v0/cnnlog") as caught:
         fit(trainer(tmp_path, monitors(), logger=Numbers()), TinyCNN())
     assert len([w for w in caught if "Numbers" in str(w.message)]) == 1
+    assert not (tmp_path / "run" / "v0" / "cnnlog" / "pictures").exists()
     assert store(tmp_path).steps == [0, 1, 2, 3]
 
 

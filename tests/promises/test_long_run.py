@@ -68,7 +68,7 @@ class Watch(L.Callback):
         self.hooked += hooks(pl_module)
         if trainer.current_epoch + 1 in LOOKS:
             monitor = vars(trainer)["callbacks"][0]
-            monitor._session.recorder.drain(trackers=True)
+            monitor._session._live.recorder.drain(trackers=True)
             resident = re.search(r"VmRSS:\s*(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
             assert resident is not None
             events = [path.stat().st_size for path in self.folder.rglob("*tfevents*")]

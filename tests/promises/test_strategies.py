@@ -176,6 +176,7 @@ def test_a_loop_over_a_sharded_model_is_not_disturbed(trained: Path) -> None:
     for facts in ended(trained, "torch-sharded"):
         assert differences(facts["unwatched"], facts["watched"]) == []
         assert "already holds a run" in facts["errors"]["folder"]
+        assert "expected trackers[0] as a SummaryWriter" in facts["errors"]["trackers"]
     assert RunStore.open(str(trained / "torch-sharded" / "watched" / "cnnlog")).steps == [0, 1, 3]
 
 

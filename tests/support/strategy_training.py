@@ -276,6 +276,8 @@ def sharded_facts(folder: Path) -> dict[str, Any]:
             trained = {name: gathered(tensor) for name, tensor in model.state_dict().items()}
             facts["watched" if watched else "unwatched"] = [losses, trained, torch.get_rng_state()]
     facts["errors"]["folder"] = _error(lambda: watch(model, probe(), where, through="stem"))
+    wrong = [None] if rank == 0 else []  # what rank 0 alone is asked for
+    facts["errors"]["trackers"] = _error(lambda: watch(model, probe(), folder / "refused", trackers=wrong))
     facts["errors"]["fsdp1"] = _error(lambda: capture(
         FullyShardedDataParallel(TinyCNN().net, device_id=torch.device("cpu")), probe(),
         filter_layers=["0"], map_layers=(), step=0, epoch=0, global_step=0,

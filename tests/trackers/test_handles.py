@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from support.training import TinyCNN, events, image_steps, probe
 from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog import open_run, watch
+from cnnlog.kinds import Unit
 from cnnlog.trackers import tracker_of
 from cnnlog.trackers.event_file import EventFile
 
@@ -236,7 +236,7 @@ def test_after_a_failed_write_the_next_step_goes_into_another_file(
         raise OSError(28, "No space left on device")
 
     writer = WRITERS[name](str(tmp_path))
-    tracker = tracker_of(writer, unit="epoch")
+    tracker = tracker_of(writer, unit=Unit.EPOCH)
     assert tracker is not None
     monkeypatch.setattr("threading.excepthook", lambda _: None)  # torch's writer dies in a thread of its own
     for step in range(4):
@@ -263,7 +263,7 @@ def test_after_a_failed_write_the_next_step_goes_into_another_file(
 
 def test_event_file_makes_nothing_before_the_first_write(tmp_path: Path) -> None:
     file = EventFile(str(tmp_path / "board"), suffix=".mine")
-    tracker = tracker_of(file, unit="epoch")
+    tracker = tracker_of(file, unit=Unit.EPOCH)
     assert tracker is not None
     assert tracker.last_step() == -1
     file.close()
@@ -274,13 +274,48 @@ def test_event_file_makes_nothing_before_the_first_write(tmp_path: Path) -> None
     assert [path.suffix for path in (tmp_path / "board").iterdir()] == [".mine"]
 
 
-def test_a_logger_that_is_not_known_gives_its_experiment(tmp_path: Path) -> None:
+def test_a_logger_that_is_not_known_is_its_own_handle_and_its_experiment_helps(tmp_path: Path) -> None:
     """As under Lightning, where whoever follows the model of its loggers has an `experiment`."""
     from cnnlog.trackers.loggers import handle_of
 
-    album = Album()
-    assert handle_of(SimpleNamespace(experiment=album)) is album
-    assert handle_of(album) is album
-    watched(tmp_path, tensorboard=False, trackers=[handle_of(SimpleNamespace(experiment=album))])
-    assert album.images
+    class Own:
+        def __init__(self) -> None:
+            self.experiment = Pictures()
+            self.numbers: dict[str, float] = {}
+
+        def log_metrics(self, metrics: dict[str, float], step: int) -> None:
+            self.numbers |= {f"{tag}@{step}": value for tag, value in metrics.items()}
+
+    class Pictures:
+        def __init__(self) -> None:
+            self.images: list[str] = []
+
+        def log_image(self, name: str, image: Any, step: int) -> None:
+            self.images.append(f"{name}@{step}")
+
+    logger = Own()
+    assert handle_of(logger) is logger
+    watched(tmp_path, tensorboard=False, trackers=[logger])
+    assert logger.experiment.images
+    assert logger.numbers, "the numbers found no way"
     assert open_run(tmp_path).steps == tuple(STEPS)
+
+
+class Ended:
+    """Not of a tracker that is known, but with names that theirs have when they are closed."""
+
+    ended = True
+    _stop_flag = False
+    _is_finished = True
+
+    def __init__(self) -> None:
+        self.images: list[str] = []
+
+    def log_image(self, name: str, image: Any, step: int) -> None:
+        self.images.append(f"{name}@{step}")
+
+
+def test_only_a_tracker_that_is_known_is_asked_whether_it_is_closed(tmp_path: Path) -> None:
+    mine = Ended()
+    watched(tmp_path, tensorboard=False, trackers=[mine])
+    assert mine.images

@@ -25,6 +25,7 @@ from support.training import TinyCNN, events, fit, image_steps, loader, ours, pr
 from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
+from cnnlog.kinds import Unit
 from cnnlog.recording import outbox
 from cnnlog.runs.places import shortened
 from cnnlog.runs.store import RunStore
@@ -160,7 +161,8 @@ def test_loggers_are_told_by_name_whatever_package_they_are_of(tmp_path: Path) -
         pass
 
     assert handle_of(Mine()) is TensorBoardLogger.experiment
-    assert [tracker.name for tracker in trackers_for([handle_of(Mine())], folder="x", unit="epoch")] == ["TensorBoard"]
+    made = trackers_for([handle_of(Mine())], folder="x", unit=Unit.EPOCH, files=False)
+    assert [tracker.name for tracker in made] == ["TensorBoard"]
 
 
 def test_trainer_module_and_loggers_may_be_those_of_pytorch_lightning(tmp_path: Path) -> None:
