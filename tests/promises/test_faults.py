@@ -106,7 +106,7 @@ class Fill(lightning.Callback):
         limit = {limit} if trainer.current_epoch in (1, 2) else resource.RLIM_INFINITY
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
     def on_train_epoch_end(self, trainer, pl_module):
-        trainer.callbacks[0]._session._live.recorder.drain(trackers=True)  # else step 1 is still being drawn when it fills
+        trainer.callbacks[0]._session._live.recorder.drain(trackers=True)  # else step 1 is still being drawn
 
 run.callbacks.append(Fill())
 with warnings.catch_warnings(record=True) as caught:

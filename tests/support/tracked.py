@@ -14,7 +14,7 @@ import os
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ def pixels(data: bytes | Image.Image) -> str:
 
 
 class Wandb:
+    package = "wandb"
+
     def __init__(self, folder: Path, how: str) -> None:
         import wandb
 
@@ -93,6 +95,8 @@ class Wandb:
 
 
 class MLflow:
+    package = "mlflow"
+
     def __init__(self, folder: Path, how: str) -> None:
         from mlflow import MlflowClient
 
@@ -125,6 +129,8 @@ class MLflow:
 
 
 class Comet:
+    package = "comet_ml"
+
     def __init__(self, folder: Path, how: str) -> None:
         import comet_ml
 
@@ -159,6 +165,8 @@ class Comet:
 
 
 class Aim:
+    package = "aim"
+
     def __init__(self, folder: Path, how: str) -> None:
         import aim
         from aim.pytorch_lightning import AimLogger
@@ -190,6 +198,8 @@ class Aim:
 
 
 class ClearML:
+    package = "clearml"
+
     def __init__(self, folder: Path, how: str) -> None:
         os.environ["CLEARML_CACHE_DIR"] = str(folder / "clearml")
         from clearml import Task
@@ -227,6 +237,8 @@ class ClearML:
 
 class Trackio:
     """Without a server. Lightning has no logger for it: `logger` is one that follows the model of its loggers."""
+
+    package = "trackio"
 
     def __init__(self, folder: Path, how: str) -> None:
         os.environ["TRACKIO_DIR"] = str(folder / "trackio")  # read when Trackio is imported
@@ -283,7 +295,7 @@ class Following(Logger):
         pass
 
 
-TRACKERS: dict[str, Callable[[Path, str], Any]] = {
+TRACKERS: dict[str, Any] = {
     "wandb": Wandb,
     "mlflow": MLflow,
     "comet": Comet,

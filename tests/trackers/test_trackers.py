@@ -20,7 +20,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from PIL import Image
 from support.places import ROOT, TESTS, environment
-from support.tracked import EPOCHS, pixels
+from support.tracked import EPOCHS, TRACKERS, pixels
 from support.training import TinyCNN, events, fit, image_steps, loader, ours, probe, trainer
 from torch.utils.tensorboard import SummaryWriter
 
@@ -34,7 +34,9 @@ from cnnlog.trackers.loggers import handle_of
 from cnnlog.trackers.other import OtherTracker
 from cnnlog.trackers.picture_files import PictureFiles
 
-PACKAGES = {"wandb": "wandb", "mlflow": "mlflow", "comet": "comet_ml", "aim": "aim", "clearml": "clearml"}
+PACKAGES = {
+    name: tracker.package for name, tracker in TRACKERS.items() if name != "trackio"
+}  # which has a test of its own
 ALL_STEPS = list(range(EPOCHS + 1))
 
 
