@@ -270,7 +270,7 @@ class Watcher:
         Raises:
             RuntimeError: something failed, and the watcher was made with `on_error="raise"`.
         """
-        if not self._may(step):
+        if not self._may(step, global_step):
             return
         epochs = self._unit == Unit.EPOCH
         self._live.take(int(step), epoch=int(step) if epochs else 0, global_step=global_step if epochs else int(step))
@@ -306,12 +306,16 @@ class Watcher:
     def __repr__(self) -> str:
         return f"Watcher({', '.join(self.layers)}; {self.folder}, step {self._live.last_step})"
 
-    def _may(self, step: int) -> bool:
+    def _may(self, step: int, global_step: int) -> bool:
         last = self._live.last_step
         if not self._end.alive:
             problem = f"no snapshot of step {step!r}: the watcher is closed"
         elif not _is_step(step):
             problem = f"no snapshot of step {step!r}: expected a whole number from 0 on"
+        elif not _is_step(global_step):
+            problem = (
+                f"no snapshot of step {step}: expected global_step as a whole number from 0 on, got {global_step!r}"
+            )
         elif step <= self._resumed_at:
             return False
         elif step <= last:

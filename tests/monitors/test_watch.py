@@ -21,6 +21,7 @@ from support.zoo import ZOO
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
+import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe, watch
 from cnnlog.monitors.loop import Watcher
 from cnnlog.runs.finding import open_run
@@ -372,6 +373,17 @@ def test_steps_must_rise(steps: list[Any], message: str, tmp_path: Path) -> None
     assert len(caught) == 1
     with pytest.raises(RuntimeError, match=message):
         loop(tmp_path / "raises", on_error="raise")
+
+
+@pytest.mark.parametrize("count", [3.0, True, -1, None, "4"])
+def test_a_count_of_steps_is_a_whole_number(count: Any, tmp_path: Path) -> None:
+    """Else it would stand in every file of a step, and nobody could read them."""
+    with watch(model(), probe(), tmp_path) as watcher:
+        watcher.snapshot(0)
+        with pytest.warns(UserWarning, match=r"no snapshot of step 1: expected global_step as a whole number from 0"):
+            watcher.snapshot(1, global_step=count)
+        watcher.snapshot(2, global_step=8)
+    assert cnnlog.open_run(tmp_path).steps == (0, 2)
 
 
 def test_a_closed_watcher_takes_nothing(tmp_path: Path) -> None:
