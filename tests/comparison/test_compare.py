@@ -21,8 +21,8 @@ from cnnlog.comparison.comparison import Comparison, compare
 from cnnlog.comparison.matching import align
 from cnnlog.models import files
 from cnnlog.rendering.ranges import peak
-from cnnlog.reports import steps as steps_module
 from cnnlog.runs import spread as spread_module
+from cnnlog.runs import steps as steps_module
 from cnnlog.runs import table as table_module
 from cnnlog.runs.finding import open_run
 from cnnlog.runs.run import Run
