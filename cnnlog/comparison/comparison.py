@@ -1,7 +1,4 @@
-"""Stored runs and weights side by side: aligned by layer and step, with the numbers between them. No torch.
-
-The module is not called `compare`, for then importing it would replace the function `cnnlog.compare`.
-"""
+"""Stored runs and weights side by side: aligned by layer and step, with the numbers between them. No torch."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from cnnlog.capture.transfer import sent
 from cnnlog.kinds import Unit
 from cnnlog.monitors.alarm import Alarm
 from cnnlog.monitors.live_run import LiveRun, Place, Subject, claim, new_baseline, taken
-from cnnlog.monitors.plan import Plan, refuse_other, watch
+from cnnlog.monitors.plan import Plan, choose, refuse_other
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.places import inside
@@ -92,15 +92,15 @@ class Session:
         self._last_global_step = trainer.global_step
         with self._ranks.together():
             refuse_flattened(module if trainer.model is None else trainer.model)
-            self._spread = Ranks(several=self._ranks.several and is_sharded(shown))  # those that capture
-            self._subject = self._look() if self._spread.several or self._ranks.first else None
+            self._sharded_over = Ranks(several=self._ranks.several and is_sharded(shown))  # those that capture
+            self._subject = self._look() if self._sharded_over.several or self._ranks.first else None
         self._live = LiveRun.open(
             self._subject,
             now=self._now(),
             place=self._place,
             trackers=self._trackers,
             ranks=self._ranks,
-            spread=self._spread,
+            sharded_over=self._sharded_over,
             says=self._alarm,
         )
         try:
@@ -117,7 +117,7 @@ class Session:
         return Subject(
             model=self._shown,
             probe=probe,
-            watched=watch(infos, filters=self._filters, maps=self._maps),
+            watched=choose(infos, filters=self._filters, maps=self._maps),
             filters=self._filters,
             maps=self._maps,
             architecture=plain_type(self._module).__name__,
@@ -131,9 +131,9 @@ class Session:
         if asked:
             return asked[0], self._look_over(asked[0])
         try:
-            with self._spread.together():
+            with self._sharded_over.together():
                 probe = default_probe(_dataset(self._trainer))
-            probe = self._spread.share(probe)  # a data set that augments gives every process another image
+            probe = self._sharded_over.share(probe)  # a data set that augments gives every process another image
             return probe, self._look_over(probe)
         except (TypeError, ValueError, LookupError):
             if self._maps is not None:

@@ -91,10 +91,10 @@ class LiveRun:
         last_step: the last step that was captured, -1 before the baseline.
     """
 
-    def __init__(self, subject: Subject | None, *, ranks: Ranks, spread: Ranks, says: Says) -> None:
+    def __init__(self, subject: Subject | None, *, ranks: Ranks, sharded_over: Ranks, says: Says) -> None:
         self.last_step = -1
         self._subject = subject
-        self._ranks, self._spread = ranks, spread
+        self._ranks, self._sharded_over = ranks, sharded_over
         self._says = says
         self._recorder: Recorder | None = None
         self._problems: list[Problem] = []
@@ -109,7 +109,7 @@ class LiveRun:
         place: Callable[[Manifest], Place],
         trackers: Callable[[Place, ExitStack], Sequence[Tracker]],
         ranks: Ranks,
-        spread: Ranks,
+        sharded_over: Ranks,
         says: Says,
     ) -> LiveRun:
         """Begin a run, or go on with a stored one. Every rank must call this.
@@ -121,13 +121,13 @@ class LiveRun:
                 claims the folder, so that nothing of another run is mixed with this one.
             trackers: makes the trackers, given the place. What it puts on the stack is undone when the run is closed.
             ranks: all processes of the training.
-            spread: those over which the model is sharded.
+            sharded_over: those over which the model is sharded.
             says: takes what goes wrong.
 
         Raises:
             ValueError: the stored run cannot be gone on with.
         """
-        live = cls(subject, ranks=ranks, spread=spread, says=says)
+        live = cls(subject, ranks=ranks, sharded_over=sharded_over, says=says)
         texts = live._texts()
         try:
             with ranks.together():
@@ -250,7 +250,7 @@ class LiveRun:
             )
         except Exception as raised:
             error = raised
-        error = self._spread.agree(error)  # a step that one of them has no snapshot of is missing for all
+        error = self._sharded_over.agree(error)  # a step that one of them has no snapshot of is missing for all
         if error is not None:
             goes_on = "training goes on, and later ones are tried"
             self._problems.append(Problem("probe", f"no snapshot of step {step}", error, goes_on))

@@ -22,8 +22,7 @@ from cnnlog.capture.sharding import is_sharded, plain_type
 from cnnlog.kinds import Unit, UnitName
 from cnnlog.monitors.alarm import Alarm
 from cnnlog.monitors.live_run import LiveRun, Place, Subject, claim, taken
-from cnnlog.monitors.plan import Plan, plan_of, refuse_other
-from cnnlog.monitors.plan import watch as choose
+from cnnlog.monitors.plan import Plan, choose, plan_of, refuse_other
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.recording.drawer import Look
 from cnnlog.recording.problems import Problem
@@ -33,7 +32,7 @@ from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.store import FOLDER, RunStore
 from cnnlog.trackers import Tracker, trackers_for, writes_events
 from cnnlog.trackers.event_file import EventFile
-from cnnlog.trackers.given import handles_given, refuse_closed
+from cnnlog.trackers.handles import handles_given, refuse_closed
 from cnnlog.trackers.tensorboard import events_of
 
 if TYPE_CHECKING:
@@ -250,7 +249,7 @@ class Watcher:
             place=functools.partial(_place, self.folder, resume),
             trackers=functools.partial(_trackers, handles, filters.unit),
             ranks=ranks,
-            spread=ranks,
+            sharded_over=ranks,
             says=self._alarm,
         )
         self._end = weakref.finalize(self, self._live.close)  # also for a loop that ends without `close`

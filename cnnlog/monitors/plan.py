@@ -126,7 +126,7 @@ def plan_of(
     return Plan(layers, look, unit, every, on_error, probe, through, weights)
 
 
-def watch(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None) -> Watched:
+def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None) -> Watched:
     """Choose the layers.
 
     Args:

@@ -25,7 +25,7 @@ from cnnlog.models.checkpoints import Checkpoint, find, order
 from cnnlog.models.files import load_weights, read_state_dict
 from cnnlog.models.of_checkpoints import Network, baseline_network, module_network, torchvision_network
 from cnnlog.monitors.live_run import LiveRun, Place, Subject
-from cnnlog.monitors.plan import Plan, watch
+from cnnlog.monitors.plan import Plan, choose
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.recording.drawer import Look
 from cnnlog.recording.problems import Problem
@@ -163,7 +163,7 @@ def replay(
         notes += [f"not watched, for the baseline has no such layer of that shape: {some(other)}"] if other else []
     if maps is None:
         notes.append("no probe is given (--image, --chart or --probe-of), so only filters are recorded")
-    watched = watch(infos, filters=filters, maps=maps)
+    watched = choose(infos, filters=filters, maps=maps)
     steps = ([] if before is None else [0]) + [checkpoint.step for checkpoint in ordered.checkpoints]
 
     def states() -> Iterator[tuple[nn.Module, Checkpoint]]:
@@ -252,7 +252,7 @@ def _record(
 
     alone = Ranks(several=False)
     live = LiveRun.open(
-        subject, now=baseline_step, place=place, trackers=trackers, ranks=alone, spread=alone, says=_Notes(notes)
+        subject, now=baseline_step, place=place, trackers=trackers, ranks=alone, sharded_over=alone, says=_Notes(notes)
     )
     try:
         for model, checkpoint in states:

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 from cnnlog.kinds import Kind
 from cnnlog.recording.drawer import Drawers, LoggedPicture, Look, at_baseline
-from cnnlog.recording.keeper import Keeper
 from cnnlog.recording.mailbox import Mailbox
 from cnnlog.recording.measured import Yardstick, broken_or_dead, means_by_tag
 from cnnlog.recording.outbox import Outbox, Parcel
 from cnnlog.recording.problems import Problem, Problems
+from cnnlog.recording.store_writer import StoreWriter
 from cnnlog.rendering.grids import STRIP_STEPS
 from cnnlog.runs.manifest import WatchedLayer
 from cnnlog.runs.steps import evenly
@@ -80,7 +80,7 @@ class Recorder:
         self._yardstick = Yardstick()
         self._problems = Problems()
         probe_files = None if probe is None else (probe[0], probe[1].png)
-        self._keeper = Keeper(store, probe=probe_files, problems=self._problems)
+        self._store_writer = StoreWriter(store, probe=probe_files, problems=self._problems)
         self._outbox = Outbox(trackers, self._problems, kept_in=store.folder if store is not None else "")
         self._recorded = False
         self._stored = threading.Event()
@@ -95,7 +95,7 @@ class Recorder:
     @property
     def step_bytes(self) -> int:
         """The size of the last step file; 0 before there is one."""
-        return self._keeper.step_bytes
+        return self._store_writer.step_bytes
 
     # ---- the training thread's side
 
@@ -175,7 +175,7 @@ class Recorder:
                 snapshot.ready()
             record = self._measure(snapshot)
             begins = self._yardstick if is_baseline else None
-            self._keeper.keep(replace(record, ranges=self._drawers.ranges()), snapshot.filters, begins=begins)
+            self._store_writer.keep(replace(record, ranges=self._drawers.ranges()), snapshot.filters, begins=begins)
             self._yardstick.move_on(snapshot)
         finally:
             self._stored.set()  # also when that failed: the training does not wait for what will not come
@@ -224,7 +224,7 @@ class Recorder:
 
     def _carry(self, baseline: Record) -> None:
         """Begin this run's folder, and its pictures, with the baseline of the run that it resumes."""
-        self._keeper.carry(baseline, self._yardstick)
+        self._store_writer.carry(baseline, self._yardstick)
         if self._outbox.is_used:
             self._drawers.see(baseline)
             self._outbox.send(self._parcel(baseline, is_baseline=True))

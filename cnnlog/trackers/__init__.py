@@ -20,7 +20,13 @@ COMET = frozenset(("comet_ml", name) for name in ("Experiment", "OfflineExperime
 
 
 class Tracker(Protocol):
-    """A tracker, as the recorder sees it. Called from one background thread, with rising steps on every tag."""
+    """A tracker, as the recorder sees it.
+
+    A thread of its own adds and commits, with rising steps on every tag. `last_step` is asked before the first of them.
+
+    Attributes:
+        name: what warnings call it.
+    """
 
     name: str
 

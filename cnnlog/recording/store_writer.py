@@ -10,7 +10,7 @@ from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray, Record
 
 
-class Keeper:
+class StoreWriter:
     """Writes a run. What could not be stored of its start is tried again before each later step.
 
     Args:
