@@ -17,6 +17,7 @@ from cnnlog.kinds import Unit
 
 EVENT_WRITERS = frozenset({("torch", "SummaryWriter"), ("tensorboardX", "SummaryWriter"), ("cnnlog", "EventFile")})
 COMET = frozenset(("comet_ml", name) for name in ("Experiment", "OfflineExperiment", "CometExperiment"))
+RUNS = frozenset({("wandb", "Run"), ("aim", "Run"), ("trackio", "Run"), ("clearml", "Task")})
 
 
 class Tracker(Protocol):
@@ -121,6 +122,11 @@ def tracker_of(handle: Any, *, unit: Unit) -> Tracker | None:  # noqa: PLR0911  
 def takes_pictures(handle: Any) -> bool:
     """Whether there is a tracker behind a handle."""
     return tracker_of(handle, unit=Unit.STEP) is not None
+
+
+def is_known(handle: Any) -> bool:
+    """Whether it is the handle of a tracker that is known here, and not only an object with a method for images."""
+    return is_mlflow(handle) or bool(classes_of(handle) & (EVENT_WRITERS | COMET | RUNS))
 
 
 def writes_events(handle: Any) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from cnnlog.trackers import is_known
+
 _WITH_EXPERIMENT = {"TensorBoardLogger", "WandbLogger", "CometLogger", "AimLogger"}
 
 
@@ -24,7 +26,7 @@ def handle_of(logger: Any) -> Any:
     """The handle, which `trackers.tracker_of` takes; None for a `CSVLogger`, which has none.
 
     Loggers are told by the names of their classes, so that those of `lightning` and of `pytorch_lightning` are alike.
-    A logger that is not known is its own handle.
+    A logger that is not known is its own handle, unless its `experiment` is that of a tracker which is known.
     """
     known = names_of(logger)
     if known & _WITH_EXPERIMENT:
@@ -35,7 +37,8 @@ def handle_of(logger: Any) -> Any:
         return _task_of(logger)
     if takes_only_numbers(logger):
         return None
-    return logger
+    experiment = getattr(logger, "experiment", None)
+    return experiment if is_known(experiment) else logger
 
 
 def _task_of(logger: Any) -> Any:
