@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import shutil
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,10 @@ from tensorboard.summary.writer import event_file_writer
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
+
+# Tiny convolutions gain nothing from two threads, and lose much when the machine is busy; and what two trainings end
+# with is compared bit by bit, whichever fixture or process they run in. torch reads it when it is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -28,19 +32,6 @@ def _what_is_printed_does_not_depend_on_the_terminal() -> Iterator[None]:
 def _event_files_of_a_second_are_read_in_order() -> None:
     """TensorBoard numbers the event files of a process, and reads those of one second by name, 10 before 9."""
     event_file_writer._global_uid = event_file_writer.AtomicCounter(10_000)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """Tiny convolutions gain nothing from two threads, and lose much when the machine is busy."""
-    torch = sys.modules.get("torch")  # a test that does without it need not wait for its import
-    if torch is None:
-        yield
-        return
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

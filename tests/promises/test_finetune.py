@@ -91,7 +91,7 @@ def test_with_warmup_the_rate_rises_then_falls(
 
 
 def test_auxiliary_classifiers_are_trained_too(finetune: ModuleType) -> None:
-    model = finetune.load("googlenet").model
+    model = finetune.load_classifier("googlenet").model
     head = finetune.replace_head(model, 2)
     module = finetune.Classifier(model, head, lr=1e-3, freeze_backbone=False)
     module.log = lambda *_, **__: None
