@@ -18,7 +18,14 @@ from cnnlog.snapshot import FloatArray
 
 @dataclass(frozen=True)
 class _Look:
-    """How many channels of weights are shown, and how wide their grid of feature maps is: as of the first run."""
+    """How weights are shown beside runs: as the first run shows its own layers.
+
+    Attributes:
+        shown: how many filters at most.
+        slices: how many input channels at most, where each has a cell.
+        maps: how many feature maps at most.
+        width: of a grid of feature maps in pixels; None without a limit.
+    """
 
     shown: int
     slices: int

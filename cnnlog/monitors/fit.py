@@ -40,7 +40,14 @@ _unnamed: WeakKeyDictionary[L.Trainer, str] = WeakKeyDictionary()
 
 @dataclass
 class Memory:
-    """What outlives a fit: where the run lies. Primitives only, for it goes into the user's checkpoints."""
+    """What outlives a fit. Primitives only, because it goes into the user's checkpoints.
+
+    Attributes:
+        folder: of the run's files; empty before there is a run.
+        run_id: tells the run from another one in the same folder.
+        step: the last step that was captured; -1 before the baseline.
+        warned: the kinds of problems that were warned of; these are not kept in checkpoints.
+    """
 
     folder: str = ""
     run_id: str = ""

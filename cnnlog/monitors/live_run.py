@@ -26,7 +26,11 @@ from cnnlog.trackers import Tracker
 
 
 class Says(Protocol):
-    """What takes the problems of a run: `Alarm` warns of them or raises them."""
+    """What takes the problems of a run: `Alarm` warns of them or raises them.
+
+    Attributes:
+        failed: the training ends with an exception of its own, which none of ours must hide.
+    """
 
     failed: bool
 
@@ -291,6 +295,13 @@ def claim(folder: str, manifest: Manifest) -> RunStore:
     """Make a folder this run's, before anything of it is written there.
 
     A folder that cannot be written is claimed by nobody; the recorder tries again, and warns.
+
+    Args:
+        folder: of the run's files.
+        manifest: what the run says of itself.
+
+    Returns:
+        The store in that folder.
 
     Raises:
         FileExistsError: another run is there.

@@ -180,10 +180,14 @@ def manifest_of(
 
 
 def refuse_other(old: Manifest, new: Manifest) -> None:
-    """A run is gone on with only if pictures and numbers stay comparable.
+    """Refuse to go on with a run if its pictures and numbers would not stay comparable.
+
+    Args:
+        old: of the stored run.
+        new: of the one that shall go on with it.
 
     Raises:
-        ValueError: they would not.
+        ValueError: they count other steps, or differ in layers, probe or settings.
     """
     for what, before, now in (
         ("unit of steps", old.unit, new.unit),

@@ -42,6 +42,8 @@ _SUBTITLE = (9, 0.18, 0.072)
 
 @dataclass(frozen=True)
 class _Bar:
+    """A colour bar: the ranges and colours that it shows, and whether NaN or infinity has a square below it."""
+
     limits: Limits
     cmap: str
     whose: str  # "filter" or "channel": whose own range the bar is in shares of

@@ -216,7 +216,14 @@ def step_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind) -> int:
 
 
 def nothing_there(run: Run, layer: WatchedLayer, kind: Kind, step: int) -> str:
-    """A sentence that a step does not show the layer, and which step near it does."""
+    """A sentence that a step does not show the layer, and which step near it does.
+
+    Args:
+        run: a stored run.
+        layer: one of its watched layers.
+        kind: what of the layer is asked for.
+        step: one of its steps.
+    """
     holding = {near for other in run.steps if (near := run.holding(layer.name, kind, other)) is not None}
     nearest = min(holding, key=lambda other: abs(other - step), default=None)
     hint = "no step does" if nearest is None else f"the nearest that does is {nearest}"
