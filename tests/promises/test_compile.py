@@ -108,6 +108,8 @@ def test_a_compiled_model_trains_as_if_unwatched_and_is_compiled_once(
         pytest.skip("inductor needs a C++ compiler and Python's headers, and there are none")
     if backend == "inductor" and " " in tempfile.gettempdir():
         pytest.skip("inductor gives the compiler names of temporary files unquoted, and TMPDIR has a space")
+    if backend == "inductor" and " " in torch.__file__ and torch.__version__ < "2.15":  # seen in 2.6, not in 2.15
+        pytest.skip("this torch gives the compiler its own folder unquoted, and its path has a space")
     plain, counted = trained(how, backend, list, tmp_path, accelerator)
     watched, counted_watched = trained(how, backend, monitors, tmp_path, accelerator)
     assert differences(plain, watched) == []
