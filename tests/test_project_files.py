@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from support.places import ROOT
 
-ROOT = Path(__file__).parents[1]
 FORMS = ("bug_report", "feature_request")
 
 

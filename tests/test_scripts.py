@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.places import SCRIPTS
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 QUICK = "--ignore=tests/promises --numprocesses=auto --dist=loadfile"
 CHECKS = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m codespell_lib"]
 

@@ -22,7 +22,8 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from support.documents import PAGES, README, ROOT, Block, blocks, blocks_of, prose
+from support.documents import PAGES, README, Block, blocks, blocks_of, prose
+from support.places import ROOT
 from support.training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 from typer.main import get_command
 from typer.testing import CliRunner

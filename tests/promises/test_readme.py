@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.documents import README, ROOT, Block, blocks
+from support.documents import README, Block, blocks
+from support.places import ROOT
 from support.training import events, image_steps
 
 import cnnlog

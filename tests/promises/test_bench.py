@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.places import SCRIPTS
 
-BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
+BENCH = SCRIPTS / "bench.py"
 
 
 def printed(*flags: str) -> str:

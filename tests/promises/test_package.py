@@ -11,11 +11,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from support.places import ROOT
 from support.stored_runs import write_run
 
 import cnnlog
 
-ROOT = Path(__file__).parents[1]
 NAME = f"cnnlog-{cnnlog.__version__}"
 # What a user does first, and what TensorBoard looks for.
 FIRST_USE = """
@@ -77,7 +77,7 @@ def test_the_sdist_carries_what_the_tests_need_and_nothing_of_this_machine(sdist
         "README.md",
         "LICENSE",
         "scripts/test",
-        "tests/test_package.py",
+        "tests/promises/test_package.py",
         "tests/rendering/goldens",
     } <= {
         *names,
