@@ -16,7 +16,7 @@ FloatArray = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Every filter and every feature map of the watched layers at one step, at full size.
+    """Every filter and every feature map of the pictured layers at one step, and what the numbers of all layers need.
 
     Attributes:
         step: completed training epochs, or optimiser steps with `every_n_train_steps`; 0 is the baseline.
@@ -24,6 +24,12 @@ class Snapshot:
         global_step: completed optimiser steps, as Lightning counts them.
         filters: layer name -> effective weights `[O, I, kH, kW]`, float32.
         feature_maps: layer name -> that layer's own output on the probe `[N, C, H, W]`, float32.
+        weights: measured layer -> its effective weights `[k, ...]`, one filter a row, float32: all filters, or of a
+            very large layer the ones that the manifest names.
+        outputs: measured layer -> its output on the probe at some fixed positions of each image `[samples, C]`.
+        peaks: layer with an activation behind -> the largest value that each channel brings to it `[C]`.
+        before: measured layer -> its weights before the last optimiser step, like `weights`; empty where that step is
+            not known.
         ready: waits until the arrays have arrived from a device; None if they have. Call it before you read them.
     """
 
@@ -32,6 +38,10 @@ class Snapshot:
     global_step: int
     filters: Mapping[str, FloatArray] = field(default_factory=dict)
     feature_maps: Mapping[str, FloatArray] = field(default_factory=dict)
+    weights: Mapping[str, FloatArray] = field(default_factory=dict)
+    outputs: Mapping[str, FloatArray] = field(default_factory=dict)
+    peaks: Mapping[str, FloatArray] = field(default_factory=dict)
+    before: Mapping[str, FloatArray] = field(default_factory=dict)
     ready: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
 
@@ -47,8 +57,8 @@ class Record:
             for `slices`), raw values.
         feature_maps: layer -> shown maps `[N, n, h, w]`, raw values, averaged by area where they are larger than
             they are drawn.
-        numbers: name -> layer -> one value a channel (`filter_norm`, `map_mean`, ...) or one value a layer
-            (`dead_share`, `cka`).
+        numbers: name -> layer -> one value a channel (`filter_norm`, `filter_angle`, ...) or one value a layer
+            (`weight_change`, `function_change`, ...).
         ranges: picture kind (`filters`, `feature_maps`, `filters_change`, `feature_maps_change`) -> layer -> the
             state of its value range, as plain arrays.
     """

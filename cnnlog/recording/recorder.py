@@ -154,7 +154,7 @@ class Recorder:
         filters, maps = (self._drawers.draws(kind) for kind in Kind)
         weights = old.read_weights("baseline")[0] if filters else {}
         before, before_step = old.read_weights("latest") if filters else ({}, now)
-        samples = old.read_sampled_maps() if maps else {}
+        samples = old.read_outputs("baseline")[0] if maps else {}
         self._drawers.restore(baseline, latest)
         # If the run went on past the checkpoint, or was killed between two files, no update leads from there to here.
         leads_here = before_step <= now and not (latest.filters and before_step < last)

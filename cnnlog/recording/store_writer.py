@@ -25,7 +25,7 @@ class StoreWriter:
     def __init__(self, store: RunStore | None, *, probe: tuple[FloatArray, bytes] | None, problems: Problems) -> None:
         self.step_bytes = 0
         self._store, self._probe, self._problems = store, probe, problems
-        self._unstored: list[Callable[[RunStore], None]] = []
+        self._unstored: list[Callable[[RunStore], object]] = []
 
     def keep(self, record: Record, weights: Mapping[str, FloatArray], *, begins: Yardstick | None) -> None:
         """Store a record and the latest filters; a failure becomes a problem.
@@ -67,16 +67,16 @@ class StoreWriter:
             message = f"the baseline could not be stored in {self._store.folder}"
             self._problems.add(Problem("store", message, error))
 
-    def _start_of(self, baseline: Record, begins: Yardstick) -> list[Callable[[RunStore], None]]:
+    def _start_of(self, baseline: Record, begins: Yardstick) -> list[Callable[[RunStore], object]]:
         """The writes that begin a run, in order."""
         weights, samples, step, probe = begins.weights, begins.samples, baseline.step, self._probe
-        writes: list[Callable[[RunStore], None]] = [RunStore.create]
+        writes: list[Callable[[RunStore], object]] = [RunStore.create]
         if probe is not None:
             writes.append(lambda store: store.write_probe(*probe))
         if weights:
             writes.append(lambda store: store.write_weights("baseline", weights, step))
         if samples:
-            writes.append(lambda store: store.write_sampled_maps(samples, step))
+            writes.append(lambda store: store.write_outputs("baseline", samples, step))
 
         def write_baseline(store: RunStore) -> None:
             self.step_bytes = store.write_record(baseline)

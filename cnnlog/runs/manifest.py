@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from cnnlog.kinds import Unit
 
-VERSION = 1
+VERSION = 2
 _GIVE_UP = "restore it from a copy, or delete the folder"
 DELETE_IT = "delete it, the other files of the run stand"
 
@@ -41,11 +41,40 @@ class WatchedLayer:
 
 
 @dataclass(frozen=True)
+class MeasuredLayer:
+    """One layer that numbers are kept of: a convolution or a linear layer, whether or not it is pictured.
+
+    Attributes:
+        name: the module's name in the model.
+        tag: `00_name`, what the layer is called in the tags of its numbers.
+        kind: the module's class name.
+        weight_shape: of all its filters, `[O, I, kH, kW]`, `[O, I]` of a linear layer.
+        output_shape: of its output on the probe; None if it did not run, or there is no probe.
+        filters: the filters that are measured, rising; None for all. Of a very large layer it is a fixed choice.
+        normalised: whether a batch, group, layer or instance norm follows directly, so that the length of a filter
+            means nothing; None where no probe could tell.
+        activation: the activation that follows, if nothing but a norm lies between; None if none does, if it cannot
+            be seen, or if the layer makes the scores.
+        samples: how many values of each channel are compared on the probe; 0 without a probe.
+    """
+
+    name: str
+    tag: str
+    kind: str
+    weight_shape: tuple[int, ...]
+    output_shape: tuple[int, ...] | None = None
+    filters: tuple[int, ...] | None = None
+    normalised: bool | None = None
+    activation: str | None = None
+    samples: int = 0
+
+
+@dataclass(frozen=True)
 class Manifest:
     """What a run watches and how; written once, at its start.
 
     Attributes:
-        layers: in the order of their tags.
+        layers: the pictured layers, in the order of their tags.
         unit: what a step counts.
         baseline_step: the step that changes and drift are relative to.
         settings: the monitors' arguments, plain values.
@@ -55,6 +84,9 @@ class Manifest:
         created: ISO 8601 time.
         run_id: unique for each run; a resumed run in the same folder keeps it.
         carried_from: the folder that the baseline was carried over from, on a resume into a new folder.
+        measured: the layers that numbers are kept of, in the order of their tags; empty in format 1, whose numbers are
+            of the pictured layers.
+        version: the format of the run's files.
     """
 
     layers: tuple[WatchedLayer, ...]
@@ -67,10 +99,12 @@ class Manifest:
     created: str
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     carried_from: str | None = None
+    measured: tuple[MeasuredLayer, ...] = ()
+    version: int = VERSION
 
     def to_json(self) -> str:
         """The manifest as JSON text, with format name and version."""
-        return json.dumps({"format": "cnnlog-run", "version": VERSION, **asdict(self)}, indent=1)
+        return json.dumps({"format": "cnnlog-run", **asdict(self)}, indent=1)
 
     @classmethod
     def from_json(cls, text: str, *, where: str) -> Manifest:
@@ -93,14 +127,17 @@ class Manifest:
             raise StoreError(f"{where} is not cnnlog's: expected the format 'cnnlog-run' in it; {_GIVE_UP}")
         refuse_newer(raw.get("version"), where)
         try:
-            plain: list[dict[str, Any]] = [
-                {k: tuple(v) if isinstance(v, list) else v for k, v in layer.items()} for layer in raw["layers"]
-            ]
-            layers = tuple(WatchedLayer(**layer) for layer in plain)
-            facts = {k: v for k, v in raw.items() if k not in ("format", "version", "layers", "unit")}
-            return cls(**facts, layers=layers, unit=Unit(raw["unit"]))
+            layers = tuple(WatchedLayer(**_plain(layer)) for layer in raw["layers"])
+            measured = tuple(MeasuredLayer(**_plain(layer)) for layer in raw.get("measured", ()))
+            facts = {k: v for k, v in raw.items() if k not in ("format", "layers", "measured", "unit")}
+            return cls(**facts, layers=layers, measured=measured, unit=Unit(raw["unit"]))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise StoreError(f"{where} is damaged: it is not what cnnlog writes ({error}); {_GIVE_UP}") from error
+
+
+def _plain(layer: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's facts as JSON has them, with tuples for lists."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in layer.items()}
 
 
 def refuse_newer(version: object, where: str) -> None:

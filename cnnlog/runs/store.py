@@ -3,9 +3,12 @@
     manifest.json                  what is watched and how (`Manifest`)
     probe.png, probe.safetensors   the probe as a picture and as the tensor the network gets
     step-00000000.safetensors ...  one `Record` a snapshot; the list of steps is the list of these files
-    weights-baseline.safetensors   all filters of the watched layers at the baseline
-    weights-latest.safetensors     all filters of the watched layers at the last snapshot
-    maps-baseline.safetensors      the baseline's activations at the sampled positions (CKA needs them on resume)
+    weights-baseline.safetensors   at the baseline: all filters of the pictured layers, the measured ones of the others
+    weights-latest.safetensors     the same at the last snapshot before it was written, and at the end
+    outputs-baseline.safetensors   the layers' outputs at the sampled positions at the baseline
+    outputs-latest.safetensors     the same at the last snapshot, written at the end
+
+Format 1 has `maps-baseline.safetensors` for the outputs of the pictured layers, and no outputs of the last snapshot.
 
 Every file carries a format name and a version, is written to a temporary name and renamed, and is read without pickle.
 Folders may be local or anything fsspec knows.
@@ -207,15 +210,18 @@ class RunStore:
             ranges={kind: self._in_order(by_layer) for kind, by_layer in ranges.items()},
         )
 
-    def write_weights(self, which: Literal["baseline", "latest"], weights: Mapping[str, FloatArray], step: int) -> None:
-        """Write all filters of the watched layers.
+    def write_weights(self, which: Literal["baseline", "latest"], weights: Mapping[str, FloatArray], step: int) -> int:
+        """Write the weights of all layers.
 
         Args:
-            which: the filters at the baseline, or the latest.
-            weights: layer -> `[O, I, kH, kW]`.
+            which: the weights at the baseline, or the latest.
+            weights: layer -> `[O, I, kH, kW]`, or its measured filters `[k, ...]`.
             step: the step that they are of.
+
+        Returns:
+            How many bytes the file has.
         """
-        self._write_arrays(f"weights-{which}.safetensors", "cnnlog-weights", dict(weights), {"step": step})
+        return self._write_arrays(f"weights-{which}.safetensors", "cnnlog-weights", dict(weights), {"step": step})
 
     def read_weights(self, which: Literal["baseline", "latest"]) -> tuple[dict[str, FloatArray], int]:
         """Read what `write_weights` wrote.
@@ -224,23 +230,35 @@ class RunStore:
             which: the filters at the baseline, or the latest.
 
         Returns:
-            Layer -> `[O, I, kH, kW]`, and the step that they are of.
+            Layer -> `[O, I, kH, kW]`, or its measured filters `[k, ...]`; and the step that they are of.
         """
         arrays, meta = self._read_arrays(f"weights-{which}.safetensors", "cnnlog-weights", ("step",))
         return self._in_order(arrays), meta["step"]
 
-    def write_sampled_maps(self, samples: Mapping[str, FloatArray], step: int) -> None:
-        """Write the baseline's activations, which CKA is measured against.
+    def write_outputs(self, which: Literal["baseline", "latest"], outputs: Mapping[str, FloatArray], step: int) -> None:
+        """Write the layers' outputs on the probe, at the sampled positions.
 
         Args:
-            samples: layer -> `[positions, C]`.
-            step: the step of the baseline.
+            which: the outputs at the baseline, or the latest.
+            outputs: layer -> `[samples, C]`.
+            step: the step that they are of.
         """
-        self._write_arrays("maps-baseline.safetensors", "cnnlog-maps", dict(samples), {"step": step})
+        self._write_arrays(f"outputs-{which}.safetensors", "cnnlog-outputs", dict(outputs), {"step": step})
 
-    def read_sampled_maps(self) -> dict[str, FloatArray]:
-        """Read what `write_sampled_maps` wrote: layer -> `[positions, C]`."""
-        return self._in_order(self._read_arrays("maps-baseline.safetensors", "cnnlog-maps")[0])
+    def read_outputs(self, which: Literal["baseline", "latest"]) -> tuple[dict[str, FloatArray], int]:
+        """Read what `write_outputs` wrote.
+
+        Args:
+            which: the outputs at the baseline, or the latest.
+
+        Returns:
+            Layer -> `[samples, C]`, and the step that they are of.
+        """
+        if which == "baseline" and self.manifest.version == 1:
+            arrays, meta = self._read_arrays("maps-baseline.safetensors", "cnnlog-maps", ("step",))
+        else:
+            arrays, meta = self._read_arrays(f"outputs-{which}.safetensors", "cnnlog-outputs", ("step",))
+        return self._in_order(arrays), meta["step"]
 
     def write_probe(self, tensor: FloatArray, picture: bytes) -> None:
         """Write the probe.
@@ -280,8 +298,11 @@ class RunStore:
         return pixels
 
     def _in_order(self, by_layer: Mapping[str, _T]) -> dict[str, _T]:
-        """The layers as the manifest lists them, which is as they were written: safetensors reads in random order."""
-        position = {layer.name: number for number, layer in enumerate(self.manifest.layers)}
+        """The layers in the order of their tags, which is as they were written: safetensors reads in random order."""
+        tags = {layer.name: layer.tag for layer in self.manifest.measured}
+        tags |= {layer.name: layer.tag for layer in self.manifest.layers}
+        in_order = sorted(tags, key=lambda name: (len(tags[name].partition("_")[0]), tags[name]))
+        position = {name: number for number, name in enumerate(in_order)}
         return {name: by_layer[name] for name in sorted(by_layer, key=lambda name: (position.get(name, -1), name))}
 
     def _write_arrays(self, name: str, form: str, arrays: _Arrays, counts: Mapping[str, int]) -> int:

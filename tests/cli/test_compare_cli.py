@@ -121,7 +121,7 @@ def wrong(folder: Path, runs: tuple[Path, Path]) -> dict[str, tuple[tuple[object
     empty.mkdir()
     newer = write_run(folder / "newer")
     text = json.loads((newer / "cnnlog" / "manifest.json").read_text())
-    (newer / "cnnlog" / "manifest.json").write_text(json.dumps({**text, "version": 2}))
+    (newer / "cnnlog" / "manifest.json").write_text(json.dumps({**text, "version": 3}))
     other = write_run(folder / "other", lambda step: ({"stem": np.ones((2, 3, 3, 3), np.float32)}, {}))
     torch.save({"fc.weight": torch.ones(3, 4)}, folder / "linear.pt")
     torch.save({"state_dict": {"a.weight": torch.ones(3, 3, 3, 3)}, "x": Path("x")}, folder / "pickle.ckpt")
@@ -138,7 +138,7 @@ def wrong(folder: Path, runs: tuple[Path, Path]) -> dict[str, tuple[tuple[object
         ),
         "no such step": ((f"{runs[0]}@8",), "slow has no step 8; the nearest is 3"),
         "no step": ((f"{runs[0]}@end",), "expected a step's number, baseline or last behind the @"),
-        "newer store": ((newer,), "format version 2, and this cnnlog reads up to 1; upgrade cnnlog"),
+        "newer store": ((newer,), "format version 3, and this cnnlog reads up to 2; upgrade cnnlog"),
         "no layer in common": ((runs[0], other), "no layer in common: slow has conv1, conv2; other has stem"),
         "no convolution": ((runs[0], folder / "linear.pt"), "linear.pt holds no filters: expected at least one weight"),
         "needs pickle": ((runs[0], folder / "pickle.ckpt"), "are never loaded because that would run code"),

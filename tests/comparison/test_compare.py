@@ -95,7 +95,7 @@ def test_a_newer_store_is_refused_by_its_version(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run") / "cnnlog"
     text = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps({**text, "version": 99}))
-    with pytest.raises(ValueError, match=r"format version 99, and this cnnlog reads up to 1; upgrade cnnlog"):
+    with pytest.raises(ValueError, match=r"format version 99, and this cnnlog reads up to 2; upgrade cnnlog"):
         open_run(tmp_path)
 
 

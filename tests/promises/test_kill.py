@@ -116,7 +116,7 @@ def check_store(folder: Path) -> int:
         np.testing.assert_array_equal(baseline["net.0"], run.read_record(0).filters["net.0"])
         assert run.read_probe().shape == (1, 3, 16, 16)
         assert run.read_probe_picture().shape == (16, 16, 3)
-        assert run.read_sampled_maps().keys() == {"net.0", "net.3"}
+        assert run.read_outputs("baseline")[0].keys() == {"net.0", "net.3"}
     if len(run.steps) > 1:
         _, latest = run.read_weights("latest")
         assert run.steps[-1] - 1 <= latest <= run.steps[-1]
@@ -126,7 +126,7 @@ def check_store(folder: Path) -> int:
 def check_names(folder: Path) -> None:
     """Half-written files have no final name."""
     final = re.compile(
-        r"manifest\.json|probe\.png|(probe|step-\d{8}|weights-(baseline|latest)|maps-baseline)\.safetensors"
+        r"manifest\.json|probe\.png|(probe|step-\d{8}|weights-(baseline|latest)|outputs-baseline)\.safetensors"
     )
     others = [path.name for path in (folder / "run" / "v0" / "cnnlog").glob("*") if not final.fullmatch(path.name)]
     assert all(".tmp" in name for name in others)

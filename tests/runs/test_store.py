@@ -43,7 +43,7 @@ READERS: dict[str, Callable[[str], object]] = {
     "step-00000001.safetensors": lambda folder: RunStore(folder, manifest()).read_record(1),
     "weights-baseline.safetensors": lambda folder: RunStore(folder, manifest()).read_weights("baseline"),
     "weights-latest.safetensors": lambda folder: RunStore(folder, manifest()).read_weights("latest"),
-    "maps-baseline.safetensors": lambda folder: RunStore(folder, manifest()).read_sampled_maps(),
+    "outputs-baseline.safetensors": lambda folder: RunStore(folder, manifest()).read_outputs("baseline")[0],
 }
 ARRAY_FILES = [name for name in READERS if name.endswith(".safetensors")]
 
@@ -80,7 +80,7 @@ def test_what_goes_in_comes_out(where: str, tmp_path: Path, memory_folder: str) 
     assert step == 1
     for name in LAYERS:
         np.testing.assert_array_equal(weights[name], record(1).filters[name], strict=True)
-        np.testing.assert_array_equal(run.read_sampled_maps()[name], np.ones((7, 4), np.float32), strict=True)
+        np.testing.assert_array_equal(run.read_outputs("baseline")[0][name], np.ones((7, 4), np.float32), strict=True)
     np.testing.assert_array_equal(run.read_probe(), np.full((1, 3, 8, 8), 0.5, np.float32), strict=True)
     np.testing.assert_array_equal(run.read_probe_picture().ravel(), np.arange(192))
 
@@ -89,7 +89,7 @@ def test_layers_are_read_in_the_order_of_the_manifest(store: RunStore) -> None:
     for _ in range(3):  # safetensors gives them in another order each time
         read = store.read_record(1)
         by_layer = [read.filters, read.feature_maps, read.numbers["filter_norm"], read.ranges["filters"]]
-        by_layer += [store.read_weights("latest")[0], store.read_sampled_maps()]
+        by_layer += [store.read_weights("latest")[0], store.read_outputs("baseline")[0]]
         assert [tuple(layers) for layers in by_layer] == [LAYERS] * 6
 
 
@@ -267,8 +267,8 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("name", READERS)
 def test_a_newer_version_is_refused_by_name(name: str, store: RunStore) -> None:
-    rewrite(Path(store.folder, name), version=2 if name.endswith(".json") else "2")
-    with pytest.raises(StoreError, match=r"has format version 2, and this cnnlog reads up to 1; upgrade") as caught:
+    rewrite(Path(store.folder, name), version=3 if name.endswith(".json") else "3")
+    with pytest.raises(StoreError, match=r"has format version 3, and this cnnlog reads up to 2; upgrade") as caught:
         READERS[name](store.folder)
     assert name in str(caught.value)
 

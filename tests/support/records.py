@@ -56,7 +56,7 @@ def whole_run(folder: str) -> RunStore:
     store.write_probe(np.full((1, 3, 8, 8), 0.5, np.float32), png())
     store.write_weights("baseline", record().filters, 0)
     store.write_weights("latest", record(1).filters, 1)
-    store.write_sampled_maps({name: np.ones((7, 4), np.float32) for name in LAYERS}, 0)
+    store.write_outputs("baseline", {name: np.ones((7, 4), np.float32) for name in LAYERS}, 0)
     for step in (0, 1):
         store.write_record(record(step))
     return store
