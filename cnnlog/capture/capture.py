@@ -14,10 +14,20 @@ from torch import nn
 
 from cnnlog.capture.layers import LayerInfo, layer_names
 from cnnlog.capture.loan import borrow
+from cnnlog.capture.measuring import Measured, peaks, sampled
 from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type, reshard
 from cnnlog.capture.transfer import departures, sent, to_host
-from cnnlog.capture.used_weights import UsedWeights, filters_of, has_one_weight, weight_shape
+from cnnlog.capture.used_weights import (
+    UsedWeights,
+    filters_of,
+    has_one_weight,
+    has_weights,
+    takes_its_weight,
+    weight_shape,
+    weights_of,
+)
+from cnnlog.capture.wiring import Wiring, is_norm
 from cnnlog.messages import near
 from cnnlog.snapshot import FloatArray, Snapshot
 
@@ -48,19 +58,31 @@ def survey(
             ran.
     """
     outputs: dict[str, tuple[int, ...]] = {}
+    full: dict[str, tuple[int, ...]] = {}  # with all frames
     weights: dict[str, tuple[int, ...] | None] = {}
     images = None if probe is None else len(_tensor(probe))
 
     def record(name: str, module: nn.Module, output: object) -> None:
         if name not in outputs:
-            outputs[name] = _maps_shape(output)
+            outputs[name], full[name] = _maps_shape(output), _shape(output)
             weights[name] = weight_shape(module)
 
     with borrow(model):
         modules = _named(model)
         paths = {name: path for name, path, _ in layer_names(model)}
+        wiring = Wiring(
+            layers={module: name for name, module in modules.items() if has_weights(module)},
+            norms={module: name for name, module in modules.items() if is_norm(module)},
+        )
         if probe is not None:
-            _forward(model, probe, modules, record, outputs, run=run, through=through)
+            try:
+                with wiring.hooked():
+                    watched_run = wiring.around(run or _plain_run)
+                    _forward(model, probe, modules, record, outputs, run=watched_run, through=through)
+            except ValueError:  # some models cannot be watched so closely; what lies behind their layers is not known
+                wiring.forget()
+                outputs.clear()
+                _forward(model, probe, modules, record, outputs, run=run, through=through)
         for name, module in modules.items():
             if name not in weights:
                 weights[name] = weight_shape(module)
@@ -79,6 +101,9 @@ def survey(
             output_shape=outputs.get(name) or None,
             has_maps=len(outputs.get(name, ())) == 4 and outputs[name][0] == images,
             path=paths[name],
+            full_shape=full.get(name),
+            has_weights=weights[name] is not None and has_weights(modules[name]),
+            behind=wiring.behind(name),
         )
         for name in order
     )
@@ -90,6 +115,8 @@ def capture(
     *,
     filter_layers: Sequence[str],
     map_layers: Sequence[str],
+    measured: Sequence[Measured] = (),
+    before: Mapping[str, torch.Tensor] | None = None,
     step: int,
     epoch: int,
     global_step: int,
@@ -97,7 +124,7 @@ def capture(
     through: str | None = None,
     wait: bool = True,
 ) -> Snapshot:
-    """Copy the effective weights and the feature maps of some layers, at full size, in float32.
+    """Copy the effective weights and the feature maps of some layers, and what the numbers of all need, in float32.
 
     Args:
         model: any module; it is borrowed and given back.
@@ -107,6 +134,8 @@ def capture(
             convolution stand side by side, `[O, I, kH, kT * kW]`.
         map_layers: the names of the layers whose first output `[N, C, H, W]` you want. Of `[N, C, T, H, W]` you get the
             middle frame.
+        measured: the layers that numbers are kept of, and what to take of each.
+        before: layer -> its weights before the last optimiser step, as `weights_now` gave them; None without.
         step: the snapshot's step.
         epoch: completed training epochs.
         global_step: completed optimiser steps.
@@ -118,38 +147,19 @@ def capture(
     Raises:
         ValueError: a name is unknown, a layer has no 4-D weight or output, or the probe cannot go through the model.
     """
-    filters: dict[str, FloatArray] = {}
-    maps: dict[str, FloatArray] = {}
-    ran: dict[str, tuple[int, ...]] = {}
     if probe is None and map_layers:
         raise ValueError(f"Feature maps of {', '.join(map_layers)} were asked for without a probe: give one.")
-
-    def record(name: str, module: nn.Module, output: object) -> None:
-        if name in ran:  # one module may run several times: its first call counts
-            return
-        ran[name] = _shape(output)
-        if name in wanted_maps:
-            maps[name] = _feature_maps(name, output)
-        if name in wanted_filters:
-            if module in used.filters:
-                filters[name] = used.filters[module]
-            elif not sharded:
-                filters[name] = filters_of(name, module)
-
-    sharded = is_sharded(model)
-    wanted_filters, wanted_maps = set(filter_layers), set(map_layers)
     with departures() as ready, borrow(model):
         modules = _named(model)
-        watched = {name: _known(modules, name) for name in dict.fromkeys([*filter_layers, *map_layers])}
+        taken = _Taken(modules, filter_layers, map_layers, measured, sharded=is_sharded(model))
         if probe is not None:
-            with UsedWeights([watched[name] for name in filter_layers]) as used:
-                _forward(model, probe, watched, record, ran, run=run, through=through)
-        if sharded:
+            with taken.used:
+                _forward(model, probe, taken.watched, taken.record, taken.ran, run=run, through=through)
+        if taken.sharded:
             reshard(model)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
-        for name in filter_layers:
-            if name not in filters:  # of a sharded model, or an auxiliary head, say, that does not run in eval mode
-                filters[name] = filters_of(name, watched[name])
-    missing = [name for name in map_layers if name not in maps]
+        taken.complete()
+        stepped = {name: to_host(weight) for name, weight in (before or {}).items()}
+    missing = [name for name in map_layers if name not in taken.maps]
     if missing:
         raise ValueError(f"No feature maps: {', '.join(map(repr, missing))} did not run on the probe.")
     arrived = ready()
@@ -159,10 +169,90 @@ def capture(
         step=step,
         epoch=epoch,
         global_step=global_step,
-        filters={name: filters[name] for name in filter_layers},
-        feature_maps={name: maps[name] for name in map_layers},
+        filters={name: taken.filters[name] for name in filter_layers},
+        feature_maps={name: taken.maps[name] for name in map_layers},
+        weights={layer.name: taken.weights[layer.name] for layer in measured},
+        outputs={layer.name: taken.outputs[layer.name] for layer in measured if layer.name in taken.outputs},
+        peaks={layer.name: taken.peaks[layer.name] for layer in measured if layer.name in taken.peaks},
+        before=stepped,
         ready=None if wait else arrived,
     )
+
+
+class _Taken:
+    """What is taken of a model while the probe runs through it.
+
+    Args:
+        modules: all of the model's, by name.
+        filter_layers: the layers whose filters are wanted.
+        map_layers: the layers whose feature maps are wanted.
+        measured: the layers that numbers are kept of.
+        sharded: whether weights must be gathered when nothing runs.
+    """
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        filter_layers: Sequence[str],
+        map_layers: Sequence[str],
+        measured: Sequence[Measured],
+        *,
+        sharded: bool,
+    ) -> None:
+        self.sharded = sharded
+        self.filters: dict[str, FloatArray] = {}
+        self.maps: dict[str, FloatArray] = {}
+        self.weights: dict[str, FloatArray] = {}
+        self.outputs: dict[str, FloatArray] = {}
+        self.peaks: dict[str, FloatArray] = {}
+        self.ran: dict[str, tuple[int, ...]] = {}
+        self._filter_layers, self._map_layers = list(filter_layers), set(map_layers)
+        self._measured = {layer.name: layer for layer in measured}
+        self._into = {layer.at: layer for layer in measured if layer.at is not None}
+        names = [*filter_layers, *map_layers, *self._measured, *self._into]
+        self.watched = {name: _known(modules, name) for name in dict.fromkeys(names)}
+        computing = {layer.name: layer.filters for layer in measured if not takes_its_weight(self.watched[layer.name])}
+        computing |= dict.fromkeys(filter_layers)  # all filters of those that are pictured
+        self.used = UsedWeights({self.watched[name]: filters for name, filters in computing.items()})
+
+    def record(self, name: str, module: nn.Module, output: object) -> None:
+        """Take what is wanted of a module that has run."""
+        if name in self.ran:  # one module may run several times: its first call counts
+            return
+        self.ran[name] = _shape(output)
+        if name in self._map_layers:
+            self.maps[name] = _feature_maps(name, output)
+        if not self.sharded and (name in self._filter_layers or name in self._measured):
+            self._take_weights(name)
+        tensor = _first_tensor(output)
+        if name in self._measured and tensor is not None:
+            taken = sampled(tensor, channels_last=self._measured[name].channels_last)
+            if taken is not None:
+                self.outputs[name] = taken
+        if name in self._into and tensor is not None:
+            layer = self._into[name]
+            highest = peaks(tensor, channels_last=layer.channels_last)
+            if highest is not None:
+                self.peaks[layer.name] = highest
+
+    def complete(self) -> None:
+        """Take the weights that are still missing: of a sharded model, or of an auxiliary head that did not run."""
+        for name in dict.fromkeys([*self._filter_layers, *self._measured]):
+            self._take_weights(name)
+
+    def _take_weights(self, name: str) -> None:
+        module = self.watched[name]
+        if name in self._filter_layers and name not in self.filters:
+            self.filters[name] = self.used.filters[module] if module in self.used.filters else filters_of(name, module)
+        if name not in self._measured or name in self.weights:
+            return
+        chosen = self._measured[name].filters
+        if name in self.filters:
+            self.weights[name] = self.filters[name] if chosen is None else self.filters[name][list(chosen)]
+        elif module in self.used.filters:
+            self.weights[name] = self.used.filters[module]
+        else:
+            self.weights[name] = weights_of(name, module, chosen)
 
 
 # --- the forward pass ------------------------------------------------------------------------------------------------

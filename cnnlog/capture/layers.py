@@ -14,6 +14,8 @@ from cnnlog.messages import near, some
 if TYPE_CHECKING:
     from torch import nn
 
+    from cnnlog.capture.wiring import Behind
+
 AUTO_LIMIT = 8
 
 _WRAPPED = "_orig_mod"  # what torch.compile calls the module that it wraps
@@ -37,6 +39,9 @@ class LayerInfo:
             probe.
         has_maps: whether its output is `[N, C, H, W]`, or `[N, C, T, H, W]`, with the probe's N.
         path: the module's name with these, which is what `model.named_modules()` calls it.
+        full_shape: shape of its first output with all frames; None if it did not run on the probe.
+        has_weights: whether it convolves with its weight, or multiplies with it as a linear layer.
+        behind: what its output goes through next; None if it did not run.
     """
 
     name: str
@@ -47,6 +52,9 @@ class LayerInfo:
     output_shape: tuple[int, ...] | None
     has_maps: bool = False
     path: str = ""
+    full_shape: tuple[int, ...] | None = None
+    has_weights: bool = False
+    behind: Behind | None = None
 
     def has(self, kind: Kind) -> bool:
         """Whether the layer can be watched for a kind.
@@ -121,7 +129,7 @@ def select(infos: Sequence[LayerInfo], wanted: LayerSpec, *, kind: Kind) -> tupl
 
 def _auto(infos: Sequence[LayerInfo], kind: Kind) -> tuple[str, ...]:
     filter_layers = {info.name for info in infos if info.has_filters}
-    convs = [info for info in infos if info.name in filter_layers and _outermost(info.name, filter_layers) == info.name]
+    convs = [info for info in infos if info.name in filter_layers and outermost(info.name, filter_layers) == info.name]
     if any(info.output_shape is not None for info in convs):
         convs = [info for info in convs if info.output_shape is not None]
     convs = [info for info in convs if info.has(kind)]
@@ -145,8 +153,13 @@ def _thin(infos: list[LayerInfo]) -> list[LayerInfo]:
     return [infos[round(i * (len(infos) - 1) / (AUTO_LIMIT - 1))] for i in range(AUTO_LIMIT)]
 
 
-def _outermost(name: str, names: set[str]) -> str:
-    """The outermost of `names` that the layer is in, or else its own name."""
+def outermost(name: str, names: set[str]) -> str:
+    """The outermost of some layers that a layer is in, or else its own name.
+
+    Args:
+        name: the layer.
+        names: the layers that it may lie in.
+    """
     parts = name.split(".")
     above = (".".join(parts[:n]) for n in range(1, len(parts)))
     return next((outer for outer in above if outer in names), name)
@@ -156,7 +169,7 @@ def _matches(infos: Sequence[LayerInfo], item: Any, kind: Kind) -> list[str]:
     filter_layers = {info.name for info in infos if info.has_filters}
     if isinstance(item, type):
         names = {info.name for info in infos if issubclass(info.module_type, item)}
-        names = {_outermost(name, filter_layers) if name in filter_layers else name for name in names}
+        names = {outermost(name, filter_layers) if name in filter_layers else name for name in names}
         found = [info for info in infos if info.name in names]
         return _usable_names(found, f"of type {item.__name__}", infos, kind, like="")
     if not isinstance(item, str):
@@ -171,7 +184,7 @@ def _matches(infos: Sequence[LayerInfo], item: Any, kind: Kind) -> list[str]:
     if any(char in item for char in "*?["):
         matched = {info.name: info for info in infos if fnmatchcase(info.name, item) or fnmatchcase(info.path, item)}
         convs = filter_layers & matched.keys()
-        found = [info for name, info in matched.items() if name not in convs or _outermost(name, convs) == name]
+        found = [info for name, info in matched.items() if name not in convs or outermost(name, convs) == name]
         return _usable_names(found, f"matching {item!r}", infos, kind, like=item)
     raise ValueError(f"The model has no layer {item!r}{_close(item, infos, kind)}")
 

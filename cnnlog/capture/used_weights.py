@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,16 @@ from cnnlog.capture.transfer import to_host
 from cnnlog.snapshot import FloatArray
 
 _CONVOLUTIONS = {torch.conv2d, torch.conv3d, torch.conv_transpose2d, torch.conv_transpose3d}
+# Classes whose forward takes the weight as it is stored.
+_PLAIN = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
 _TRANSPOSED = {torch.conv_transpose2d, torch.conv_transpose3d}
 
 
@@ -40,6 +50,59 @@ def filters_of(name: str, module: nn.Module) -> FloatArray:
     return to_host(weight)
 
 
+def weights_of(name: str, module: nn.Module, filters: Sequence[int] | None) -> FloatArray:
+    """The weights that a layer stores, one filter a row: `[k, ...]`.
+
+    Args:
+        name: the layer's name, which a message gives.
+        module: the layer.
+        filters: which filters; None for all.
+
+    Raises:
+        ValueError: it has no weight.
+    """
+    weight = _weight(module)
+    if weight is None:
+        raise ValueError(f"Layer {name!r} has no weight any more: its structure has changed since it was chosen.")
+    return to_host(indexed(weight, filters))
+
+
+def indexed(weight: torch.Tensor, filters: Sequence[int] | None) -> torch.Tensor:
+    """Some of the filters.
+
+    Args:
+        weight: `[O, ...]`.
+        filters: which of them; None for all.
+    """
+    return weight if filters is None else weight[torch.tensor(filters, device=weight.device)]
+
+
+def takes_its_weight(module: nn.Module) -> bool:
+    """Whether a layer computes with its weight as it is stored: one of torch's own, without hooks or parametrisation.
+
+    Args:
+        module: a layer.
+    """
+    return plain_type(module) in _PLAIN and "weight" in module._parameters and not module._forward_pre_hooks
+
+
+def stored_weight(module: nn.Module) -> torch.Tensor | None:
+    """The weight of a layer that takes it as it is stored, filters first; None of any other, and of a sharded one.
+
+    It shares the layer's memory.
+
+    Args:
+        module: a layer.
+    """
+    if not takes_its_weight(module):
+        return None
+    weight = module.weight
+    if not isinstance(weight, torch.Tensor) or is_distributed(weight) or weight.is_meta:
+        return None
+    transposed = getattr(module, "transposed", False)
+    return _filters_first(weight.detach(), getattr(module, "groups", 1) if transposed else None)
+
+
 def weight_shape(module: Any) -> tuple[int, ...] | None:
     """The shape of the weight that a layer stores, filters first; None without one. Nothing is gathered for it.
 
@@ -50,6 +113,19 @@ def weight_shape(module: Any) -> tuple[int, ...] | None:
         module = module.get_base_layer()
     weight = _weight(module, data=False)
     return None if weight is None else tuple(weight.shape)
+
+
+def has_weights(module: Any) -> bool:
+    """Whether a layer convolves with its weight, or multiplies with it as a linear layer.
+
+    Args:
+        module: any module.
+    """
+    shape = weight_shape(module)
+    while _is_adapted(module):
+        module = module.get_base_layer()
+    known = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
+    return shape is not None and (len(shape) == 4 or (known and len(shape) > 1))
 
 
 def has_one_weight(module: Any) -> bool:
@@ -111,17 +187,17 @@ def _filters_first(weight: torch.Tensor, transposed_groups: int | None) -> torch
     """`[O, I/groups, kH, kW]` of a convolution's weight; frames stand side by side, `[O, I/groups, kH, kT * kW]`.
 
     Args:
-        weight: 4-D or 5-D. Any other is returned as it is.
+        weight: 3-D, 4-D or 5-D. Any other is returned as it is.
         transposed_groups: the groups of a transposed convolution, whose weight is `[I, O/groups, ...]`; None for any
             other convolution.
     """
-    if weight.dim() not in (4, 5):
+    if weight.dim() not in (3, 4, 5):
         return weight
     if transposed_groups is not None:
         inputs, outputs, *kernel = weight.shape
         grouped = weight.reshape(transposed_groups, inputs // transposed_groups, outputs, *kernel).transpose(1, 2)
         weight = grouped.reshape(transposed_groups * outputs, inputs // transposed_groups, *kernel)
-    return weight if weight.dim() == 4 else weight.transpose(2, 3).flatten(3)
+    return weight.transpose(2, 3).flatten(3) if weight.dim() == 5 else weight
 
 
 def _is_adapted(module: Any) -> bool:
@@ -186,14 +262,15 @@ class UsedWeights:
     parts.
 
     Args:
-        layers: whose weights you want.
+        layers: whose weights you want -> which of their filters; None for all.
 
     Attributes:
-        filters: layer -> the weight of the first convolution in its own forward, `[O, I, kH, kW]`.
+        filters: layer -> the weight of the first convolution in its own forward, `[O, I, kH, kW]`, those filters of it.
     """
 
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
+    def __init__(self, layers: Mapping[nn.Module, Sequence[int] | None]) -> None:
         self.filters: dict[nn.Module, FloatArray] = {}
+        self._wanted = layers
         self._seeing = _Seeing(self._see)
         self._shapes = {layer: weight_shape(layer) for layer in layers if not _is_adapted(layer)}
         self._sharded = {
@@ -240,4 +317,4 @@ class UsedWeights:
         groups = getattr(layer, "groups", 1) if func in _TRANSPOSED else None
         filters = _filters_first(gathered(weight), groups)
         if tuple(filters.shape) == self._shapes[layer]:
-            self.filters[layer] = to_host(filters)
+            self.filters[layer] = to_host(indexed(filters, self._wanted[layer]))
