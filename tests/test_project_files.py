@@ -23,12 +23,20 @@ def usage() -> str:
 
 
 def test_the_workflow_runs_commands_that_the_usage_names() -> None:
-    jobs = read(".github/workflows/ci.yml")["jobs"]
-    commands = [case["command"] for case in jobs["test"]["strategy"]["matrix"]["include"]]
-    assert sorted(commands) == ["scripts/docs", "scripts/test", "scripts/test --all", "scripts/test --lowest"]
-    tests = [command for command in commands if command != "scripts/docs"]
+    cases = read(".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"]["include"]
+    commands = [command for case in cases for command in case["command"].split(" && ")]
+    tests = [command for command in commands if command.startswith("scripts/test")]
+    assert sorted(tests) == ["scripts/test", "scripts/test --all", "scripts/test --lowest"]
+    assert sorted({*commands} - {*tests}) == ["scripts/docs", "scripts/setup --trackio"]
     assert all(re.search(rf"^ +{command}  ", usage(), re.MULTILINE) for command in tests)
     assert os.access(ROOT / "scripts" / "docs", os.X_OK)
+
+
+def test_every_tracker_is_tested_by_the_workflow_and_by_ci_alike() -> None:
+    cases = read(".github/workflows/ci.yml")["jobs"]["test"]["strategy"]["matrix"]["include"]
+    (every,) = [case["command"].split(" && ") for case in cases if "--all" in case["command"]]
+    run = re.findall(r"^scripts/(?:setup --trackio|test --all)\b", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
+    assert every == run == ["scripts/setup --trackio", "scripts/test --all"]
 
 
 def test_the_hooks_check_what_the_tests_check() -> None:

@@ -110,8 +110,16 @@ def test_a_failed_check_ends_the_tests_before_they_run(checkout: Path) -> None:
     assert done.stdout.splitlines() == CHECKS[:3]
 
 
-def test_the_usage_is_printed_without_an_environment(checkout: Path) -> None:
-    done = run(checkout / "scripts" / "test", "--help")
-    assert done.returncode == 0
-    assert all(f"scripts/test {option} " in done.stdout for option in ("--quick", "--all", "--lowest"))
+@pytest.mark.parametrize(
+    ("name", "options"), [("test", ["--quick", "--all", "--lowest"]), ("docs", ["-q", "-E"])], ids=["test", "docs"]
+)
+@pytest.mark.parametrize("asked", [["--help"], ["-h"], ["-q", "--help"]], ids=" ".join)
+def test_the_usage_is_printed_and_nothing_is_installed(
+    name: str, options: list[str], asked: list[str], checkout: Path
+) -> None:
+    stand_in(checkout / "scripts" / "setup", "touch installed; exit 1")
+    done = run(checkout / "scripts" / name, *asked)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert all(f"scripts/{name} {option} " in done.stdout for option in options)
+    assert not (checkout / "installed").exists()
     assert not (checkout / ".venv").exists()

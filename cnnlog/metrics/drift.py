@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from cnnlog.metrics.products import product
+
 Array = npt.NDArray[np.floating]
 Numbers = npt.NDArray[np.float64]
 
 # Filters are worked through in blocks whose float64 copies stay in the processor's cache: three times as fast.
 _BLOCK = 1 << 15
-# OpenBLAS, which NumPy comes with, stays in one thread up to a product of 64 x 64 by 64 x 64.
-_TILE = 64
 
 
 def norm(w: Array) -> Numbers:
@@ -221,11 +221,11 @@ def linear_cka(x: Array, y: Array) -> float:
     x, y = _centred(x), _centred(y)
     positions, c1, c2 = len(x), x.shape[1], y.shape[1]
     if positions * (c1 + c2) < c1 * c2 + c1 * c1 + c2 * c2:
-        gram_x, gram_y = _product(x.T, x.T), _product(y.T, y.T)
+        gram_x, gram_y = product(x.T, x.T), product(y.T, y.T)
         shared = float(np.sum(gram_x * gram_y))
     else:
-        gram_x, gram_y = _product(x, x), _product(y, y)
-        cross = _product(y, x)
+        gram_x, gram_y = product(x, x), product(y, y)
+        cross = product(y, x)
         shared = float(np.sum(cross * cross))
     scale = float(np.sqrt(np.sum(gram_x * gram_x) * np.sum(gram_y * gram_y)))
     return min(max(shared / scale, 0.0), 1.0) if scale > 0 else float("nan")
@@ -256,21 +256,6 @@ def _blocks(*arrays: Array) -> Iterator[tuple[slice, list[Numbers]]]:
 
 def _dots(a: Numbers, b: Numbers) -> Numbers:
     return np.asarray(np.einsum("ij,ij->i", a, b), dtype=np.float64)
-
-
-def _product(a: Numbers, b: Numbers) -> Numbers:
-    """`a.T @ b` for `a` `[p, m]` and `b` `[p, n]`, in tiles that BLAS multiplies in the calling thread.
-
-    Larger ones (and dot products of long vectors) it shares out among all cores, whose threads then spin for longer
-    than the product took: beside a training that is most of the cost.
-    """
-    result = np.zeros((a.shape[1], b.shape[1]))
-    for start in range(0, len(a), _TILE):
-        rows_a, rows_b = np.ascontiguousarray(a[start : start + _TILE].T), b[start : start + _TILE]
-        for i in range(0, len(result), _TILE):
-            for j in range(0, result.shape[1], _TILE):
-                result[i : i + _TILE, j : j + _TILE] += rows_a[i : i + _TILE] @ rows_b[:, j : j + _TILE]
-    return result
 
 
 def _centred(x: Array) -> Numbers:

@@ -101,13 +101,13 @@ def order(paths: Sequence[Path], *, unit: Unit = Unit.EPOCH) -> Ordered:
         ValueError: a file cannot be read; two are of the same step and differ; one was saved within an epoch, and
             epochs are counted.
     """
-    places = {path: _place(read_checkpoint(path), path) for path in paths}
-    if all(unit.of(place) is not None for place in places.values()):
-        return _by_counts(places, unit)
+    saved = {path: _when(read_checkpoint(path)) for path in paths}
+    if all(unit.of(when) is not None for when in saved.values()):
+        return _by_counts(saved, unit)
     if unit is Unit.STEP:
-        without = [str(path) for path, place in places.items() if place.global_step is None]
+        without = [str(path) for path, when in saved.items() if when.global_step is None]
         raise ValueError(f"{some(without)} holds no global_step to count: leave --unit step out.")
-    names = sorted(places, key=lambda path: _counting(path.name))
+    names = sorted(saved, key=lambda path: _counting(path.name))
     numbers = _numbers_in([path.stem for path in names])
     steps = numbers or list(range(1, len(names) + 1))
     how = "the numbers in their names" if numbers else "their places, sorted by name"
@@ -116,7 +116,7 @@ def order(paths: Sequence[Path], *, unit: Unit = Unit.EPOCH) -> Ordered:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _When:
     """When in its training a checkpoint was saved, as far as it tells."""
 
     epoch: int | None
@@ -124,7 +124,7 @@ class _Place:
     between_epochs: bool = True
 
 
-def _place(content: Mapping[str, Any], path: Path) -> _Place:
+def _when(content: Mapping[str, Any]) -> _When:
     epoch, global_step = (_whole_number(content.get(key)) for key in ("epoch", "global_step"))
     try:
         loop = content["loops"]["fit_loop"]
@@ -132,28 +132,28 @@ def _place(content: Mapping[str, Any], path: Path) -> _Place:
         last_batch = bool(loop["epoch_loop.batch_progress"]["is_last_batch"])
         processed, started = int(done["processed"]), int(done["started"])
     except (KeyError, TypeError, ValueError):
-        return _Place(epoch, global_step)
+        return _When(epoch, global_step)
     # Saved in the epoch's validation, its batches are all through but it does not yet count as processed.
     within = started > processed
-    return _Place(processed + (within and last_batch), global_step, between_epochs=not within or last_batch)
+    return _When(processed + (within and last_batch), global_step, between_epochs=not within or last_batch)
 
 
 def _whole_number(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
 
 
-def _by_counts(places: Mapping[Path, _Place], unit: Unit) -> Ordered:
+def _by_counts(saved: Mapping[Path, _When], unit: Unit) -> Ordered:
     checkpoints: list[Checkpoint] = []
     notes: list[str] = []
-    for path, place in places.items():
-        if not place.between_epochs and unit is Unit.EPOCH and place.global_step != 0:
+    for path, when in saved.items():
+        if not when.between_epochs and unit is Unit.EPOCH and when.global_step != 0:
             raise ValueError(
-                f"{path} was saved within an epoch, after {place.epoch} whole ones: count optimiser steps "
+                f"{path} was saved within an epoch, after {when.epoch} whole ones: count optimiser steps "
                 "(--unit step), or leave it out."
             )
-        step = unit.of(place)
+        step = unit.of(when)
         assert step is not None, "the caller looked"
-        checkpoints.append(Checkpoint(path, step, place.epoch or 0, place.global_step or 0))
+        checkpoints.append(Checkpoint(path, step, when.epoch or 0, when.global_step or 0))
     checkpoints.sort(key=lambda checkpoint: (checkpoint.step, _counting(checkpoint.path.name)))
     kept = checkpoints[:1]
     for one in checkpoints[1:]:

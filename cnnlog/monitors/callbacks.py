@@ -11,8 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 
 from cnnlog.capture.probe import Probe
 from cnnlog.kinds import Unit
-from cnnlog.monitors.fit import Memory, Session
+from cnnlog.monitors.fit import Session
 from cnnlog.monitors.plan import OnError, Plan, Weights, plan_of
+from cnnlog.monitors.run_folder import Memory
 from cnnlog.recording.drawer import Look
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import lightning as L
 import torch
@@ -22,37 +19,13 @@ from cnnlog.capture.sharding import is_sharded, plain_type, refuse_flattened
 from cnnlog.capture.transfer import sent
 from cnnlog.kinds import Unit
 from cnnlog.monitors.alarm import Alarm
-from cnnlog.monitors.live_run import LiveRun, Place, Subject, claim, new_baseline, taken
-from cnnlog.monitors.plan import Plan, choose, refuse_other
+from cnnlog.monitors.live_run import LiveRun, RunPlace, Subject
+from cnnlog.monitors.plan import Plan, choose
 from cnnlog.monitors.ranks import Ranks
+from cnnlog.monitors.run_folder import Memory, is_rehearsal, place_of
 from cnnlog.runs.manifest import Manifest
-from cnnlog.runs.places import inside
-from cnnlog.runs.store import FOLDER, RunStore
 from cnnlog.trackers import Tracker, takes_pictures, trackers_for
 from cnnlog.trackers.loggers import handle_of, names_of, takes_only_numbers
-
-_INSTEAD = (
-    "Choose another logger name or version, delete the folder, or resume that run with trainer.fit(ckpt_path=...)."
-)
-_unnamed: WeakKeyDictionary[L.Trainer, str] = WeakKeyDictionary()
-"""Where the run of a trainer without a logger lies, so that its next fit goes on there."""
-
-
-@dataclass
-class Memory:
-    """What outlives a fit. Primitives only, because it goes into the user's checkpoints.
-
-    Attributes:
-        folder: of the run's files; empty before there is a run.
-        run_id: tells the run from another one in the same folder.
-        step: the last step that was captured; -1 before the baseline.
-        warned: the kinds of problems that were warned of; these are not kept in checkpoints.
-    """
-
-    folder: str = ""
-    run_id: str = ""
-    step: int = -1
-    warned: set[str] = field(default_factory=set)
 
 
 class Session:
@@ -120,7 +93,7 @@ class Session:
 
     def _look(self) -> Subject:
         probe, infos = self._survey()
-        with_table = probe is not None and self._trainer.loggers and not _is_rehearsal(self._trainer)
+        with_table = probe is not None and self._trainer.loggers and not is_rehearsal(self._trainer)
         return Subject(
             model=self._shown,
             probe=probe,
@@ -174,69 +147,12 @@ class Session:
         if live.writes and (live.recorder.step_bytes or fresh):
             rank_zero_info(self._announcement(memory.folder or None))
 
-    def _place(self, manifest: Manifest) -> Place:
-        """Where this fit's run is kept; rank 0 alone asks."""
-        trainer = self._trainer
-        folder = _run_folder(trainer, self.memory)
-        if folder is not None and not trainer.loggers and _holds_another(folder, manifest):
-            folder = _free_folder(trainer)  # nobody named the old one, so nobody can name another
-        resumed = trainer.global_step > 0 or trainer.ckpt_path is not None
-        old = self._earlier_run(folder, manifest, resumed=resumed)
-        if folder is None:
-            return Place(None, old)
-        if old is not None and old.folder == folder:
-            store = old
-        else:
-            if old is not None:
-                first, from_ = old.manifest.baseline_step, old.folder
-                manifest = dataclasses.replace(manifest, baseline_step=first, carried_from=from_)
-            store = self._claim(folder, manifest)
-        if not trainer.loggers:
-            _unnamed[trainer] = store.folder
-        return Place(store, old)
+    def _place(self, manifest: Manifest) -> RunPlace:
+        return place_of(self._trainer, manifest, memory=self.memory, now=self._now(), alarm=self._alarm)
 
-    def _earlier_run(self, folder: str | None, manifest: Manifest, *, resumed: bool) -> RunStore | None:
-        """The stored run that this fit goes on from, if any."""
-        here = RunStore.open(folder) if folder is not None and RunStore.exists(folder) else None
-        mine = here is not None and here.manifest.run_id == self.memory.run_id
-        if here is not None and not resumed and not (mine and here.steps in ([], [0])):
-            raise taken(here, _INSTEAD)
-        if not resumed:
-            if here is not None:
-                here.delete_manifest()  # our own, of a fit that ended before its first step
-            return None
-        if here is not None:
-            if self.memory.run_id and not mine:
-                raise ValueError(
-                    f"{here.folder} holds another run than the one this checkpoint comes from "
-                    f"({self.memory.folder}): expected that one or a new folder. Choose another logger name or version."
-                )
-            if here.steps:
-                refuse_other(here.manifest, manifest)
-                return here
-            here.delete_manifest()  # it could never store its baseline, so there is nothing to go on from
-        try:
-            if not self.memory.folder:
-                raise LookupError("the checkpoint was written without the monitors")
-            old = RunStore.open(self.memory.folder)
-            refuse_other(old.manifest, manifest)
-        except (OSError, ValueError, LookupError) as error:
-            self._alarm.warn("baseline", f"no baseline from before the resume: {error}; {new_baseline(self._now())}")
-            return None
-        return old
-
-    def _claim(self, folder: str, manifest: Manifest) -> RunStore:
-        while True:
-            try:
-                return claim(folder, manifest)
-            except FileExistsError:
-                if self._trainer.loggers:
-                    raise taken(RunStore.open(folder), _INSTEAD) from None
-            folder = _free_folder(self._trainer)  # the last one is of a training that has begun at the same moment
-
-    def _trackers(self, place: Place, opened: ExitStack) -> list[Tracker]:
+    def _trackers(self, place: RunPlace, opened: ExitStack) -> list[Tracker]:
         """Those behind the trainer's loggers; rank 0 alone asks."""
-        if _is_rehearsal(self._trainer):
+        if is_rehearsal(self._trainer):
             return []
         assert place.store is not None, "only a rehearsal has no folder"
         folder, loggers = place.store.folder, self._trainer.loggers
@@ -327,17 +243,14 @@ class Session:
         Args:
             failed: this process is leaving the training, and the others are not waited for any more.
         """
-        self._live.finish(failed=failed)
+        self._alarm.failed |= failed
+        self._live.finish()
         self._live.report()
 
     def close(self) -> None:
         """End the threads."""
         self._live.close()
         self._live.report()
-
-
-def _is_rehearsal(trainer: L.Trainer) -> bool:
-    return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _dataset(trainer: L.Trainer) -> Any:
@@ -350,38 +263,3 @@ def _dataset(trainer: L.Trainer) -> Any:
         if dataset is not None:
             return dataset
     raise LookupError("The data loaders have no data set to take the first image of as the probe; pass a Probe.")
-
-
-def _run_folder(trainer: L.Trainer, memory: Memory) -> str | None:
-    """Where the run's files go; `None` in fast_dev_run, which keeps nothing."""
-    if _is_rehearsal(trainer):
-        return None
-    if not trainer.loggers:
-        last = _unnamed.get(trainer)  # of an earlier fit, unless a checkpoint of another run has been loaded since
-        return last if last is not None and memory.folder in ("", last) else _free_folder(trainer)
-    logger = trainer.loggers[0]
-    if getattr(logger, "log_dir", None) is None:  # a tracker's save_dir is common to its runs, so that these are added
-        parts = (logger.save_dir or trainer.default_root_dir, logger.name, logger.version)
-        save_dir, *named = (str(part) for part in parts if part is not None)
-        return "/".join([save_dir, *(inside(part) for part in named), FOLDER])
-    return f"{logger.log_dir}/{FOLDER}"  # not trainer.log_dir: that waits for the other ranks, and rank 0 alone is here
-
-
-def _holds_another(folder: str, manifest: Manifest) -> bool:
-    """Whether a folder holds a run that one of this manifest cannot go on with."""
-    if not RunStore.exists(folder):
-        return False
-    try:
-        refuse_other(RunStore.open(folder).manifest, manifest)
-    except ValueError:
-        return True
-    return False
-
-
-def _free_folder(trainer: L.Trainer) -> str:
-    """The first free folder of a training without a logger."""
-    root = f"{trainer.default_root_dir}/cnnlog_logs"
-    number = 0
-    while RunStore.exists(f"{root}/version_{number}/{FOLDER}"):
-        number += 1
-    return f"{root}/version_{number}/{FOLDER}"

@@ -26,13 +26,7 @@ from cnnlog.trackers import Tracker
 
 
 class Says(Protocol):
-    """What takes the problems of a run: `Alarm` warns of them or raises them.
-
-    Attributes:
-        failed: the training ends with an exception of its own, which none of ours must hide.
-    """
-
-    failed: bool
+    """What takes the problems of a run: `Alarm` warns of them or raises them."""
 
     def handle(self, problems: Iterable[Problem]) -> None:
         """Take what went wrong since the last call."""
@@ -69,7 +63,7 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Place:
+class RunPlace:
     """Where a run is kept.
 
     Attributes:
@@ -110,8 +104,8 @@ class LiveRun:
         subject: Subject | None,
         *,
         now: int,
-        place: Callable[[Manifest], Place],
-        trackers: Callable[[Place, ExitStack], Sequence[Tracker]],
+        place: Callable[[Manifest], RunPlace],
+        trackers: Callable[[RunPlace, ExitStack], Sequence[Tracker]],
         ranks: Ranks,
         sharded_over: Ranks,
         says: Says,
@@ -171,8 +165,8 @@ class LiveRun:
         self,
         subject: Subject,
         now: int,
-        place: Callable[[Manifest], Place],
-        trackers: Callable[[Place, ExitStack], Sequence[Tracker]],
+        place: Callable[[Manifest], RunPlace],
+        trackers: Callable[[RunPlace, ExitStack], Sequence[Tracker]],
         texts: dict[str, str],
     ) -> Recorder:
         manifest = manifest_of(
@@ -276,13 +270,8 @@ class LiveRun:
 
     # ---- the end
 
-    def finish(self, *, failed: bool = False) -> None:
-        """Draw the evolution strips and wait until everything is written.
-
-        Args:
-            failed: this process is leaving the training, and the others are not waited for any more.
-        """
-        self._says.failed = self._says.failed or failed
+    def finish(self) -> None:
+        """Draw the evolution strips and wait until everything is written."""
         if self._recorder is not None:
             self._recorder.finish()
 
@@ -306,6 +295,8 @@ def claim(folder: str, manifest: Manifest) -> RunStore:
     Raises:
         FileExistsError: another run is there.
     """
+    if RunStore.exists(folder):  # looked for first, because a folder that cannot be written may hold a run, too
+        raise FileExistsError(folder)
     store = RunStore(folder, manifest)
     try:
         store.create()

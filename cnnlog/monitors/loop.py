@@ -21,7 +21,7 @@ from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type
 from cnnlog.kinds import Unit, UnitName
 from cnnlog.monitors.alarm import Alarm
-from cnnlog.monitors.live_run import LiveRun, Place, Subject, claim, taken
+from cnnlog.monitors.live_run import LiveRun, RunPlace, Subject, claim, taken
 from cnnlog.monitors.plan import Plan, choose, plan_of, refuse_other
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.recording.drawer import Look
@@ -289,7 +289,8 @@ class Watcher:
         if not self._end.alive:
             return
         try:
-            self._live.finish(failed=failed)
+            self._alarm.failed |= failed
+            self._live.finish()
         finally:
             self._end()
         self._live.report()
@@ -339,23 +340,21 @@ def _handles(log_dir: str, tensorboard: bool | SummaryWriter, trackers: Any) -> 
     return [EventFile(log_dir), *given]
 
 
-def _place(folder: str, resume: int, manifest: Manifest) -> Place:
+def _place(folder: str, resume: int, manifest: Manifest) -> RunPlace:
     """Where the run is kept: in a new folder, or in that of the run to go on with."""
     if resume == 0:
         try:
-            if RunStore.exists(folder):
-                raise FileExistsError(folder)
-            return Place(claim(folder, manifest))
+            return RunPlace(claim(folder, manifest))
         except FileExistsError:
             raise taken(RunStore.open(folder), _INSTEAD) from None
     old = RunStore.open(folder)
     if not old.steps:
         raise ValueError(f"{folder} holds no snapshot to go on from: leave resume out and delete the folder.")
     refuse_other(old.manifest, manifest)
-    return Place(old, old)
+    return RunPlace(old, old)
 
 
-def _trackers(handles: Sequence[Any], unit: Unit, place: Place, opened: ExitStack) -> list[Tracker]:
+def _trackers(handles: Sequence[Any], unit: Unit, place: RunPlace, opened: ExitStack) -> list[Tracker]:
     """Those behind the handles; our own event file is closed at the end."""
     assert place.store is not None, "a watched loop is always stored"
     for handle in handles:

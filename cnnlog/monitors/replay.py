@@ -24,7 +24,7 @@ from cnnlog.messages import said, some
 from cnnlog.models.checkpoints import Checkpoint, find, order
 from cnnlog.models.files import load_weights, read_state_dict
 from cnnlog.models.of_checkpoints import Network, baseline_network, module_network, torchvision_network
-from cnnlog.monitors.live_run import LiveRun, Place, Subject
+from cnnlog.monitors.live_run import LiveRun, RunPlace, Subject
 from cnnlog.monitors.plan import Plan, choose
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.recording.drawer import Look
@@ -210,7 +210,6 @@ class _Notes:
     """Keeps what a reader should know; what failed is raised, for here nothing must be missing."""
 
     def __init__(self, notes: list[str]) -> None:
-        self.failed = False
         self._notes = notes
 
     def handle(self, problems: Iterable[Problem]) -> None:
@@ -240,10 +239,10 @@ def _record(
 ) -> None:
     """Record one state after the other; each is with its tracker before the next is loaded."""
 
-    def place(manifest: Manifest) -> Place:
-        return Place(RunStore(str(folder / FOLDER), manifest))
+    def place(manifest: Manifest) -> RunPlace:
+        return RunPlace(RunStore(str(folder / FOLDER), manifest))
 
-    def trackers(place: Place, opened: ExitStack) -> list[Tracker]:
+    def trackers(place: RunPlace, opened: ExitStack) -> list[Tracker]:
         if not tensorboard:
             return []
         file = EventFile(str(folder))

@@ -192,6 +192,30 @@ def test_scripts_run_from_anywhere_and_hand_on_their_arguments(scripts: Scripts,
     assert demo[-1] == ["cnnlog", str(tmp_path), "demo", "--out", "my runs"]
 
 
+@pytest.mark.parametrize("name", ["setup", "test", "docs", "demo", "bench", "zoo"])
+def test_a_script_that_is_called_by_links_finds_its_checkout(name: str, scripts: Scripts, tmp_path: Path) -> None:
+    """By a chain of links, a relative one and an absolute one, in a folder that is a link as well."""
+    real, bin_ = tmp_path / "links" / "real folder", tmp_path / "bin"
+    real.mkdir(parents=True)
+    bin_.symlink_to(real)
+    (real / "relative").symlink_to(f"../../my code/cnnlog/scripts/{name}")
+    (real / "absolute").symlink_to(bin_ / "relative")
+    (bin_ / name).symlink_to("absolute")
+    there = str(scripts.checkout)
+    if name in ("bench", "zoo"):  # these make no environment
+        scripts.run("scripts/setup")
+    called = scripts.run(str(bin_ / name), cwd=tmp_path)[-1]
+    begins = {
+        "setup": ["uv", there, "pip", "install"],
+        "test": ["python", there, "-m", "pytest"],
+        "docs": ["python", there, "-m", "sphinx"],
+        "demo": ["cnnlog", str(tmp_path), "demo"],
+    }.get(name, ["python", str(tmp_path), f"{there}/scripts/{name}.py"])
+    assert called[: len(begins)] == begins
+    assert (scripts.checkout / ".venv").is_dir()
+    assert sorted(path.name for path in real.iterdir()) == sorted(["relative", "absolute", name])
+
+
 def test_a_checkout_that_was_moved_gets_another_environment(scripts: Scripts) -> None:
     def makes_and_installs() -> tuple[bool, bool]:
         words = [call[2:4] for call in scripts.run("scripts/setup", "--all")]

@@ -11,6 +11,7 @@ from support.places import ROOT
 
 README = ROOT / "README.md"
 PAGES = sorted((ROOT / "docs").glob("*.md"))
+FOR_CONTRIBUTORS = [ROOT / f"{name}.md" for name in ("ARCHITECTURE", "CONTRIBUTING", "SECURITY")]
 
 Treatment = Literal["run", "run alone", "checked", "excerpt", "not code"]
 
