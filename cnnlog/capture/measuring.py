@@ -18,9 +18,11 @@ from cnnlog.snapshot import FloatArray
 WEIGHTS_LIMIT = 1 << 20
 """Of a layer with more weights some whole filters are measured, that many weights at most."""
 
-ROWS_LIMIT = 1024
-POSITIONS = (4, 64)
-"""How many positions of each image are compared: so many at least, and so many at most."""
+POSITIONS_LIMIT = 64
+"""How many positions of an image are compared, at most."""
+
+ROWS_LIMIT = 256
+"""How many positions are compared over all images, at most, if there are no more images than that."""
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,7 @@ def weights_now(modules: Mapping[str, nn.Module], layers: Iterable[Measured]) ->
 
 
 def _stride(spatial: tuple[int, ...], images: int) -> int:
-    least, most = POSITIONS
-    at_most = min(most, max(least, ROWS_LIMIT // max(1, images)))
+    at_most = min(POSITIONS_LIMIT, max(1, ROWS_LIMIT // max(1, images)))
     stride = 1
     while math.prod(-(-size // stride) for size in spatial) > at_most:
         stride += 1

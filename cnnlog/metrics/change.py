@@ -115,6 +115,35 @@ def moved(reference: Reference, filters: Array) -> Moved:
         return _summed_up(before, after, square, longer)
 
 
+def distance(before: Array, after: Array) -> float:
+    """How far weights have moved, as a share of their size: `|after - before| / |before|` (Frobenius norms).
+
+    Args:
+        before: `[k, ...]`, one filter a row.
+        after: the same later.
+
+    Returns:
+        0 and up, filters that hold NaN or infinity left out; NaN where `before` is all zeros and `after` is not.
+
+    Raises:
+        ValueError: the shapes differ.
+
+    Example:
+        >>> distance(np.array([[3.0, 4.0]]), np.array([[3.0, 9.0]]))
+        1.0
+    """
+    if before.shape != after.shape:
+        raise ValueError(f"what is compared must have one shape; got {list(before.shape)} and {list(after.shape)}")
+    square = of = 0.0
+    with np.errstate(over="ignore", invalid="ignore"):
+        for _, (old, new) in _blocks(before, after):
+            d = new - old
+            squares = _dots(d, d), _dots(old, old)
+            finite = np.isfinite(squares[0]) & np.isfinite(squares[1])
+            square, of = square + float(squares[0][finite].sum()), of + float(squares[1][finite].sum())
+    return _ratio(square, of)
+
+
 def relative_change(before: Array, after: Array) -> tuple[float, int]:
     """How far values have moved, as a share of their size: `|after - before| / |before|` (Frobenius norms).
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import lightning as L
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -101,6 +102,13 @@ class _Monitor(L.Callback):
         for monitor in _monitors(trainer):
             monitor._memory = memory
         self._session = Session(trainer, pl_module, filters=filters, maps=maps, memory=memory, shown=shown)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Keep the weights as they are, if a snapshot is due after this step: how large it is, is a number of it."""
+        if self._session is not None:
+            self._session.before_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int

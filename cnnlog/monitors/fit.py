@@ -13,7 +13,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from cnnlog.capture.capture import placed, survey
 from cnnlog.capture.layer_table import LayerTable, layer_table
-from cnnlog.capture.layers import LayerInfo
+from cnnlog.capture.layers import LayerInfo, layer_names
+from cnnlog.capture.measuring import weights_now
 from cnnlog.capture.probe import Probe, default_probe
 from cnnlog.capture.sharding import is_sharded, plain_type, refuse_flattened
 from cnnlog.capture.transfer import sent
@@ -70,6 +71,8 @@ class Session:
         self._through = next((plan.through for plan in plans if plan.through), None)
         self.unit: Unit = plans[0].unit
         self._last_global_step = trainer.global_step
+        self._before: dict[str, torch.Tensor] = {}  # the weights before the last step, where a snapshot follows it
+        self._before_at: tuple[int, int] | None = None
         with self._ranks.together():
             refuse_flattened(module if trainer.model is None else trainer.model)
             self._sharded_over = Ranks(several=self._ranks.several and is_sharded(shown))  # those that capture
@@ -208,6 +211,43 @@ class Session:
     def _now(self) -> int:
         return self._trainer.current_epoch if self.unit is Unit.EPOCH else self._trainer.global_step
 
+    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimiser is about to step: keep its weights, if a snapshot is due afterwards.
+
+        Args:
+            optimizer: whose step it is.
+        """
+        if self._subject is None or self._shown is not self._module or self._sharded_over.several:
+            return
+        try:
+            if not self._is_due_after_step():
+                return
+            known_at = (id(optimizer), self._trainer.global_step)
+            if known_at == self._before_at:  # LBFGS comes here several times in one step
+                return
+            stepping = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+            modules = {name: module for name, _, module in layer_names(self._module)}
+            layers = [
+                layer
+                for layer in self._subject.watched.taken
+                if id(getattr(modules.get(layer.name), "weight", None)) in stepping
+            ]
+            self._before |= weights_now(modules, layers)
+            self._before_at = known_at
+        except Exception as error:  # a number less, and no word of it must reach the training
+            self._alarm.warn("update", f"how large the last optimiser step was is not known ({error})")
+
+    def _is_due_after_step(self) -> bool:
+        trainer = self._trainer
+        plans = [plan for plan in (self._filters, self._maps) if plan is not None]
+        if self.unit is Unit.STEP:
+            before, now = self._last_global_step, self._last_global_step + max(1, len(trainer.optimizers))
+        else:
+            before, now = trainer.current_epoch, trainer.current_epoch + 1
+            if not trainer.is_last_batch and trainer.max_steps != trainer.global_step + 1:
+                return False
+        return any(now // plan.every > before // plan.every for plan in plans)
+
     def after_epoch(self) -> None:
         """An epoch is complete: capture what is due."""
         if self.unit is Unit.EPOCH:
@@ -220,6 +260,7 @@ class Session:
         self._last_global_step = now
         if self.unit is Unit.STEP and now > before:
             due = self._take_due(before, now)
+            self._before = {}
             if due or not self._ranks.several:  # telling the other processes costs more than a step may
                 self._live.report()
 
@@ -234,7 +275,8 @@ class Session:
     def _take(self, step: int, *, filters: bool, maps: bool) -> None:
         epoch = step if self.unit is Unit.EPOCH else self._trainer.current_epoch
         count = self._trainer.global_step
-        if self._live.take(step, epoch=epoch, global_step=count, filters=filters, maps=maps):
+        before, self._before, self._before_at = self._before, {}, None
+        if self._live.take(step, epoch=epoch, global_step=count, filters=filters, maps=maps, before=before):
             self.memory.step = step
 
     def end(self, *, failed: bool = False) -> None:

@@ -6,11 +6,12 @@ and where the run goes. Everything between stands here once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import nn
 
 from cnnlog.capture.capture import Forward, capture
@@ -182,6 +183,7 @@ class LiveRun:
             self._opened.callback(there.store.release)
         recorder = Recorder(
             subject.watched.layers,
+            measured=subject.watched.measured,
             filters=subject.filters.look if subject.filters else None,
             maps=subject.maps.look if subject.maps else None,
             store=there.store,
@@ -214,6 +216,7 @@ class LiveRun:
         filters: bool = True,
         maps: bool = True,
         model: nn.Module | None = None,
+        before: Mapping[str, torch.Tensor] | None = None,
     ) -> bool:
         """Capture the model for the recorder. The first snapshot is waited for, so that its size is known.
 
@@ -226,6 +229,7 @@ class LiveRun:
             filters: capture them.
             maps: capture feature maps.
             model: capture this one, of the same layers; None captures the subject's.
+            before: layer -> its weights before the last optimiser step; None where they are not known.
 
         Returns:
             Whether this process recorded a snapshot.
@@ -239,6 +243,8 @@ class LiveRun:
                 subject.probe,  # for filters, too: a layer may compute its weight anew in each forward
                 filter_layers=subject.watched.filter_layers if filters else (),
                 map_layers=subject.watched.map_layers if maps else (),
+                measured=subject.watched.taken,
+                before=before,
                 step=step,
                 epoch=epoch,
                 global_step=global_step,

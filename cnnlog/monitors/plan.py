@@ -13,6 +13,7 @@ import numpy as np
 
 from cnnlog import __version__
 from cnnlog.capture.layers import LayerInfo, LayerSpec, select
+from cnnlog.capture.measuring import Measured, measured, samples_of
 from cnnlog.capture.probe import Probe
 from cnnlog.kinds import Kind, Unit
 from cnnlog.recording.drawer import LoggedPicture, Look
@@ -20,7 +21,7 @@ from cnnlog.rendering.colours import palette
 from cnnlog.rendering.png import Grid, encode_png
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View, resolve_view
-from cnnlog.runs.manifest import Manifest, WatchedLayer
+from cnnlog.runs.manifest import Manifest, MeasuredLayer, WatchedLayer
 from cnnlog.snapshot import FloatArray
 
 OnError = Literal["warn", "raise"]
@@ -72,12 +73,16 @@ class Watched:
     Attributes:
         filter_layers: names of the layers whose filters are watched.
         map_layers: names of the layers whose feature maps are watched.
-        layers: all of them, in the order of the tags.
+        layers: all of these, in the order of the tags.
+        taken: for each layer that numbers are kept of, what to take of it.
+        measured: the same layers, as the manifest has them.
     """
 
     filter_layers: tuple[str, ...]
     map_layers: tuple[str, ...]
     layers: tuple[WatchedLayer, ...]
+    taken: tuple[Measured, ...]
+    measured: tuple[MeasuredLayer, ...]
 
 
 def plan_of(
@@ -127,7 +132,7 @@ def plan_of(
 
 
 def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None) -> Watched:
-    """Choose the layers.
+    """Choose the layers. Numbers are kept of all convolutions and linear layers, whatever is pictured.
 
     Args:
         infos: what `capture.survey` found.
@@ -140,7 +145,16 @@ def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | Non
     filter_layers = select(infos, filters.layers, kind=Kind.FILTERS) if filters else ()
     map_layers = select(infos, maps.layers, kind=Kind.FEATURE_MAPS) if maps else ()
     view = filters.look.view if filters else "auto"
-    return Watched(filter_layers, map_layers, _watched(infos, filter_layers, map_layers, view))
+    taken = measured(infos)
+    named = {*filter_layers, *map_layers, *(layer.name for layer in taken)}
+    tags = _tags([info.name for info in infos if info.name in named])
+    return Watched(
+        filter_layers,
+        map_layers,
+        layers=_watched(infos, filter_layers, map_layers, view, tags),
+        taken=taken,
+        measured=_measured(infos, taken, tags),
+    )
 
 
 def manifest_of(
@@ -166,6 +180,7 @@ def manifest_of(
     assert plan is not None, "something is watched"
     return Manifest(
         layers=watched.layers,
+        measured=watched.measured,
         unit=plan.unit,
         baseline_step=baseline_step,
         settings={
@@ -213,12 +228,42 @@ def probe_files(probe: Probe | None) -> tuple[FloatArray, LoggedPicture] | None:
     return probe.tensor.numpy(), LoggedPicture("probe", png, grid.size, f"The probe: {', '.join(probe.names)}.")
 
 
+def _tags(names: Sequence[str]) -> dict[str, str]:
+    """Layer -> `00_name`: its position, with as many digits as the last one needs, so that names sort by position."""
+    digits = max(2, len(str(len(names) - 1)))
+    return {name: f"{position:0{digits}d}_{name}" for position, name in enumerate(names)}
+
+
+def _measured(
+    infos: Sequence[LayerInfo], taken: Sequence[Measured], tags: Mapping[str, str]
+) -> tuple[MeasuredLayer, ...]:
+    by_name = {info.name: info for info in infos}
+    layers = []
+    for layer in taken:
+        info = by_name[layer.name]
+        shape = info.full_shape
+        layers.append(
+            MeasuredLayer(
+                name=info.name,
+                tag=tags[info.name],
+                kind=info.kind,
+                weight_shape=info.weight_shape or (),
+                output_shape=shape,
+                filters=layer.filters,
+                normalised=None if info.behind is None else info.behind.normalised,
+                activation=None if info.behind is None else info.behind.activation,
+                samples=0 if shape is None else samples_of(shape, channels_last=layer.channels_last),
+            )
+        )
+    return tuple(layers)
+
+
 def _watched(
-    infos: Sequence[LayerInfo], filters: Sequence[str], maps: Sequence[str], view: View
+    infos: Sequence[LayerInfo], filters: Sequence[str], maps: Sequence[str], view: View, tags: Mapping[str, str]
 ) -> tuple[WatchedLayer, ...]:
     layers = [info for info in infos if info.name in filters or info.name in maps]
     watched = []
-    for position, info in enumerate(layers):
+    for info in layers:
         weight = info.weight_shape if info.name in filters else None
         resolved = None
         if weight is not None:
@@ -229,7 +274,7 @@ def _watched(
         watched.append(
             WatchedLayer(
                 name=info.name,
-                tag=f"{position:02d}_{info.name}",
+                tag=tags[info.name],
                 kind=info.kind,
                 weight_shape=weight,
                 output_shape=info.output_shape if info.name in maps else None,

@@ -9,22 +9,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from cnnlog.kinds import Kind
 from cnnlog.recording.drawer import Drawers, LoggedPicture, Look, at_baseline
 from cnnlog.recording.mailbox import Mailbox
-from cnnlog.recording.measured import Yardstick, broken_or_dead, means_by_tag
+from cnnlog.recording.measured import broken_or_dead, scalars_by_tag
 from cnnlog.recording.outbox import Outbox, Parcel
 from cnnlog.recording.problems import Problem, Problems
 from cnnlog.recording.store_writer import StoreWriter
+from cnnlog.recording.yardstick import Latest, Yardstick, stored_weights
 from cnnlog.rendering.grids import STRIP_STEPS
-from cnnlog.runs.manifest import WatchedLayer
+from cnnlog.runs.manifest import MeasuredLayer, WatchedLayer
 from cnnlog.runs.steps import evenly
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray, Record, Snapshot
 from cnnlog.trackers import Tracker
 
 JOBS_WAITING = 2
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Recorder:
     """Takes snapshots, keeps every one in the store, and sends pictures and numbers to the trackers.
 
     Args:
-        layers: the watched layers, in the order of their tags.
+        layers: the pictured layers, in the order of their tags.
+        measured: the layers that numbers are kept of, in the order of their tags.
         filters: how filters are drawn; None if none are watched.
         maps: how feature maps are drawn; None if none are watched.
         store: where to keep the run; None keeps nothing (Lightning's `fast_dev_run`).
@@ -62,6 +66,7 @@ class Recorder:
         self,
         layers: Sequence[WatchedLayer],
         *,
+        measured: Sequence[MeasuredLayer],
         filters: Look | None,
         maps: Look | None,
         store: RunStore | None,
@@ -72,12 +77,12 @@ class Recorder:
         self.store = store
         self.last_step = -1
         self.step_pictures_bytes = 0
-        self._layers = tuple(layers)
+        self._layers, self._measured = tuple(layers), tuple(measured)
         self._texts = dict(texts or {})
         self._probe_picture = None if probe is None else probe[1]
         looks = {Kind.FILTERS: filters, Kind.FEATURE_MAPS: maps}
         self._drawers = Drawers(self._layers, {kind: look for kind, look in looks.items() if look is not None})
-        self._yardstick = Yardstick()
+        self._yardstick = Yardstick(self._measured)
         self._problems = Problems()
         probe_files = None if probe is None else (probe[0], probe[1].png)
         self._store_writer = StoreWriter(store, probe=probe_files, problems=self._problems)
@@ -122,11 +127,13 @@ class Recorder:
             self._outbox.drain()
 
     def finish(self) -> None:
-        """Draw the evolution strips, if there was anything new, then drain."""
+        """Store what is stored at the end, draw the strips, if there was anything new, then drain."""
         store = self.store
+        if self._recorded:
+            self._jobs.put(Job("storing the last weights", lambda: self._store_writer.finish(self._yardstick.latest)))
         if store is not None and self._outbox.is_used and self._recorded:
-            self._recorded = False  # a second strip at the same step would hide the first
             self._jobs.put(Job("drawing the evolution", lambda: self._draw_evolution(store)))
+        self._recorded = False  # a second strip at the same step would hide the first
         self.drain()
 
     def close(self) -> None:
@@ -151,14 +158,18 @@ class Recorder:
         """
         first, last = old.manifest.baseline_step, max(old.steps)
         baseline, latest = old.read_record(first), old.read_record(last)
-        filters, maps = (self._drawers.draws(kind) for kind in Kind)
-        weights = old.read_weights("baseline")[0] if filters else {}
-        before, before_step = old.read_weights("latest") if filters else ({}, now)
-        samples = old.read_outputs("baseline")[0] if maps else {}
+        weights = _if_there(lambda: old.read_weights("baseline")[0]) or {}
+        outputs = _if_there(lambda: old.read_outputs("baseline")[0]) if old.manifest.version > 1 else None
+        before = _if_there(lambda: old.read_weights("latest"))
         self._drawers.restore(baseline, latest)
-        # If the run went on past the checkpoint, or was killed between two files, no update leads from there to here.
-        leads_here = before_step <= now and not (latest.filters and before_step < last)
-        self._yardstick.restore(first, weights=weights, samples=samples, before=before if leads_here else {})
+        # If the run went on past the checkpoint, or the file is older than the last step, no update leads to here.
+        leads_here = before is not None and before[1] == last <= now
+        self._yardstick.restore(
+            first,
+            weights=weights,
+            outputs=outputs or {},
+            latest=Latest(last, latest.global_step, before[0], {}) if leads_here and before is not None else None,
+        )
         self.last_step = first if carried else last
         if carried:
             self._jobs.put(Job("carrying the baseline over", lambda: self._carry(baseline)))
@@ -175,7 +186,8 @@ class Recorder:
                 snapshot.ready()
             record = self._measure(snapshot)
             begins = self._yardstick if is_baseline else None
-            self._store_writer.keep(replace(record, ranges=self._drawers.ranges()), snapshot.filters, begins=begins)
+            weights = stored_weights(snapshot)
+            self._store_writer.keep(replace(record, ranges=self._drawers.ranges()), weights, begins=begins)
             self._yardstick.move_on(snapshot)
         finally:
             self._stored.set()  # also when that failed: the training does not wait for what will not come
@@ -217,7 +229,7 @@ class Recorder:
         return Parcel(
             step=record.step,
             pictures=tuple(pictures),
-            scalars=means_by_tag(record, self._layers),
+            scalars=scalars_by_tag(record, self._measured),
             texts=self._texts if is_baseline else {},
             histograms=histograms or {},
         )
@@ -247,3 +259,11 @@ class Recorder:
             return
         records = [store.read_record(step) for step in evenly(steps, STRIP_STEPS)]
         self._outbox.send(Parcel(steps[-1], tuple(self._drawers.strips(records))))
+
+
+def _if_there(read: Callable[[], _T]) -> _T | None:
+    """What is read; None if there is no such file."""
+    try:
+        return read()
+    except FileNotFoundError:
+        return None

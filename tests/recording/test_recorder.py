@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.measured import measured_layers, snapshot_of
 
 from cnnlog.kinds import Unit
 from cnnlog.recording import drawer, outbox
 from cnnlog.recording.drawer import LoggedPicture, Look
-from cnnlog.recording.measured import Yardstick
 from cnnlog.recording.outbox import Parcel
 from cnnlog.recording.recorder import Recorder
+from cnnlog.recording.yardstick import Yardstick
 from cnnlog.rendering import picture
 from cnnlog.rendering.png import encode_png
 from cnnlog.runs.manifest import Manifest, WatchedLayer
@@ -42,12 +43,11 @@ def snapshot(step: int, *, maps: bool = True, filters: bool = True) -> Snapshot:
         assert shape is not None
         return (generator.standard_normal(shape) * 1.5**step).astype(np.float32)  # outgrows its range now and then
 
-    return Snapshot(
-        step=step,
-        epoch=step,
-        global_step=4 * step,
-        filters={layer.name: some(layer.weight_shape) for layer in LAYERS} if filters else {},
-        feature_maps={layer.name: some(layer.output_shape) for layer in LAYERS} if maps else {},
+    return snapshot_of(
+        step,
+        {layer.name: some(layer.weight_shape) for layer in LAYERS} if filters else {},
+        {layer.name: some(layer.output_shape) for layer in LAYERS} if maps else {},
+        steps_an_epoch=4,
     )
 
 
@@ -107,7 +107,8 @@ class Keeping:
 
 
 def recorder(kept: RunStore | None, *trackers: Tracker) -> Recorder:
-    return Recorder(LAYERS, filters=Look(), maps=Look(), store=kept, trackers=trackers, probe=None)
+    measured = measured_layers(LAYERS)
+    return Recorder(LAYERS, measured=measured, filters=Look(), maps=Look(), store=kept, trackers=trackers, probe=None)
 
 
 def whats(made: Recorder) -> list[str]:
@@ -406,7 +407,7 @@ def test_a_baseline_that_could_not_be_stored_is_stored_first_once_it_can_be(
     opened = RunStore.open(kept.folder)
     np.testing.assert_array_equal(opened.read_record(0).filters["stem"], snapshot(0).filters["stem"])
     np.testing.assert_array_equal(opened.read_weights("baseline")[0]["stem"], snapshot(0).filters["stem"])
-    assert opened.read_record(2).numbers["filter_drift_l2"]["stem"].min() > 0
+    assert opened.read_record(2).numbers["weight_change"]["stem"].min() > 0
 
 
 def test_errors_of_other_file_systems_are_store_problems_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -433,7 +434,7 @@ def test_the_manifest_names_the_baseline_that_was_taken(tmp_path: Path) -> None:
     made.close()
     opened = RunStore.open(store(tmp_path).folder)
     assert opened.manifest.baseline_step == 2
-    assert opened.read_record(2).numbers["filter_drift_l2"]["stem"].max() == 0
+    assert opened.read_record(2).numbers["weight_change"]["stem"].max() == 0
 
 
 # --- values that are not numbers, and dead layers
@@ -471,10 +472,12 @@ def test_dead_layers_make_one_problem(tmp_path: Path) -> None:
     made = recorder(store(tmp_path))
     alive = snapshot(0)
     made.record(alive)
-    made.record(replace(alive, step=1, feature_maps={name: -abs(a) for name, a in alive.feature_maps.items()}))
+    made.record(replace(alive, step=1, peaks={name: -abs(peaks) for name, peaks in alive.peaks.items()}))
     made.close()
     (problem,) = made.take_problems()
-    assert problem.message == "no feature map of stem, body.0 is above 0 anywhere on the probe at step 1: dead"
+    assert problem.message == (
+        "no channel of stem, body.0 is above 0 anywhere on the probe at step 1, after the activation: dead"
+    )
     assert problem.error is None
 
 
@@ -549,8 +552,8 @@ def test_no_update_is_measured_across_a_kill_between_two_files(tmp_path: Path) -
     second.record(snapshot(3))
     second.record(snapshot(4))
     second.close()
-    assert "filter_update_l2" not in old.read_record(3).numbers
-    assert "filter_update_l2" in old.read_record(4).numbers
+    assert "mean_update_ratio" not in old.read_record(3).numbers
+    assert "mean_update_ratio" in old.read_record(4).numbers
 
 
 class Album(Keeping):

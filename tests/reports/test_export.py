@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from support.measured import measured_layers, snapshot_of
 from typer.testing import CliRunner, Result
 
 from cnnlog.cli.app import app
@@ -43,10 +45,8 @@ def snapshot(step: int, *, maps: bool = True) -> Snapshot:
     filters = {layer.name: rng.normal(size=layer.weight_shape or ()).astype(np.float32) for layer in LAYERS}
     feature_maps = {layer.name: rng.normal(size=layer.output_shape or ()).astype(np.float32) for layer in LAYERS}
     grown = np.float32(1 + step)
-    return Snapshot(
+    return snapshot_of(
         step,
-        step,
-        10 * step,
         {name: grown * array for name, array in filters.items()},
         {name: grown * array for name, array in feature_maps.items()} if maps else {},
     )
@@ -56,9 +56,16 @@ def write(folder: Path, *, rule: RangeRule = "channel") -> Path:
     looks = {kind: Look(value_range=rule) for kind in ("filters", "feature_maps")}
     settings = {kind: vars(look) for kind, look in looks.items()}
     manifest = Manifest(LAYERS, Unit.EPOCH, 0, settings, {}, {}, "Net", "2026-01-01T00:00:00+00:00")
+    manifest = replace(manifest, measured=measured_layers(LAYERS))
     store = RunStore(str(folder / "cnnlog"), manifest)
     recorder = Recorder(
-        LAYERS, filters=looks["filters"], maps=looks["feature_maps"], store=store, trackers=[], probe=None
+        LAYERS,
+        measured=manifest.measured,
+        filters=looks["filters"],
+        maps=looks["feature_maps"],
+        store=store,
+        trackers=[],
+        probe=None,
     )
     for step in range(STEPS):
         recorder.record(snapshot(step, maps=step % 2 == 0))

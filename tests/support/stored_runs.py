@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from support.measured import measured_layers, snapshot_of
 
 from cnnlog.kinds import Unit
 from cnnlog.recording.drawer import LoggedPicture, Look
 from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.runs.store import RunStore
-from cnnlog.snapshot import FloatArray, Snapshot
+from cnnlog.snapshot import FloatArray
 
 Arrays = Mapping[str, FloatArray]
 FILTERS = {"conv1": (4, 3, 5, 5), "conv2": (6, 4, 3, 3)}
@@ -81,11 +82,13 @@ def write_run(
         versions={"cnnlog": "0.1.0", "torch": "2", "lightning": "2"},
         architecture="Net",
         created="2026-01-01T00:00:00+00:00",
+        measured=measured_layers(layers),
     )
     tensor = np.random.default_rng(5).standard_normal((1, 3, 16, 16)).astype(np.float32)
     pixels = _png()
     recorder = Recorder(
         layers,
+        measured=manifest.measured,
         filters=look,
         maps=look,
         store=RunStore(str(folder / "cnnlog"), manifest),
@@ -94,7 +97,7 @@ def write_run(
     )
     for step in steps:
         filters, maps = at(step)
-        recorder.record(Snapshot(step, step, 10 * step, filters, maps if step % maps_every == 0 else {}))
+        recorder.record(snapshot_of(step, filters, maps if step % maps_every == 0 else {}))
     recorder.finish()
     recorder.close()
     problems = recorder.take_problems()

@@ -1,0 +1,177 @@
+"""What every snapshot is measured against, and what is measured of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from cnnlog.metrics import drift
+from cnnlog.metrics.change import Moved, Reference, distance, moved, relative_change
+from cnnlog.metrics.cka import LEAST_ROWS, alignment, centred_gram
+from cnnlog.runs.manifest import MeasuredLayer
+from cnnlog.snapshot import FloatArray, Snapshot
+
+Numbers = dict[str, dict[str, npt.NDArray[np.float64]]]
+"""Name of a number -> layer -> one value for each filter or channel, or one for the layer."""
+
+
+@dataclass(frozen=True)
+class Latest:
+    """What is kept of the snapshot that was measured last.
+
+    Attributes:
+        step: its step.
+        global_step: completed optimiser steps.
+        weights: layer -> what is stored of its weights, `[k, ...]`.
+        outputs: layer -> its outputs `[samples, C]`.
+    """
+
+    step: int
+    global_step: int
+    weights: Mapping[str, FloatArray]
+    outputs: Mapping[str, FloatArray]
+
+
+class Yardstick:
+    """What every snapshot is measured against: the baseline, and the snapshot before.
+
+    Args:
+        layers: those that numbers are kept of.
+
+    Attributes:
+        baseline_step: the step of the baseline.
+        weights: layer -> what is stored of its weights at the baseline: all filters of pictured layers, the measured
+            ones of the others.
+        outputs: layer -> its outputs `[samples, C]` at the baseline.
+        latest: the snapshot that was measured last; None before there is one.
+    """
+
+    def __init__(self, layers: Sequence[MeasuredLayer]) -> None:
+        self.baseline_step = 0
+        self.weights: Mapping[str, FloatArray] = {}
+        self.outputs: Mapping[str, FloatArray] = {}
+        self.latest: Latest | None = None
+        self._layers = tuple(layers)
+        self._references: dict[str, Reference] = {}
+        self._grams: dict[str, npt.NDArray[np.float64]] = {}
+        self._set = False
+
+    @property
+    def is_set(self) -> bool:
+        """Whether there is a baseline. Without one, the next snapshot becomes it."""
+        return self._set
+
+    def restore(
+        self,
+        baseline_step: int,
+        *,
+        weights: Mapping[str, FloatArray],
+        outputs: Mapping[str, FloatArray],
+        latest: Latest | None,
+    ) -> None:
+        """Go on from a stored run.
+
+        Args:
+            baseline_step: the step of its baseline.
+            weights: layer -> what is stored of its weights at the baseline.
+            outputs: layer -> its outputs at the baseline.
+            latest: the snapshot that the next update is measured from; None if none leads there.
+        """
+        self._begin(baseline_step, weights, outputs)
+        self.latest = latest
+
+    def measure(self, snapshot: Snapshot) -> Numbers:
+        """All numbers of a snapshot. The first snapshot is the baseline.
+
+        Args:
+            snapshot: what is measured.
+        """
+        if not self._set:
+            self._begin(snapshot.step, stored_weights(snapshot), snapshot.outputs)
+        numbers: Numbers = {}
+        for layer in self._layers:
+            for number, value in self._of_layer(layer, snapshot):
+                numbers.setdefault(number, {})[layer.name] = np.atleast_1d(np.asarray(value, dtype=np.float64))
+        for name, maps in snapshot.feature_maps.items():
+            with np.errstate(invalid="ignore", over="ignore"):
+                numbers.setdefault("map_mean", {})[name] = maps.mean(axis=(0, 2, 3), dtype=np.float64)
+                numbers.setdefault("map_max", {})[name] = maps.max(axis=(0, 2, 3)).astype(np.float64)
+            numbers.setdefault("map_active", {})[name] = drift.active_share(maps)
+        return numbers
+
+    def move_on(self, snapshot: Snapshot) -> None:
+        """Measure the next update from this snapshot on.
+
+        Args:
+            snapshot: the last one that was measured.
+        """
+        before = self.latest
+        weights = {**(before.weights if before is not None else {}), **stored_weights(snapshot)}
+        outputs = {**(before.outputs if before is not None else {}), **snapshot.outputs}
+        self.latest = Latest(snapshot.step, snapshot.global_step, weights, outputs)
+
+    def _begin(self, step: int, weights: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]) -> None:
+        self.baseline_step, self.weights, self.outputs, self._set = step, dict(weights), dict(outputs), True
+        known = [layer for layer in self._layers if layer.name in weights]
+        self._references = {layer.name: Reference.of(_rows(layer, weights[layer.name])) for layer in known}
+        self._grams = {name: centred_gram(values) for name, values in outputs.items()}
+
+    def _of_layer(
+        self, layer: MeasuredLayer, snapshot: Snapshot
+    ) -> Iterator[tuple[str, npt.NDArray[np.float64] | float]]:
+        """Name and value of each number of a layer."""
+        name = layer.name
+        if name in snapshot.weights and name in self._references:
+            now = moved(self._references[name], snapshot.weights[name])
+            yield from _of_filters(now, normalised=bool(layer.normalised))
+            yield from self._update(layer, snapshot)
+        left_out = 0
+        if name in snapshot.outputs and name in self.outputs:
+            change, left_out = relative_change(self.outputs[name], snapshot.outputs[name])
+            yield "function_change", change
+            if len(snapshot.outputs[name]) >= LEAST_ROWS:
+                yield "cka_positions", alignment(self._grams[name], centred_gram(snapshot.outputs[name]))
+        if name in snapshot.peaks and layer.activation is not None:
+            highest = snapshot.peaks[name]
+            known = highest[~np.isnan(highest)]
+            left_out = max(left_out, len(highest) - len(known))
+            yield "dead_share", float(np.mean(known <= 0)) if known.size else float("nan")
+        if left_out:
+            yield "channels_left_out", left_out
+
+    def _update(self, layer: MeasuredLayer, snapshot: Snapshot) -> Iterator[tuple[str, float]]:
+        """How large the last optimiser step was; where it is not known, the mean step since the snapshot before."""
+        now, latest = snapshot.weights[layer.name], self.latest
+        if layer.name in snapshot.before:
+            yield "update_ratio", distance(snapshot.before[layer.name], now)
+        elif latest is not None and layer.name in latest.weights:
+            steps = snapshot.global_step - latest.global_step or snapshot.step - latest.step
+            if steps > 0:
+                yield "mean_update_ratio", distance(_rows(layer, latest.weights[layer.name]), now) / steps
+
+
+def stored_weights(snapshot: Snapshot) -> dict[str, FloatArray]:
+    """What is stored of a snapshot's weights: all filters of pictured layers, the measured ones of the others.
+
+    Args:
+        snapshot: any.
+    """
+    return {**snapshot.weights, **snapshot.filters}
+
+
+def _of_filters(now: Moved, *, normalised: bool) -> Iterator[tuple[str, npt.NDArray[np.float64] | float]]:
+    yield "filter_norm", now.norm
+    yield "filter_angle", now.angle
+    yield "weight_change", now.unit_change if normalised else now.change
+    if left_out := now.not_finite + now.short:
+        yield "filters_left_out", left_out
+
+
+def _rows(layer: MeasuredLayer, stored: FloatArray) -> FloatArray:
+    """The measured filters of what is stored of a layer."""
+    if layer.filters is None or len(stored) == len(layer.filters):
+        return stored
+    return stored[list(layer.filters)]
