@@ -68,7 +68,12 @@ class StoreWriter:
             self._problems.add(Problem("store", message, error))
 
     def _start_of(self, baseline: Record, begins: Yardstick) -> list[Callable[[RunStore], None]]:
-        """The writes that begin a run, in order."""
+        """The writes that begin a run, in order.
+
+        Args:
+            baseline: the record of the first step.
+            begins: what the later steps are compared with.
+        """
         weights, samples, step, probe = begins.weights, begins.samples, baseline.step, self._probe
         writes: list[Callable[[RunStore], None]] = [RunStore.create]
         if probe is not None:
