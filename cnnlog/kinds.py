@@ -110,11 +110,19 @@ class Kind(_Named):
         return layer.weight_shape if self is Kind.FILTERS else layer.output_shape
 
     def by_channel(self, shown: FloatArray) -> FloatArray:
-        """A layer's array with the axis of the channels first, as ranges take it: `[n, ...]`."""
+        """A layer's array with the axis of the channels first, as ranges take it: `[n, ...]`.
+
+        Args:
+            shown: filters `[n, k, kH, kW]`, or maps `[N, n, h, w]` of N probe images.
+        """
         return shown if self is Kind.FILTERS else shown.swapaxes(0, 1)
 
     def pictures(self, shown: FloatArray) -> Iterator[FloatArray]:
-        """What makes one picture each: the filters `[n, k, kH, kW]`, or the maps `[n, h, w]` of each probe image."""
+        """What makes one picture each: the filters `[n, k, kH, kW]`, or the maps `[n, h, w]` of each probe image.
+
+        Args:
+            shown: filters `[n, k, kH, kW]`, or maps `[N, n, h, w]` of N probe images.
+        """
         yield from (shown,) if self is Kind.FILTERS else shown
 
 

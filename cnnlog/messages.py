@@ -25,6 +25,9 @@ def some(names: Iterable[str], at_most: int = 3) -> str:
 def by(shape: Sequence[int] | None) -> str:
     """A shape as people write it; empty where there is none.
 
+    Args:
+        shape: sizes; None is empty, too.
+
     Example:
         >>> by((64, 3, 11, 11))
         '64x3x11x11'
@@ -50,6 +53,9 @@ def near(name: str, known: Sequence[str], at_most: int = 3, *, cutoff: float = 0
 
 def said(error: BaseException) -> str:
     """An error in one line: its class, and the first line of its text.
+
+    Args:
+        error: any; its text may have several lines, or none.
 
     Example:
         >>> said(ValueError("no such layer\\nand more"))

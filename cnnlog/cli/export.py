@@ -16,7 +16,9 @@ def export(
     strip: Annotated[bool, typer.Option("--strip", help="Rows: channels; columns: steps.")] = False,
     sheet: Annotated[bool, typer.Option("--sheet", help="All layers at one step.")] = False,
     gif: Annotated[bool, typer.Option("--gif", help="A layer through time.")] = False,
-    apng: Annotated[bool, typer.Option("--apng", help="The same as an animated PNG, in exact colours.")] = False,
+    apng: Annotated[
+        bool, typer.Option("--apng", help="A layer through time, as an animated PNG in exact colours.")
+    ] = False,
     figure: Annotated[bool, typer.Option("--figure", help="A layer at one step, with title and colour bar.")] = False,
     layer: Annotated[str | None, typer.Option(help="The layer; by default the first.")] = None,
     kind: Annotated[Kind | None, typer.Option(help="By default filters; a sheet shows both.")] = None,
@@ -50,7 +52,11 @@ def export(
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:
-    """`1,2,5` as numbers."""
+    """`1,2,5` as numbers.
+
+    Args:
+        text: what was given; None if the option was not.
+    """
     if text is None:
         return None
     parts = [part.strip() for part in text.split(",")]

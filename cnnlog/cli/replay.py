@@ -29,7 +29,9 @@ def replay(
     probe_of: Annotated[str | None, typer.Option(help="The probe: that of a stored run.")] = None,
     size: Annotated[int | None, typer.Option(min=16, help="Height and width of the probe.")] = None,
     mean: Annotated[str | None, typer.Option(help="The normalisation's mean, as in 0.485,0.456,0.406.")] = None,
-    std: Annotated[str | None, typer.Option(help="Its standard deviation, likewise.")] = None,
+    std: Annotated[
+        str | None, typer.Option(help="The normalisation's standard deviation, as in 0.229,0.224,0.225.")
+    ] = None,
     baseline: Annotated[
         str, typer.Option(help="Weights that training began with: a file, DEFAULT, or none (the first checkpoint).")
     ] = "none",
@@ -80,7 +82,11 @@ def replay(
 
 
 def _floats(text: str | None) -> tuple[float, ...] | None:
-    """`0.5,0.5` as numbers."""
+    """`0.5,0.5` as numbers.
+
+    Args:
+        text: what was given; None if the option was not.
+    """
     try:
         return None if text is None else tuple(float(part) for part in text.split(","))
     except ValueError:

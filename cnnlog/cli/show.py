@@ -111,7 +111,14 @@ def show_maps(
 
 
 def _captured(model: nn.Module, probe: Probe | None, layer: str, kind: Kind) -> FloatArray:
-    """The filters `[O, I, kH, kW]` or maps `[N, C, H, W]` of one layer, which must exist."""
+    """The filters `[O, I, kH, kW]` or maps `[N, C, H, W]` of one layer, which must exist.
+
+    Args:
+        model: the network.
+        probe: what is run through it; None for filters, which need none.
+        layer: its name, or a glob that only it matches.
+        kind: filters or feature maps.
+    """
     from cnnlog.capture.capture import capture, survey
     from cnnlog.capture.layers import select
 
@@ -124,7 +131,14 @@ def _captured(model: nn.Module, probe: Probe | None, layer: str, kind: Kind) -> 
 
 
 def _save(picture: Picture, output: Path, *, title: str | None, width: int) -> None:
-    """Write a picture: as a figure where it has a title, else as a grid."""
+    """Write a picture: as a figure where it has a title, else as a grid.
+
+    Args:
+        picture: what to draw.
+        output: the file; its ending tells the format.
+        title: of the figure; None draws a grid.
+        width: of a grid, in pixels.
+    """
     from cnnlog.rendering import figures
     from cnnlog.rendering.png import encode_png
 

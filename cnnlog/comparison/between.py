@@ -69,7 +69,14 @@ class Distances:
         return self._found
 
     def limits(self, layer: LayerMatch, kind: Kind, step: int, side: int) -> Limits | None:
-        """The range that a further side's difference to the first is drawn with; None where there is none."""
+        """The range that a further side's difference to the first is drawn with; None where there is none.
+
+        Args:
+            layer: one of the layers.
+            kind: filters or feature maps.
+            step: of the comparison.
+            side: the further one's number, from 1 on.
+        """
         measured = self.measure().get((side, layer.name, self._of.known(step)))
         found = None if measured is None else measured.high.get(kind)
         shown = self._of.shown(0, layer, kind, step)
@@ -102,7 +109,14 @@ class Distances:
     def _at_step(
         self, side: int, layer: LayerMatch, step: int, ranges: dict[tuple[int, str, Kind], ChangeRange]
     ) -> Between:
-        """What lies between at one step; `ranges` are those of the differences so far, and take this one's."""
+        """What lies between at one step; `ranges` are those of the differences so far, and take this one's.
+
+        Args:
+            side: the further one's number, from 1 on.
+            layer: one of the layers.
+            step: of the comparison.
+            ranges: of the differences at the steps before, by side, layer and kind; changed in place.
+        """
         result, high = Between(), {}
         for kind in Kind:
             pair = self._of.pair(layer, kind, step, side)
@@ -123,7 +137,11 @@ class Distances:
 
 
 def _sampled(maps: FloatArray) -> FloatArray:
-    """The activations `[positions, n]` of maps `[N, n, h, w]` at the positions where CKA is measured."""
+    """The activations `[positions, n]` of maps `[N, n, h, w]` at the positions where CKA is measured.
+
+    Args:
+        maps: float32.
+    """
     images, channels, height, width = maps.shape
     at = drift.sample_positions(1, height, width)
     sampled = maps.reshape(images, channels, height * width)[:, :, at]

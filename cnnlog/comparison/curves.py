@@ -54,7 +54,11 @@ def curves_of(of: SideBySide, distances: Distances) -> Curves:
 
 
 def copied(curves: Curves) -> Curves:
-    """The same in lists and mappings of its own, which whoever asked may change."""
+    """The same in lists and mappings of its own, which whoever asked may change.
+
+    Args:
+        curves: of a comparison.
+    """
     return {
         measure: {name: {label: list(curve) for label, curve in by_side.items()} for name, by_side in by_layer.items()}
         for measure, by_layer in curves.items()

@@ -52,7 +52,11 @@ def _plain_name(name: str) -> str:
 
 
 def _wrapped(names: Mapping[str, str]) -> str:
-    """The usual names of wrappers that all names begin with."""
+    """The usual names of wrappers that all names begin with.
+
+    Args:
+        names: their keys are looked at: names of layers.
+    """
     prefix = ""
     while True:
         heads = {name[len(prefix) :].split(".")[0] if "." in name[len(prefix) :] else "" for name in names}

@@ -74,7 +74,12 @@ def _by_image(key: Key, several: tuple[Picture, ...]) -> Iterator[tuple[Key, Pic
 
 
 def _cmap(side: Side, kind: Kind) -> str:
-    """The colour map of a side's run, if it is known here."""
+    """The colour map of a side's run, if it is known here.
+
+    Args:
+        side: a run; weights have no colour map of their own.
+        kind: filters or feature maps.
+    """
     settings = side.run.manifest.settings.get(kind) if side.run is not None else None
     cmap = str((settings or {}).get("cmap", "auto"))
     try:

@@ -105,7 +105,15 @@ def _row(of: SideBySide, further: Sequence[Between], layer: LayerMatch, step: in
 
 
 def _number(of: SideBySide, side: int, layer: LayerMatch, measure: Measure, step: int) -> Spread | None:
-    """A number of a side alone, as it is spread over a layer's channels."""
+    """A number of a side alone, as it is spread over a layer's channels.
+
+    Args:
+        of: the sides.
+        side: its number; 0 is the first one.
+        layer: one of the layers.
+        measure: which number.
+        step: of the comparison.
+    """
     chosen, name = of.sides[side], layer.names[side]
     if name is None:
         return None
@@ -117,7 +125,12 @@ def _number(of: SideBySide, side: int, layer: LayerMatch, measure: Measure, step
 
 
 def _count(of: SideBySide, layer: LayerMatch) -> int | None:
-    """How many filters a layer has; channels where only its feature maps are known."""
+    """How many filters a layer has; channels where only its feature maps are known.
+
+    Args:
+        of: the sides.
+        layer: one of the layers.
+    """
     for side, name in zip(of.sides, layer.names, strict=True):
         if name is None:
             continue
@@ -197,12 +210,21 @@ def plain(value: Any) -> Any:
 
 
 def mean(spread: Spread | None) -> float | None:
-    """The mean of a spread; None if there is no spread, or nothing finite in it."""
+    """The mean of a spread; None if there is no spread, or nothing finite in it.
+
+    Args:
+        spread: of a number over channels.
+    """
     return None if spread is None or math.isnan(spread.mean) else spread.mean
 
 
 def _columns(name: str, value: Spread | float | None) -> dict[str, float]:
-    """A number as one column, a spread as four, nothing as none."""
+    """A number as one column, a spread as four, nothing as none.
+
+    Args:
+        name: of the number.
+        value: the number; None leaves it out.
+    """
     if isinstance(value, Spread):
         quartiles = {"lower_quartile": value.lower, "median": value.median, "upper_quartile": value.upper}
         return {f"{name}_{part}": number for part, number in {"mean": value.mean, **quartiles}.items()}

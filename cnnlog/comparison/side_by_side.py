@@ -64,16 +64,29 @@ class SideBySide:
             self._note_probe(index)
 
     def note(self, text: str) -> None:
-        """Add a sentence to the notes, unless it is there already."""
+        """Add a sentence to the notes, unless it is there already.
+
+        Args:
+            text: the sentence.
+        """
         if text not in self.notes:
             self.notes.append(text)
 
     def known(self, step: int) -> int:
-        """The nearest step of the comparison that is not after `step`; its first one where there is none."""
+        """The nearest step of the comparison that is not after `step`; its first one where there is none.
+
+        Args:
+            step: any number.
+        """
         return self.steps[max(0, bisect_right(self.steps, step) - 1)]
 
     def step_of(self, side: int, step: int) -> int | None:
-        """Which of a side's own steps is shown at a step of the comparison; None if it has none yet, or is weights."""
+        """Which of a side's own steps is shown at a step of the comparison; None if it has none yet, or is weights.
+
+        Args:
+            side: its number; 0 is the first one.
+            step: of the comparison.
+        """
         chosen = self.sides[side]
         if chosen.run is None or chosen.step is not None:
             return chosen.step
@@ -82,17 +95,34 @@ class SideBySide:
         return known[at - 1] if at else None
 
     def held(self, side: int, step: int) -> bool:
-        """Whether a side has ended before a step, so that its last step is shown there."""
+        """Whether a side has ended before a step, so that its last step is shown there.
+
+        Args:
+            side: its number; 0 is the first one.
+            step: of the comparison.
+        """
         chosen = self.sides[side]
         return chosen.run is not None and chosen.step is None and step > chosen.run.steps[-1]
 
     def holding(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> int | None:
-        """The own step of a side whose filters or feature maps of a layer are shown at a step; None without any."""
+        """The own step of a side whose filters or feature maps of a layer are shown at a step; None without any.
+
+        Args:
+            side: its number; 0 is the first one.
+            layer: one of the layers.
+            kind: filters or feature maps.
+            step: of the comparison.
+        """
         run, name, own = self.sides[side].run, layer.names[side], self.step_of(side, step)
         return None if run is None or name is None or own is None else run.holding(name, kind, own)
 
     def view_of(self, side: int, layer: LayerMatch) -> ResolvedView | None:
-        """How a side's filters of a layer are shown; None where there are no filters."""
+        """How a side's filters of a layer are shown; None where there are no filters.
+
+        Args:
+            side: its number; 0 is the first one.
+            layer: one of the layers.
+        """
         run, name = self.sides[side].run, layer.names[side]
         if name is None or layer.view is None:
             return layer.view
@@ -102,7 +132,14 @@ class SideBySide:
         return layer.view if shape is None else _fitting(shape, layer.view)
 
     def shown(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> FloatArray | None:
-        """A side's shown filters `[n, k, kH, kW]` or feature maps `[N, n, h, w]`; None where it has none."""
+        """A side's shown filters `[n, k, kH, kW]` or feature maps `[N, n, h, w]`; None where it has none.
+
+        Args:
+            side: its number; 0 is the first one.
+            layer: one of the layers.
+            kind: filters or feature maps.
+            step: of the comparison.
+        """
         run, name = self.sides[side].run, layer.names[side]
         if name is None:
             return None
@@ -112,7 +149,14 @@ class SideBySide:
         return None if at is None else kind.of(run.record(at))[name]
 
     def limits(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> Limits | None:
-        """The range of what `shown` gives, anchored at the side's own baseline; None where that gives None."""
+        """The range of what `shown` gives, anchored at the side's own baseline; None where that gives None.
+
+        Args:
+            side: its number; 0 is the first one.
+            layer: one of the layers.
+            kind: filters or feature maps.
+            step: of the comparison.
+        """
         run, name = self.sides[side].run, layer.names[side]
         shown = self.shown(side, layer, kind, step)
         if shown is None or name is None:
@@ -124,23 +168,46 @@ class SideBySide:
         return run.limits(name, kind, at)
 
     def pair(self, layer: LayerMatch, kind: Kind, step: int, side: int) -> tuple[FloatArray, FloatArray] | None:
-        """What the first side and a further one show, if one can be subtracted from the other; else None."""
+        """What the first side and a further one show, if one can be subtracted from the other; else None.
+
+        Args:
+            layer: one of the layers.
+            kind: filters or feature maps.
+            step: of the comparison.
+            side: the further one's number, from 1 on.
+        """
         if kind.per_image and not self.same_probe(side):
             return None
         first, other = self.shown(0, layer, kind, step), self.shown(side, layer, kind, step)
         return None if first is None or other is None or first.shape != other.shape else (first, other)
 
     def difference(self, layer: LayerMatch, kind: Kind, step: int, side: int) -> FloatArray | None:
-        """What a further side shows minus what the first side shows; None where that cannot be."""
+        """What a further side shows minus what the first side shows; None where that cannot be.
+
+        Args:
+            layer: one of the layers.
+            kind: filters or feature maps.
+            step: of the comparison.
+            side: the further one's number, from 1 on.
+        """
         pair = self.pair(layer, kind, step, side)
         return None if pair is None else minus(pair[1], pair[0])
 
     def same_probe(self, side: int) -> bool:
-        """Whether a side's feature maps are of the same probe as the first side's."""
+        """Whether a side's feature maps are of the same probe as the first side's.
+
+        Args:
+            side: its number; 0 is the first one.
+        """
         return self.sides[0].probe is not None and self.sides[0].probe == self.sides[side].probe
 
     def all_filters(self, side: int, step: int) -> Mapping[str, FloatArray]:
-        """All filters of a side at a step, also those that are not shown, where they are stored; else nothing."""
+        """All filters of a side at a step, also those that are not shown, where they are stored; else nothing.
+
+        Args:
+            side: its number; 0 is the first one.
+            step: of the comparison.
+        """
         chosen = self.sides[side]
         if chosen.run is None:
             return chosen.filters
@@ -159,7 +226,11 @@ class SideBySide:
         return {}
 
     def described(self, side: int) -> str:
-        """A side in a line: its label, and which of its steps is shown at the end."""
+        """A side in a line: its label, and which of its steps is shown at the end.
+
+        Args:
+            side: its number; 0 is the first one.
+        """
         chosen, last = self.sides[side], self.steps[-1]
         if chosen.run is None:
             return f"{chosen.label} (weights)"
@@ -181,7 +252,14 @@ class SideBySide:
             )
 
     def _shown_of_weights(self, side: int, layer: LayerMatch, name: str, kind: Kind) -> FloatArray | None:
-        """What is shown of weights, as a run would have stored it."""
+        """What is shown of weights, as a run would have stored it.
+
+        Args:
+            side: its number; 0 is the first one.
+            layer: one of the layers.
+            name: what the side calls it.
+            kind: filters or feature maps.
+        """
         key, chosen, look = (side, layer.name, kind), self.sides[side], self._look
         if name not in kind.of(chosen):
             return None
@@ -198,7 +276,12 @@ class SideBySide:
 
 
 def minus(further: FloatArray, first: FloatArray) -> FloatArray:
-    """The difference of two arrays; infinity minus infinity is NaN."""
+    """The difference of two arrays; infinity minus infinity is NaN.
+
+    Args:
+        further: what a further side shows.
+        first: what the first one shows, of the same shape.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         return np.asarray(further - first, dtype=np.float32)
 
@@ -210,7 +293,12 @@ def _steps(sides: Sequence[Side]) -> tuple[int, ...]:
 
 
 def _fitting(shape: tuple[int, ...], view: ResolvedView) -> ResolvedView:
-    """The view, or the automatic one where these filters have other input channels than it needs."""
+    """The view, or the automatic one where these filters have other input channels than it needs.
+
+    Args:
+        shape: of the filters, `[O, I, kH, kW]`.
+        view: how the others are shown.
+    """
     try:
         return resolve_view(shape, view)
     except ValueError:

@@ -131,7 +131,14 @@ _Found = tuple["Run | Weights", str, "int | None"]
 
 
 def _opened(given: Given, opened: dict[str, Run], arch: str | None, *, with_network: bool) -> _Found:
-    """A side's run or weights, its label, and the step it is pinned to."""
+    """A side's run or weights, its label, and the step it is pinned to.
+
+    Args:
+        given: what was given for the side.
+        opened: the runs so far, by path; a run that is opened is added.
+        arch: torchvision's name of the network of weights; None reads it from the file.
+        with_network: weights need a network, because feature maps are made of it.
+    """
     if isinstance(given, Run):
         return given, given.name, None
     text = os.fspath(given)
@@ -270,7 +277,12 @@ def filters_shape(side: Side, name: str) -> tuple[int, ...] | None:
 
 
 def _unlike_shapes(sides: Sequence[Side], layers: Sequence[LayerMatch]) -> list[str]:
-    """Sentences on layers whose filters cannot be compared."""
+    """Sentences on layers whose filters cannot be compared.
+
+    Args:
+        sides: what is compared; the first one is what the others are compared with.
+        layers: matched over the sides.
+    """
     notes = []
     for layer in layers:
         shapes = [
@@ -286,7 +298,12 @@ def _unlike_shapes(sides: Sequence[Side], layers: Sequence[LayerMatch]) -> list[
 
 
 def _unlike(labels: Sequence[str], things: Sequence[Any]) -> list[str]:
-    """Labels that differ: with the parent folders where names are alike, with a number where these are, too."""
+    """Labels that differ: with the parent folders where names are alike, with a number where these are, too.
+
+    Args:
+        labels: of the sides, some of them alike.
+        things: the run or the weights of each.
+    """
     result = list(labels)
     for index, label in enumerate(labels):
         if labels.count(label) > 1:

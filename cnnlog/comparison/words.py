@@ -65,7 +65,11 @@ def verdict_sentence(rows: Sequence[Row], labels: Sequence[str], *, own: Sequenc
 
 
 def legend(of: SideBySide) -> list[str]:
-    """The letter, the label and the last shown step of each side."""
+    """The letter, the label and the last shown step of each side.
+
+    Args:
+        of: the sides.
+    """
     return [f"{letter(side)}: {of.described(side)}" for side in range(len(of.sides))]
 
 

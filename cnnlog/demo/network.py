@@ -55,19 +55,33 @@ class DemoNet(L.LightningModule):
         self._right = self._seen = 0
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Images `[N, 3, H, W]` -> scores `[N, classes]`; any size from 15 on."""
+        """Images `[N, 3, H, W]` -> scores `[N, classes]`; any size from 15 on.
+
+        Args:
+            images: float32, from -1.5 to 1.5.
+        """
         maps = F.avg_pool2d(F.relu(self.conv1(images)), 2)
         scores: torch.Tensor = self.head(F.relu(self.conv2(maps)).mean((2, 3)))
         return scores
 
     def training_step(self, batch: list[torch.Tensor], batch_idx: int) -> torch.Tensor:
-        """Cross-entropy."""
+        """Cross-entropy.
+
+        Args:
+            batch: images `[N, 3, H, W]` and their classes `[N]`.
+            batch_idx: its number in the epoch; not used.
+        """
         loss = F.cross_entropy(self(batch[0]), batch[1])
         self.log("train_loss", loss)
         return loss
 
     def validation_step(self, batch: list[torch.Tensor], batch_idx: int) -> None:
-        """Count what is classified rightly."""
+        """Count what is classified rightly.
+
+        Args:
+            batch: images `[N, 3, H, W]` and their classes `[N]`.
+            batch_idx: its number in the epoch; not used.
+        """
         self._right += int((self(batch[0]).argmax(1) == batch[1]).sum())
         self._seen += len(batch[1])
 

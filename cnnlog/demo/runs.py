@@ -166,7 +166,15 @@ def tensorboard_line(folder: Path) -> str:
 def _draw(
     task: Callable[..., tuple[FloatArray, IntArray]], n: int, *, seed: int, progress: bool, part: int = 256
 ) -> TensorDataset:
-    """Images, drawn in parts to show how far it is. Each part has its own seed."""
+    """Images, drawn in parts to show how far it is. Each part has its own seed.
+
+    Args:
+        task: draws images `[n, 3, H, W]` and their classes `[n]`.
+        n: how many images.
+        seed: of all of them.
+        progress: show a bar.
+        part: how many images are drawn at once.
+    """
     starts = range(0, n, part)
     bar = track(starts, f"     drawing {n} {task.__name__}", transient=True, disable=not progress)
     parts = [task(min(part, n - start), seed=1_000_003 * seed + start) for start in bar]
@@ -175,7 +183,11 @@ def _draw(
 
 
 def _probe(*, seed: int) -> Probe:
-    """Two gratings above two weaves, in one image of twice the size; the network takes any."""
+    """Two gratings above two weaves, in one image of twice the size; the network takes any.
+
+    Args:
+        seed: of the images.
+    """
     (a, b), (c, d) = gratings(2, seed=seed)[0], weaves(2, seed=seed)[0]
     image = np.concatenate([np.concatenate([a, b], axis=2), np.concatenate([c, d], axis=2)], axis=1)
     half = (0.5, 0.5, 0.5)

@@ -99,7 +99,12 @@ def weaves(n: int, *, seed: int) -> tuple[FloatArray, IntArray]:
 
 
 class _Draw:
-    """Coordinates and random numbers for `n` images at once."""
+    """Coordinates and random numbers for `n` images at once.
+
+    Args:
+        n: how many images.
+        seed: of the random numbers.
+    """
 
     def __init__(self, n: int, seed: int) -> None:
         self.rng = np.random.default_rng(seed)
@@ -108,12 +113,21 @@ class _Draw:
         self.y, self.x = axis[:, None], axis[None, :]
 
     def each(self, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """One value an image `[n]` -> `[n, 1, 1]`."""
+        """One value an image `[n]` -> `[n, 1, 1]`.
+
+        Args:
+            values: one for each image.
+        """
         values = values[:, None, None]
         return values if values.dtype == bool else values.astype(np.float32)
 
     def between(self, low: float, high: float) -> FloatArray:
-        """A random number for each image `[n, 1, 1]`."""
+        """A random number for each image `[n, 1, 1]`.
+
+        Args:
+            low: the smallest number.
+            high: the number that is not reached.
+        """
         values: FloatArray = self.rng.uniform(low, high, (self._n, 1, 1)).astype(np.float32)
         return values
 

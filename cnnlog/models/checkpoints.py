@@ -175,13 +175,21 @@ def _same_weights(one: Path, other: Path) -> bool:
 
 
 def _counting(name: str) -> list[tuple[int, int | str]]:
-    """The parts of a name, to sort 2 before 10."""
+    """The parts of a name, to sort 2 before 10.
+
+    Args:
+        name: of a file.
+    """
     parts = re.split(r"(\d+)", name)
     return [(1, int(part)) if part.isdecimal() else (0, part) for part in parts]
 
 
 def _numbers_in(stems: Sequence[str]) -> list[int] | None:
-    """The numbers that names differ in, if they rise from name to name and nothing else differs."""
+    """The numbers that names differ in, if they rise from name to name and nothing else differs.
+
+    Args:
+        stems: the names, without what follows their last point, in their order.
+    """
     split = [re.split(r"(\d+)", stem) for stem in stems]
     if len({tuple(parts[::2]) for parts in split}) != 1:
         return None

@@ -97,7 +97,12 @@ def _import(where: str) -> type[nn.Module]:
 
 
 def _hyper_parameters(cls: type[nn.Module], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Those stored hyper-parameters that the class takes."""
+    """Those stored hyper-parameters that the class takes.
+
+    Args:
+        cls: the network's class.
+        content: the checkpoint.
+    """
     stored = content.get("hyper_parameters")
     if not isinstance(stored, Mapping):
         return {}

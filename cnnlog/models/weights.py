@@ -134,7 +134,11 @@ def open_weights(source: str, *, arch: str | None = None, with_network: bool = F
 
 
 def _filters(state: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
-    """Layer -> `[O, I, kH, kW]` float32 of every 4-D weight."""
+    """Layer -> `[O, I, kH, kW]` float32 of every 4-D weight.
+
+    Args:
+        state: a network's state dict: name -> tensor.
+    """
     return {
         name.removesuffix(".weight").replace("_orig_mod.", ""): _array(value)
         for name, value in state.items()
@@ -145,7 +149,12 @@ def _filters(state: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
 def _without_peft(
     filters: Mapping[str, FloatArray], state: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, FloatArray], str]:
-    """The filters, also under the names that their layers had before PEFT wrapped them; and a sentence on them."""
+    """The filters, also under the names that their layers had before PEFT wrapped them; and a sentence on them.
+
+    Args:
+        filters: layer -> `[O, I, kH, kW]`, as the state dict names the layers.
+        state: that state dict.
+    """
     if not any(".base_layer." in key or ".lora_A." in key for key in state):
         return dict(filters), ""
     named = {name.replace("base_model.model.", ""): array for name, array in filters.items()}
@@ -167,7 +176,11 @@ def _array(value: torch.Tensor) -> FloatArray:
 
 
 def _stored_architecture(path: str) -> str | None:
-    """The torchvision classifier that a Lightning checkpoint names among its hyperparameters."""
+    """The torchvision classifier that a Lightning checkpoint names among its hyperparameters.
+
+    Args:
+        path: of a file of weights.
+    """
     if Path(path).suffix == ".safetensors" or not Path(path).is_file():
         return None
     try:

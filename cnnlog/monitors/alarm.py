@@ -32,6 +32,10 @@ class Alarm:
     def handle(self, problems: Iterable[Problem]) -> None:
         """Warn of them, or raise the first: then on every rank what rank 0 has to raise.
 
+        Args:
+            problems: what went wrong since the last call; where problems are raised, every rank must call this, with or
+                without any.
+
         Raises:
             RuntimeError: a problem, if problems are to be raised.
         """
@@ -46,7 +50,12 @@ class Alarm:
             self.warn(problem.what, problem.text(goes_on=not self.failed))
 
     def warn(self, what: str, message: str) -> None:
-        """Warn, if it is the first time of this kind."""
+        """Warn, if it is the first time of this kind.
+
+        Args:
+            what: the kind of the problem.
+            message: one sentence, without the package's name.
+        """
         if what not in self._warned and self._ranks.first:
             self._warned.add(what)
             try:

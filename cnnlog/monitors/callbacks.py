@@ -26,6 +26,17 @@ class _Monitor(L.Callback):
     """What the two monitors have in common: the schedule, and the hooks.
 
     The first monitor of a trainer leads: its hooks serve all of them, so that one probe pass and one folder do.
+
+    Args:
+        layers: names, globs and module types of the layers to watch, or `"auto"`.
+        probe: the fixed input: a `Probe`, or the paths of images; None looks for one elsewhere.
+        look: what a picture shows, and how.
+        every_n_epochs: completed epochs between two snapshots; None counts steps, or takes 1 if those are not given
+            either.
+        every_n_train_steps: completed optimiser steps between two snapshots; None counts epochs.
+        on_error: `"warn"` or `"raise"`: what becomes of problems while training.
+        through: the sub-module that the probe runs through; None runs it through the module's own `forward`.
+        weights: `"train"` shows the weights being trained, `"ema"` their averages.
     """
 
     def __init__(
@@ -59,7 +70,13 @@ class _Monitor(L.Callback):
         self._memory = Memory()
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse monitors that do not go together, and strategies under which a layer does not have its weights."""
+        """Refuse monitors that do not go together, and strategies under which a layer does not have its weights.
+
+        Args:
+            trainer: the one that has this monitor.
+            pl_module: the module that it trains.
+            stage: what begins: `"fit"`, `"validate"`, `"test"` or `"predict"`.
+        """
         if stage == "fit":
             _refuse_strategy(trainer)
         monitors = _monitors(trainer)
@@ -91,7 +108,12 @@ class _Monitor(L.Callback):
             raise ValueError("The monitors of a Trainer share their probe, but got two different ones: give it to one.")
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Look the model over, and capture the baseline."""
+        """Look the model over, and capture the baseline.
+
+        Args:
+            trainer: about to train.
+            pl_module: the module that it trains.
+        """
         shown = pl_module if self.plan.weights == "train" else _averaged(trainer, pl_module)
         if not self._leads(trainer):
             return
@@ -113,26 +135,56 @@ class _Monitor(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Capture, if steps are counted and one is due."""
+        """Capture, if steps are counted and one is due.
+
+        Args:
+            trainer: counts the steps.
+            pl_module: the module that it trains.
+            outputs: of the training step; not used.
+            batch: that was trained on; not used.
+            batch_idx: its number in the epoch; not used.
+        """
         if self._session is not None:
             self._session.after_batch()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Capture, if epochs are counted and one is due."""
+        """Capture, if epochs are counted and one is due.
+
+        Args:
+            trainer: counts the epochs.
+            pl_module: the module that it trains.
+        """
         if self._session is not None:
             self._session.after_epoch()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the evolution, write what is waiting. No snapshot: weight averaging swaps weights in this hook."""
+        """Draw the evolution, write what is waiting. No snapshot: weight averaging swaps weights in this hook.
+
+        Args:
+            trainer: the one that has trained.
+            pl_module: the module that it trains.
+        """
         if self._session is not None:
             self._session.end()
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write what is waiting; `teardown` is not called after an exception."""
+        """Write what is waiting; `teardown` is not called after an exception.
+
+        Args:
+            trainer: the one that is interrupted.
+            pl_module: the module that it trains.
+            exception: what ends the training; Lightning raises it after this.
+        """
         self._close(failed=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """End the background threads."""
+        """End the background threads.
+
+        Args:
+            trainer: the one that has this monitor.
+            pl_module: the module that it trains.
+            stage: what ends: `"fit"`, `"validate"`, `"test"` or `"predict"`.
+        """
         self._close(failed=False)
 
     def state_dict(self) -> dict[str, Any]:
@@ -141,7 +193,11 @@ class _Monitor(L.Callback):
         return {"version": STATE_VERSION, "folder": memory.folder, "run_id": memory.run_id, "step": memory.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over what `state_dict` gave; a newer version's is left alone."""
+        """Take over what `state_dict` gave; a newer version's is left alone.
+
+        Args:
+            state_dict: out of the user's checkpoint.
+        """
         if state_dict.get("version") == STATE_VERSION:
             self._memory = Memory(state_dict["folder"], state_dict["run_id"], state_dict["step"])
 
@@ -354,6 +410,10 @@ def _monitors(trainer: L.Trainer) -> list[_Monitor]:
 
 def _averaged(trainer: L.Trainer, pl_module: L.LightningModule) -> nn.Module:
     """The averaged copy of the module that a callback before the monitors keeps.
+
+    Args:
+        trainer: has the callbacks.
+        pl_module: the module that it trains.
 
     Raises:
         ValueError: there is none.

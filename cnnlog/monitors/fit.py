@@ -127,7 +127,12 @@ class Session:
         return survey(self._shown, probe, run=self._run, through=self._through)
 
     def _run(self, module: torch.nn.Module, tensor: torch.Tensor) -> None:
-        """Run the probe as the trainer runs a batch: on its device, in its precision."""
+        """Run the probe as the trainer runs a batch: on its device, in its precision.
+
+        Args:
+            module: the module that is looked at, or the part of it that the probe runs through.
+            tensor: the probe `[N, C, H, W]` or `[N, C, T, H, W]`, on the CPU.
+        """
         precision = self._trainer.precision_plugin
         with precision.forward_context():
             if self._shown is not self._module:  # it was copied before the trainer moved or converted the other
@@ -154,7 +159,12 @@ class Session:
         return place_of(self._trainer, manifest, memory=self.memory, now=self._now(), alarm=self._alarm)
 
     def _trackers(self, place: RunPlace, opened: ExitStack) -> list[Tracker]:
-        """Those behind the trainer's loggers; rank 0 alone asks."""
+        """Those behind the trainer's loggers; rank 0 alone asks.
+
+        Args:
+            place: where the run is kept.
+            opened: what is put on it is undone when the run is closed.
+        """
         if is_rehearsal(self._trainer):
             return []
         assert place.store is not None, "only a rehearsal has no folder"
@@ -296,7 +306,11 @@ class Session:
 
 
 def _dataset(trainer: L.Trainer) -> Any:
-    """The validation data set, else the one for training, as the trainer has them loaded."""
+    """The validation data set, else the one for training, as the trainer has them loaded.
+
+    Args:
+        trainer: about to train.
+    """
     for loaded in (trainer.val_dataloaders, trainer.train_dataloader):
         loader = loaded
         while isinstance(loader, (Mapping, list, tuple)) and loader:

@@ -30,10 +30,19 @@ class Says(Protocol):
     """What takes the problems of a run: `Alarm` warns of them or raises them."""
 
     def handle(self, problems: Iterable[Problem]) -> None:
-        """Take what went wrong since the last call."""
+        """Take what went wrong since the last call.
+
+        Args:
+            problems: none, where all went well.
+        """
 
     def warn(self, what: str, message: str) -> None:
-        """Take one sentence; `what` is its kind."""
+        """Take one sentence; `what` is its kind.
+
+        Args:
+            what: the kind of the problem.
+            message: one sentence, without the package's name.
+        """
 
 
 @dataclass(frozen=True)
@@ -85,6 +94,12 @@ class LiveRun:
     """A run under way, in one process of a training. `LiveRun.open` makes one; `close` it at the end.
 
     Rank 0 alone records. The others capture, too, if the model is sharded over them; what they capture is dropped.
+
+    Args:
+        subject: what is looked at; None on a rank that does not capture.
+        ranks: all processes of the training.
+        sharded_over: those over which the model is sharded.
+        says: takes what goes wrong.
 
     Attributes:
         last_step: the last step that was captured, -1 before the baseline.
@@ -326,5 +341,9 @@ def taken(by: RunStore, instead: str) -> ValueError:
 
 
 def new_baseline(step: int) -> str:
-    """What follows where the baseline of a resumed run is lost."""
+    """What follows where the baseline of a resumed run is lost.
+
+    Args:
+        step: the step that the training is at.
+    """
     return f"drift and changes are relative to step {step}, the state at the resume"

@@ -327,7 +327,13 @@ class Watcher:
 
 
 def _handles(log_dir: str, tensorboard: bool | SummaryWriter, trackers: Any) -> list[Any]:
-    """Where pictures and numbers go: an event file of our own in `log_dir`, and what was given."""
+    """Where pictures and numbers go: an event file of our own in `log_dir`, and what was given.
+
+    Args:
+        log_dir: the folder of this run.
+        tensorboard: True for an event file of our own there, False for none, or a `SummaryWriter`.
+        trackers: what the user gave as `trackers=`; it is checked here.
+    """
     given = handles_given("watch", trackers)
     if tensorboard is False:
         return given
@@ -341,7 +347,13 @@ def _handles(log_dir: str, tensorboard: bool | SummaryWriter, trackers: Any) -> 
 
 
 def _place(folder: str, resume: int, manifest: Manifest) -> RunPlace:
-    """Where the run is kept: in a new folder, or in that of the run to go on with."""
+    """Where the run is kept: in a new folder, or in that of the run to go on with.
+
+    Args:
+        folder: of the run's files.
+        resume: the step that the training goes on from; 0 begins a run.
+        manifest: of a run that begins now.
+    """
     if resume == 0:
         try:
             return RunPlace(claim(folder, manifest))
@@ -355,7 +367,14 @@ def _place(folder: str, resume: int, manifest: Manifest) -> RunPlace:
 
 
 def _trackers(handles: Sequence[Any], unit: Unit, place: RunPlace, opened: ExitStack) -> list[Tracker]:
-    """Those behind the handles; our own event file is closed at the end."""
+    """Those behind the handles; our own event file is closed at the end.
+
+    Args:
+        handles: what `_handles` gave.
+        unit: what steps count.
+        place: where the run is kept.
+        opened: what is put on it is undone when the run is closed.
+    """
     assert place.store is not None, "a watched loop is always stored"
     for handle in handles:
         if isinstance(handle, EventFile):
@@ -369,7 +388,11 @@ def _table(model: nn.Module, plan: Plan, watched: Sequence[str]) -> LayerTable:
 
 
 def _bare(model: nn.Module) -> nn.Module:
-    """The model without what wraps it to spread it over processes."""
+    """The model without what wraps it to spread it over processes.
+
+    Args:
+        model: any module.
+    """
     while {cls.__name__ for cls in type(model).__mro__} & _WRAPPERS:
         model = model.module  # type: ignore[assignment]  # every wrapper has one
     return model

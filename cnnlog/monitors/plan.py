@@ -218,7 +218,11 @@ def refuse_other(old: Manifest, new: Manifest) -> None:
 
 
 def probe_files(probe: Probe | None) -> tuple[FloatArray, LoggedPicture] | None:
-    """The probe as the recorder wants it: its tensor, and its pictures side by side."""
+    """The probe as the recorder wants it: its tensor, and its pictures side by side.
+
+    Args:
+        probe: the fixed input; None without one.
+    """
     if probe is None:
         return None
     gap = np.full((probe.pictures[0].shape[0], 1, 3), 255, np.uint8)
@@ -334,7 +338,11 @@ def _image_paths(who: str, probe: Any) -> list[str | os.PathLike[str]]:
 
 
 def _shaping(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Those settings that decide what is stored."""
+    """Those settings that decide what is stored.
+
+    Args:
+        settings: of a manifest: kind -> the look of its pictures.
+    """
     parts = ("shown", "slices", "width", "value_range")
     return {
         kind: {**{part: look.get(part) for part in parts}, "weights": look.get("weights", "train")}

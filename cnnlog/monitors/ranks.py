@@ -30,7 +30,11 @@ class Ranks:
         self.first = distributed.get_rank() == 0 if self.several else first
 
     def share(self, value: T) -> T:
-        """What rank 0 has; it must pickle."""
+        """What rank 0 has; it must pickle.
+
+        Args:
+            value: what this process has; only rank 0's counts.
+        """
         if not self.several:
             return value
         box: list[Any] = [value]
@@ -39,7 +43,11 @@ class Ranks:
         return shared
 
     def agree(self, error: Exception | None) -> Exception | None:
-        """The error of this process, else one of the same kind that says what another's was, else None."""
+        """The error of this process, else one of the same kind that says what another's was, else None.
+
+        Args:
+            error: what went wrong in this process; None if nothing did.
+        """
         if not self.several:
             return error
         kind = next((kind for kind in _KINDS if isinstance(error, kind)), RuntimeError)

@@ -79,6 +79,9 @@ class ProbeSource:
     def probe(self, network: Network) -> Probe | None:
         """The probe for a network; None where there is no source.
 
+        Args:
+            network: its transform tells size and normalisation where none are given.
+
         Raises:
             ValueError: several sources, or an image that cannot be used.
         """
@@ -199,7 +202,12 @@ def _load(network: Network, checkpoint: Checkpoint) -> None:
 
 
 def _shared(infos: Sequence[LayerInfo], baseline: Sequence[LayerInfo]) -> tuple[tuple[LayerInfo, ...], tuple[str, ...]]:
-    """The layers that both have alike, and the names of the others that could be watched."""
+    """The layers that both have alike, and the names of the others that could be watched.
+
+    Args:
+        infos: of the checkpoints' network.
+        baseline: of the network before the training.
+    """
     shapes = {info.name: (info.weight_shape, info.output_shape) for info in baseline}
     alike = tuple(info for info in infos if shapes.get(info.name) == (info.weight_shape, info.output_shape))
     names = {info.name for info in alike}
@@ -207,13 +215,21 @@ def _shared(infos: Sequence[LayerInfo], baseline: Sequence[LayerInfo]) -> tuple[
 
 
 class _Notes:
-    """Keeps what a reader should know; what failed is raised, for here nothing must be missing."""
+    """Keeps what a reader should know; what failed is raised, for here nothing must be missing.
+
+    Args:
+        notes: is added to.
+    """
 
     def __init__(self, notes: list[str]) -> None:
         self._notes = notes
 
     def handle(self, problems: Iterable[Problem]) -> None:
-        """Raise the first error, else note one problem of each kind."""
+        """Raise the first error, else note one problem of each kind.
+
+        Args:
+            problems: what went wrong since the last call.
+        """
         problems = list(problems)
         for problem in problems:
             if problem.what == "probe" and problem.error is not None:
@@ -224,7 +240,12 @@ class _Notes:
         self._notes += [problem.message for problem in firsts.values()]
 
     def warn(self, what: str, message: str) -> None:
-        """Note it."""
+        """Note it.
+
+        Args:
+            what: the kind of the problem; not used.
+            message: one sentence.
+        """
         self._notes.append(message)
 
 
@@ -237,7 +258,16 @@ def _record(
     tensorboard: bool,
     notes: list[str],
 ) -> None:
-    """Record one state after the other; each is with its tracker before the next is loaded."""
+    """Record one state after the other; each is with its tracker before the next is loaded.
+
+    Args:
+        subject: what is looked at, and how.
+        states: the network as it was at each checkpoint, in the order of the steps.
+        baseline_step: the step of the first of them.
+        folder: of the run, which exists.
+        tensorboard: write an event file into the folder.
+        notes: is added to.
+    """
 
     def place(manifest: Manifest) -> RunPlace:
         return RunPlace(RunStore(str(folder / FOLDER), manifest))
@@ -266,7 +296,11 @@ def _record(
 
 @contextmanager
 def _new_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes `out` if all goes well, and vanishes if not."""
+    """A folder beside `out` that becomes `out` if all goes well, and vanishes if not.
+
+    Args:
+        out: the folder to make; it may exist if it is empty.
+    """
     temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         try:

@@ -17,6 +17,10 @@ class _Weighed(queue.Queue[T | None]):
     """A queue whose size is the weight of what waits, through the hooks that `queue.Queue` has for that.
 
     It is full once the weight reaches `maxsize`, so an empty queue takes an item of any weight.
+
+    Args:
+        maxsize: the weight from which on `put` waits.
+        weigh: says what an item weighs; None, which ends the thread, weighs 1.
     """
 
     def __init__(self, maxsize: int, weigh: Callable[[T], int]) -> None:

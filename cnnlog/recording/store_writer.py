@@ -98,7 +98,12 @@ class StoreWriter:
             self._problems.add(Problem("store", message, error))
 
     def _start_of(self, baseline: Record, begins: Yardstick) -> list[Callable[[RunStore], object]]:
-        """The writes that begin a run, in order."""
+        """The writes that begin a run, in order.
+
+        Args:
+            baseline: the record of the first step.
+            begins: what the later steps are compared with.
+        """
         weights, outputs, step, probe = begins.weights, begins.outputs, baseline.step, self._probe
         writes: list[Callable[[RunStore], object]] = [RunStore.create]
         if probe is not None:

@@ -38,7 +38,11 @@ class Colours:
         self._index = np.concatenate(nearest).astype(np.uint8)
 
     def indexed(self, frame: Image.Image) -> Image.Image:
-        """The frame in mode P."""
+        """The frame in mode P.
+
+        Args:
+            frame: one of the animation's, RGB.
+        """
         indexed = Image.fromarray(self._index[np.searchsorted(self._found, _packed(frame))])
         indexed.putpalette(self._colours.tobytes())
         return indexed
@@ -53,7 +57,11 @@ class Colours:
 
 
 def _packed(frame: Image.Image) -> npt.NDArray[np.int64]:
-    """Each pixel's colour in one number `[H, W]`."""
+    """Each pixel's colour in one number `[H, W]`.
+
+    Args:
+        frame: RGB, `[H, W]`.
+    """
     packed: npt.NDArray[np.int64] = np.asarray(frame).astype(np.int64) @ np.array([65536, 256, 1])
     return packed
 
@@ -99,7 +107,11 @@ def save_apng(frames: Iterable[Image.Image], durations: Sequence[int], path: Pat
 
 
 def _chunks(picture: Image.Image) -> Iterator[tuple[bytes, bytes]]:
-    """Name and content of each chunk of the picture as a PNG file."""
+    """Name and content of each chunk of the picture as a PNG file.
+
+    Args:
+        picture: of any mode that PNG has.
+    """
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     data, at = buffer.getvalue(), 8

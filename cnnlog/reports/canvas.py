@@ -76,12 +76,23 @@ def font_of(size: int) -> ImageFont.FreeTypeFont:
 
 
 def width_of(font: ImageFont.FreeTypeFont, text: str) -> int:
-    """How wide a line of text is, in pixels."""
+    """How wide a line of text is, in pixels.
+
+    Args:
+        font: that it is written in.
+        text: the line.
+    """
     return math.ceil(font.getlength(text))
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Lines that fit; a longest line is found by its number of characters."""
+    """Lines that fit; a longest line is found by its number of characters.
+
+    Args:
+        text: to break into lines.
+        font: that it is written in.
+        width: how wide a line may be, in pixels.
+    """
     for characters in range(len(text), 1, -1):
         lines = textwrap.wrap(text, characters)
         if all(width_of(font, line) <= width for line in lines):

@@ -77,7 +77,13 @@ def export(
 
 
 def _refuse(forms: Sequence[Form], wanted: Wanted, output: Path | None) -> None:
-    """What was asked for must be one thing, and must have an effect."""
+    """What was asked for must be one thing, and must have an effect.
+
+    Args:
+        forms: what is to be made.
+        wanted: what was asked for.
+        output: a file, a folder for files with names of their own, or None for the current folder.
+    """
     if not forms:
         raise ValueError(f"say what to make of the run: {', '.join(f'--{form}' for form in SUFFIXES)}")
     if len(forms) > 1 and output is not None and not output.is_dir():
@@ -95,7 +101,13 @@ def _refuse(forms: Sequence[Form], wanted: Wanted, output: Path | None) -> None:
 
 
 def _free(path: Path, form: Form, *, force: bool) -> Path:
-    """The path, if a file of this form can be made there."""
+    """The path, if a file of this form can be made there.
+
+    Args:
+        path: of the file.
+        form: what is made.
+        force: a file that is there may be replaced.
+    """
     if path.suffix.lower() not in SUFFIXES[form]:
         raise ValueError(f"a {form} is written as {' or '.join(SUFFIXES[form])}; got {str(path)!r}")
     whole_files.refuse_target(path, force=force)
@@ -103,7 +115,13 @@ def _free(path: Path, form: Form, *, force: bool) -> Path:
 
 
 def _drawn(run: Run, form: Form, wanted: Wanted) -> Callable[[Path], None]:
-    """What writes the drawing to a file."""
+    """What writes the drawing to a file.
+
+    Args:
+        run: a stored run.
+        form: what is made.
+        wanted: what was asked for.
+    """
     if form == "figure":
         made = figure(run, wanted)
         return lambda path: figures.save(made, path)
@@ -139,7 +157,14 @@ def _rounded(run: Run, form: Form, wanted: Wanted) -> tuple[str, ...]:
 
 
 def _target(run: Run, form: Form, wanted: Wanted, output: Path | None) -> Path:
-    """The file to write; named after what is in it, where only a folder is given."""
+    """The file to write; named after what is in it, where only a folder is given.
+
+    Args:
+        run: a stored run.
+        form: what is made.
+        wanted: what was asked for.
+        output: a file, a folder for files with names of their own, or None for the current folder.
+    """
     if output is not None and not output.is_dir():
         return output
     parts = [run.name]

@@ -204,6 +204,12 @@ def layer_of(run: Run, wanted: Wanted) -> tuple[WatchedLayer, Kind]:
 def step_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind) -> int:
     """The one step that is drawn of a layer: the step that was asked for, else the last one that shows the layer.
 
+    Args:
+        run: a stored run.
+        wanted: may name a step.
+        layer: one of the run's watched layers.
+        kind: filters or feature maps.
+
     Raises:
         ValueError: the step that was asked for does not show it.
     """
@@ -253,19 +259,35 @@ def picture_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind, record
 
 
 def number_of(record: Record, kind: Kind, layer: str) -> str:
-    """How far a layer is from the baseline at a step, in words; empty if no number says so."""
+    """How far a layer is from the baseline at a step, in words; empty if no number says so.
+
+    Args:
+        record: the step.
+        kind: filters or feature maps.
+        layer: its name.
+    """
     name, word = _DRIFT[kind]
     values = record.numbers.get(name, {}).get(layer)
     return "" if values is None else f"{word} {drift.mean_of_finite(values):.3g}"
 
 
 def cmap_of(run: Run, wanted: Wanted, kind: Kind) -> str:
-    """The colour map that was asked for, else the run's."""
+    """The colour map that was asked for, else the run's.
+
+    Args:
+        run: a stored run.
+        wanted: may name a colour map.
+        kind: filters or feature maps.
+    """
     return wanted.cmap or str(run.manifest.settings.get(kind, {}).get("cmap", "auto"))
 
 
 def pixels_of(grid: Grid) -> Image.Image:
-    """A grid as a PIL image, RGB."""
+    """A grid as a PIL image, RGB.
+
+    Args:
+        grid: with a palette or without.
+    """
     if grid.palette is None:
         return Image.fromarray(grid.pixels)
     return Image.fromarray(np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[grid.pixels])

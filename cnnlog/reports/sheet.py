@@ -63,7 +63,15 @@ def sheet(run: Run, wanted: Wanted) -> Image.Image:
 def _block(
     run: Run, wanted: Wanted, layer: WatchedLayer, kinds: Sequence[Kind], record: Record
 ) -> list[tuple[tuple[str, str], Image.Image]]:
-    """A layer's pictures on the sheet, each with the two lines of text that stand over it."""
+    """A layer's pictures on the sheet, each with the two lines of text that stand over it.
+
+    Args:
+        run: a stored run.
+        wanted: what was asked for.
+        layer: one of its watched layers.
+        kinds: filters, feature maps, or both, in this order.
+        record: the step.
+    """
     pictures = []
     for kind in kinds:
         picture = picture_of(run, wanted, layer, kind, record)

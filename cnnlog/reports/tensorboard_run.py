@@ -108,12 +108,22 @@ def _add_step(tracker: TensorBoardTracker, comparison: Comparison, step: int, wi
 
 
 def _whose(key: Key) -> str:
-    """The part of a tag that says which side is shown, or what minus what."""
+    """The part of a tag that says which side is shown, or what minus what.
+
+    Args:
+        key: which picture.
+    """
     return f"{letter(key.side)}-{letter(0)}" if key.change else letter(key.side)
 
 
 def _described(comparison: Comparison, key: Key, step: int) -> str:
-    """What a picture shows, as its card says it."""
+    """What a picture shows, as its card says it.
+
+    Args:
+        comparison: the sides.
+        key: which picture.
+        step: of the comparison.
+    """
     name, label = comparison.layers[key.layer].name, comparison.sides[key.side].label
     if key.change:
         return f"{name} of {label} minus {comparison.sides[0].label}"
@@ -122,7 +132,11 @@ def _described(comparison: Comparison, key: Key, step: int) -> str:
 
 
 def _numbers(comparison: Comparison) -> dict[int, list[tuple[str, float]]]:
-    """Step -> tags and values of what lies between the sides."""
+    """Step -> tags and values of what lies between the sides.
+
+    Args:
+        comparison: the sides.
+    """
     curves, by_label = comparison.curves(), {side.label: letter(i) for i, side in enumerate(comparison.sides)}
     tags = {layer.name: layer.tag for layer in comparison.layers}
     numbers: dict[int, list[tuple[str, float]]] = {}

@@ -68,7 +68,11 @@ def _runs_below(path: str) -> Iterator[str]:
 
 
 def _is_run(folder: str) -> bool:
-    """Other programs write a manifest.json, too; one in a folder of our name is ours even if it is damaged."""
+    """Other programs write a manifest.json, too; one in a folder of our name is ours even if it is damaged.
+
+    Args:
+        folder: has a file of the manifest's name; a path, or an address that fsspec knows.
+    """
     if folder.rstrip("/").rsplit("/", 1)[-1] == FOLDER:
         return True
     try:
@@ -79,7 +83,11 @@ def _is_run(folder: str) -> bool:
 
 
 def _label(folder: str) -> str:
-    """A short name: the log folder's, and its parent's where that is just `version_0`."""
+    """A short name: the log folder's, and its parent's where that is just `version_0`.
+
+    Args:
+        folder: of a run's files; a path, or an address that fsspec knows.
+    """
     parts = [part for part in os.path.abspath(folder).split("/") if part] if "://" not in folder else folder.split("/")
     if len(parts) > 1 and parts[-1] == FOLDER:
         parts = parts[:-1]

@@ -100,7 +100,13 @@ def write_bytes(url: str, data: bytes, *, new: bool = False) -> None:
 
 
 def _pipe_new(fs: AbstractFileSystem, path: str, data: bytes) -> None:
-    """Write a whole file that must not be there; of several at once one succeeds, where the store can see to that."""
+    """Write a whole file that must not be there; of several at once one succeeds, where the store can see to that.
+
+    Args:
+        fs: a file system that is not local.
+        path: as this file system has it.
+        data: the file's bytes.
+    """
     if fs.exists(path):
         raise FileExistsError(path)
     if "mode" not in inspect.signature(fs.pipe_file).parameters:  # an older fsspec, or a file system that has no such
@@ -144,7 +150,12 @@ def _becoming(path: str, *, draft: str, new: bool) -> Iterator[None]:
 
 
 def _link(temporary: str, path: str) -> None:
-    """Give `temporary` the name `path`, which must be free: unlike a rename, a link never replaces a file."""
+    """Give `temporary` the name `path`, which must be free: unlike a rename, a link never replaces a file.
+
+    Args:
+        temporary: of a local file that exists.
+        path: the name to give it.
+    """
     try:
         os.link(temporary, path)
     except FileExistsError:

@@ -24,7 +24,11 @@ class KeepAllImages(base_plugin.TBLoader):  # type: ignore[misc]  # tensorboard 
     """Raises TensorBoard's default limit of 10 images a tag to all of them; shows no dashboard of its own."""
 
     def define_flags(self, parser: argparse.ArgumentParser) -> None:
-        """Add `--cnnlog_keep_all_images`."""
+        """Add `--cnnlog_keep_all_images`.
+
+        Args:
+            parser: TensorBoard's.
+        """
         with contextlib.suppress(Exception):
             parser.add_argument_group(_GROUP).add_argument(
                 "--cnnlog_keep_all_images",
@@ -36,10 +40,18 @@ class KeepAllImages(base_plugin.TBLoader):  # type: ignore[misc]  # tensorboard 
             )
 
     def fix_flags(self, flags: argparse.Namespace) -> None:
-        """Let `images` default to all steps in the `samples_per_plugin` that TensorBoard has parsed into a dict."""
+        """Let `images` default to all steps in the `samples_per_plugin` that TensorBoard has parsed into a dict.
+
+        Args:
+            flags: as TensorBoard has parsed them; changed in place.
+        """
         with contextlib.suppress(Exception):
             if getattr(flags, "cnnlog_keep_all_images", "true") == "true":
                 flags.samples_per_plugin = {"images": ALL_STEPS, **flags.samples_per_plugin}
 
     def load(self, context: base_plugin.TBContext) -> None:
-        """Return None: TensorBoard skips a loader without a plugin."""
+        """Return None: TensorBoard skips a loader without a plugin.
+
+        Args:
+            context: what TensorBoard gives every plugin; not used.
+        """

@@ -36,6 +36,12 @@ _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 class Server:
     """A running TensorBoard. `stop()` it, or use it in a `with`; at the latest it ends with this process.
 
+    Args:
+        process: the TensorBoard that listens.
+        url: the address of its page.
+        runs: the names of the runs that it will list; empty if they are not known.
+        scratch: a folder of ours with its log and links; removed when it is stopped.
+
     Attributes:
         url: the address of its page, `http://127.0.0.1:6006/` say.
         pid: its process id.
@@ -225,24 +231,41 @@ def pinned_url(url: str, cards: Sequence[tuple[str, str]]) -> str:
 
 
 def _layers(tags: Mapping[str, Sequence[str]], kinds: Sequence[str]) -> dict[str, int]:
-    """For each layer, as the tags name it, how many runs have it, in the order of the tags."""
+    """For each layer, as the tags name it, how many runs have it, in the order of the tags.
+
+    Args:
+        tags: for each run its image tags.
+        kinds: which pictures count, as the tags begin: `filters`, say.
+    """
     parts = [(run, *name.partition("/")) for run, names in tags.items() for name in names]
     pairs = {(layer, run) for run, kind, _, layer in parts if layer and kind in kinds}
     return dict(sorted(Counter(layer for layer, _ in pairs).items()))
 
 
 def _plain(tag_layer: str) -> str:
-    """The layer's own name: `features.0` of `00_features.0`."""
+    """The layer's own name: `features.0` of `00_features.0`.
+
+    Args:
+        tag_layer: the part of a tag behind the first slash.
+    """
     return re.sub(r"^\d+_", "", tag_layer)
 
 
 def _counting(name: str) -> list[tuple[int, str]]:
-    """Sort key that counts as a reader does: version_2 before version_10."""
+    """Sort key that counts as a reader does: version_2 before version_10.
+
+    Args:
+        name: of a folder.
+    """
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _checked(logdirs: Sequence[str | os.PathLike[str]]) -> list[str]:
-    """The folders as absolute paths (addresses such as gs://... as they are), each once."""
+    """The folders as absolute paths (addresses such as gs://... as they are), each once.
+
+    Args:
+        logdirs: as they were given.
+    """
     if not logdirs:
         raise ValueError("TensorBoard needs at least one log folder, got none; give the folder your logger writes to")
     folders: list[str] = []
@@ -266,14 +289,23 @@ def _checked(logdirs: Sequence[str | os.PathLike[str]]) -> list[str]:
 
 
 def _run_folders(folder: str) -> Iterator[str]:
-    """The folders, relative to `folder`, that hold event files; TensorBoard calls each a run."""
+    """The folders, relative to `folder`, that hold event files; TensorBoard calls each a run.
+
+    Args:
+        folder: a path.
+    """
     for here, _, files in os.walk(folder, followlinks=True):
         if any("tfevents" in name for name in files):
             yield Path(here).relative_to(folder).as_posix()
 
 
 def _as_one(folders: Sequence[str], scratch: Path) -> tuple[list[str], frozenset[str]]:
-    """TensorBoard's arguments that show the folders as one, and the names of the runs that it will list."""
+    """TensorBoard's arguments that show the folders as one, and the names of the runs that it will list.
+
+    Args:
+        folders: absolute paths, or addresses such as gs://...
+        scratch: a folder of ours, in which links to them are made.
+    """
     if len(folders) == 1:
         return [f"--logdir={folders[0]}"], frozenset(() if "://" in folders[0] else _run_folders(folders[0]))
     named = dict(zip(_short_names(folders), folders, strict=True))
@@ -291,7 +323,11 @@ def _as_one(folders: Sequence[str], scratch: Path) -> tuple[list[str], frozenset
 
 
 def _short_names(folders: Sequence[str]) -> list[str]:
-    """The last part of each path, with as many of the parts before it as it takes to tell all of them apart."""
+    """The last part of each path, with as many of the parts before it as it takes to tell all of them apart.
+
+    Args:
+        folders: absolute paths, or addresses such as gs://...
+    """
     parts = [[part for part in re.split(r"[/\\:]+", folder) if part] or ["root"] for folder in folders]
     for depth in range(1, max(map(len, parts)) + 1):
         names = ["-".join(part[-depth:]) for part in parts]
@@ -301,7 +337,13 @@ def _short_names(folders: Sequence[str]) -> list[str]:
 
 
 def _address(process: subprocess.Popen[bytes], scratch: Path, timeout: float) -> str:
-    """Wait until TensorBoard says where it listens: it takes a free port itself, so nobody can take it in between."""
+    """Wait until TensorBoard says where it listens: it takes a free port itself, so nobody can take it in between.
+
+    Args:
+        process: the TensorBoard that is starting.
+        scratch: the folder with its log.
+        timeout: how many seconds to wait.
+    """
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
         if process.poll() is not None:
@@ -314,14 +356,22 @@ def _address(process: subprocess.Popen[bytes], scratch: Path, timeout: float) ->
 
 
 def _last_words(scratch: Path) -> str:
-    """What TensorBoard wrote last, in one line."""
+    """What TensorBoard wrote last, in one line.
+
+    Args:
+        scratch: the folder with its log.
+    """
     lines = [line.strip() for line in (scratch / "log").read_text(errors="replace").splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("ERROR")]
     return (errors or lines or ["it said nothing"])[-1]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process of ours: asked first, killed if it does not."""
+    """End a process of ours: asked first, killed if it does not.
+
+    Args:
+        process: which may have ended already.
+    """
     if process.poll() is None:
         process.terminate()
         try:

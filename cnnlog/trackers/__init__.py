@@ -32,19 +32,49 @@ class Tracker(Protocol):
     name: str
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
-        """Log one picture: PNG bytes of `size` (width, height), with a sentence on what it shows."""
+        """Log one picture: PNG bytes of `size` (width, height), with a sentence on what it shows.
+
+        Args:
+            tag: the picture's name, such as `filters/00_conv1`.
+            png: the picture, as the bytes of a PNG file.
+            size: width and height in pixels.
+            step: the step that it belongs to.
+            description: a sentence on what the picture shows.
+        """
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Log one number."""
+        """Log one number.
+
+        Args:
+            tag: the number's name, such as `drift/00_conv1`.
+            value: the number.
+            step: the step that it belongs to.
+        """
 
     def add_text(self, tag: str, markdown: str, step: int) -> None:
-        """Log one text."""
+        """Log one text.
+
+        Args:
+            tag: the text's name.
+            markdown: the text, as Markdown.
+            step: the step that it belongs to.
+        """
 
     def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
-        """Log the distribution of `values`."""
+        """Log the distribution of `values`.
+
+        Args:
+            tag: the histogram's name.
+            values: the values, float32 of any shape. Those that are not finite are left out.
+            step: the step that they belong to.
+        """
 
     def commit(self, step: int) -> None:
-        """Send what was added for `step`."""
+        """Send what was added for `step`.
+
+        Args:
+            step: the step that is complete.
+        """
 
     def last_step(self) -> int | None:
         """The last step whose filters or feature maps the tracker has, -1 without any; None if it cannot tell."""
@@ -120,27 +150,49 @@ def tracker_of(handle: Any, *, unit: Unit) -> Tracker | None:  # noqa: PLR0911  
 
 
 def takes_pictures(handle: Any) -> bool:
-    """Whether there is a tracker behind a handle."""
-    return tracker_of(handle, unit=Unit.STEP) is not None
+    """Whether there is a tracker behind a handle. No tracker is made to find out.
+
+    Args:
+        handle: a tracker's own object, or any other.
+    """
+    from cnnlog.trackers.other import OtherTracker
+
+    return is_known(handle) or OtherTracker.of(handle) is not None
 
 
 def is_known(handle: Any) -> bool:
-    """Whether it is the handle of a tracker that is known here, and not only an object with a method for images."""
+    """Whether it is the handle of a tracker that is known here, and not only an object with a method for images.
+
+    Args:
+        handle: any object.
+    """
     return is_mlflow(handle) or bool(classes_of(handle) & (EVENT_WRITERS | COMET | RUNS))
 
 
 def writes_events(handle: Any) -> bool:
-    """Whether it is a `SummaryWriter` of torch or tensorboardX, or an `EventFile`."""
+    """Whether it is a `SummaryWriter` of torch or tensorboardX, or an `EventFile`.
+
+    Args:
+        handle: any object.
+    """
     return bool(classes_of(handle) & EVENT_WRITERS)
 
 
 def identity(handle: Any) -> Any:
-    """What two handles have in common if they lead to the same place; the handles must be kept alive."""
+    """What two handles have in common if they lead to the same place; the handles must be kept alive.
+
+    Args:
+        handle: what `tracker_of` takes.
+    """
     return handle[1] if is_mlflow(handle) else id(handle)
 
 
 def is_mlflow(handle: Any) -> bool:
-    """Whether it is an MLflow client with a run's id."""
+    """Whether it is an MLflow client with a run's id.
+
+    Args:
+        handle: any object.
+    """
     return (
         isinstance(handle, tuple)
         and len(handle) == 2
@@ -150,7 +202,11 @@ def is_mlflow(handle: Any) -> bool:
 
 
 def classes_of(handle: Any) -> set[tuple[str, str]]:
-    """Package and name of its class, and of those that it inherits from."""
+    """Package and name of its class, and of those that it inherits from.
+
+    Args:
+        handle: any object.
+    """
     return {(cls.__module__.partition(".")[0], cls.__name__) for cls in type(handle).__mro__}
 
 

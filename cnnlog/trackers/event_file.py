@@ -26,7 +26,12 @@ class EventFile:
         self._live = live
 
     def write(self, summary: Summary, step: int) -> None:
-        """Write what belongs to `step` as one event."""
+        """Write what belongs to `step` as one event.
+
+        Args:
+            summary: the pictures, numbers, texts and histograms of the step.
+            step: the event's step.
+        """
         self._file.add_event(Event(wall_time=time.time(), step=step, summary=summary))
         if self._live:
             self._file.flush()  # a failed write shows at this step; with TensorFlow installed, nothing else would soon

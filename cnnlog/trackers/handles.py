@@ -79,7 +79,11 @@ def _handle(who: str, name: str, given: Any) -> Any:
 
 
 def _instead(handle: Any) -> str:
-    """What to give instead of a handle that never is one; empty otherwise."""
+    """What to give instead of a handle that never is one; empty otherwise.
+
+    Args:
+        handle: what was given, or what stands behind a logger that was given.
+    """
     if handle is None:
         return ": begin the run first, for example with wandb.init()"
     if isinstance(handle, ModuleType):

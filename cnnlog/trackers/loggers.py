@@ -10,7 +10,11 @@ _WITH_EXPERIMENT = {"TensorBoardLogger", "WandbLogger", "CometLogger", "AimLogge
 
 
 def is_logger(thing: Any) -> bool:
-    """Whether it is a logger of Lightning's: of its Trainer, or of its Fabric."""
+    """Whether it is a logger of Lightning's: of its Trainer, or of its Fabric.
+
+    Args:
+        thing: any object.
+    """
     return any(
         cls.__name__ == "Logger" and cls.__module__.startswith(("lightning", "pytorch_lightning"))
         for cls in type(thing).__mro__
@@ -18,7 +22,11 @@ def is_logger(thing: Any) -> bool:
 
 
 def takes_only_numbers(logger: Any) -> bool:
-    """Whether it is a `CSVLogger`, beside which pictures become files."""
+    """Whether it is a `CSVLogger`, beside which pictures become files.
+
+    Args:
+        logger: a logger of Lightning's, or one that follows its model.
+    """
     return "CSVLogger" in names_of(logger)
 
 
@@ -27,6 +35,9 @@ def handle_of(logger: Any) -> Any:
 
     Loggers are told by the names of their classes, so that those of `lightning` and of `pytorch_lightning` are alike.
     A logger that is not known is its own handle, unless its `experiment` is that of a tracker which is known.
+
+    Args:
+        logger: a logger of Lightning's, or one that follows its model.
     """
     known = names_of(logger)
     if known & _WITH_EXPERIMENT:
@@ -42,7 +53,11 @@ def handle_of(logger: Any) -> Any:
 
 
 def _task_of(logger: Any) -> Any:
-    """The task of a ClearML logger: its `task` or its `experiment`, for there are several packages of the name."""
+    """The task of a ClearML logger: its `task` or its `experiment`, for there are several packages of the name.
+
+    Args:
+        logger: a `ClearMLLogger`, of whichever package.
+    """
     for name in ("task", "_task", "experiment"):
         held = getattr(logger, name, None)
         if hasattr(held, "get_logger"):
@@ -51,5 +66,9 @@ def _task_of(logger: Any) -> Any:
 
 
 def names_of(logger: Any) -> set[str]:
-    """The names of its class and of those that it inherits from."""
+    """The names of its class and of those that it inherits from.
+
+    Args:
+        logger: any object.
+    """
     return {cls.__name__ for cls in type(logger).__mro__}

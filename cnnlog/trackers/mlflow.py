@@ -21,6 +21,10 @@ class MLflowTracker:
     """Writes to a run by its id; pictures show in its image grid, with a slider over the steps.
 
     MLflow takes no histograms; those are left out.
+
+    Args:
+        client: an `MlflowClient`.
+        run_id: the id of the run, as the client's server knows it.
     """
 
     def __init__(self, client: Any, run_id: str) -> None:
@@ -31,24 +35,54 @@ class MLflowTracker:
         self._step = -1
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
-        """Log a picture."""
+        """Log a picture.
+
+        Args:
+            tag: the picture's name, such as `filters/00_conv1`.
+            png: the picture, as the bytes of a PNG file.
+            size: width and height in pixels; not needed here, because the bytes tell them.
+            step: the step that it belongs to.
+            description: a sentence on what the picture shows; left out, because MLflow has no field for it.
+        """
         self._client.log_image(self._run_id, Image.open(io.BytesIO(png)), key=self._key(tag), step=step)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Add a number."""
+        """Add a number.
+
+        Args:
+            tag: the number's name, such as `drift/00_conv1`.
+            value: the number.
+            step: the step that it belongs to.
+        """
         if step != self._step:  # what an earlier one left behind when it failed is let go
             self._step, self._metrics = step, []
         self._metrics.append(Metric(self._key(tag), value, int(1000 * time.time()), step))
 
     def add_text(self, tag: str, markdown: str, step: int) -> None:
-        """Log a text as an artifact, `cnnlog/<tag>.md`."""
+        """Log a text as an artifact, `cnnlog/<tag>.md`.
+
+        Args:
+            tag: the text's name.
+            markdown: the text.
+            step: not kept: a later text of this name replaces this one.
+        """
         self._client.log_text(self._run_id, markdown, f"cnnlog/{self._key(tag)}.md")
 
     def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
-        """Leave it out."""
+        """Leave it out.
+
+        Args:
+            tag: not used.
+            values: not used.
+            step: not used.
+        """
 
     def commit(self, step: int) -> None:
-        """Send the numbers in one call."""
+        """Send the numbers in one call.
+
+        Args:
+            step: the step that is complete.
+        """
         metrics, self._metrics = (self._metrics if step == self._step else []), []
         if metrics:
             self._client.log_batch(self._run_id, metrics=metrics)
@@ -71,6 +105,9 @@ def key(tag: str) -> str:
     Anything but `A-Z a-z 0-9 _ - . /` becomes its code point in hexadecimal between spaces, and so do points and
     slashes that would make a path of another name: `conv[0]` is `conv 5b 0 5d `.
 
+    Args:
+        tag: the name of a picture, number or text.
+
     >>> key("filters/00_conv[0]")
     'filters/00_conv 5b 0 5d '
     """
@@ -79,6 +116,9 @@ def key(tag: str) -> str:
 
 def tag_of(key: str) -> str:
     """What `key` was made of.
+
+    Args:
+        key: a name as MLflow has it.
 
     >>> tag_of("filters/00_conv 5b 0 5d ")
     'filters/00_conv[0]'

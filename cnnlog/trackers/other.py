@@ -27,6 +27,11 @@ class OtherTracker:
 
     Of a logger, the methods may also be those of its `experiment`. Texts and histograms are left out, and numbers where
     no method for them is found.
+
+    Args:
+        name: what warnings call it: the class of the handle.
+        image: logs a picture: it is called with the tag, the bytes of a PNG file, the step and a description.
+        number: logs a number: it is called with the tag, the value, the step and an empty description.
     """
 
     def __init__(self, name: str, image: Call, number: Call) -> None:
@@ -36,36 +41,70 @@ class OtherTracker:
 
     @classmethod
     def of(cls, handle: Any) -> OtherTracker | None:
-        """The tracker for a handle, `None` if no method is found that can be called with a tag and an image."""
-        places = (handle, getattr(handle, "experiment", None))
-        image = next(_calls(places, IMAGE_METHODS, IMAGE, _as_image), None)
+        """The tracker for a handle, `None` if no method is found that can be called with a tag and an image.
+
+        Args:
+            handle: any object; its `experiment`, if it has one, is looked at after it.
+        """
+        owners = (handle, getattr(handle, "experiment", None))
+        image = next(_calls(owners, IMAGE_METHODS, IMAGE, _as_image), None)
         if image is None:
             return None
-        by_name = next((found for place in places if callable(found := getattr(place, "log_metrics", None))), None)
+        by_name = next((found for owner in owners if callable(found := getattr(owner, "log_metrics", None))), None)
 
         def log_metrics(tag: str, value: Any, step: int, _: str) -> None:
             if by_name is not None:
                 by_name({tag: value}, step)
 
-        number = next(_calls(places, NUMBER_METHODS, NUMBER, lambda value, *_: value), log_metrics)
+        number = next(_calls(owners, NUMBER_METHODS, NUMBER, lambda value, *_: value), log_metrics)
         return cls(type(handle).__name__, image, number)
 
     def add_image(self, tag: str, png: bytes, size: tuple[int, int], step: int, *, description: str) -> None:
-        """Log a picture."""
+        """Log a picture.
+
+        Args:
+            tag: the picture's name, such as `filters/00_conv1`.
+            png: the picture, as the bytes of a PNG file.
+            size: width and height in pixels; not needed here, because the bytes tell them.
+            step: the step that it belongs to.
+            description: a sentence on what the picture shows; given on where the method takes a caption.
+        """
         self._image(tag, png, step, description)
 
     def add_scalar(self, tag: str, value: float, step: int) -> None:
-        """Log a number."""
+        """Log a number.
+
+        Args:
+            tag: the number's name, such as `drift/00_conv1`.
+            value: the number.
+            step: the step that it belongs to.
+        """
         self._number(tag, value, step, "")
 
     def add_text(self, tag: str, markdown: str, step: int) -> None:
-        """Leave it out."""
+        """Leave it out.
+
+        Args:
+            tag: not used.
+            markdown: not used.
+            step: not used.
+        """
 
     def add_histogram(self, tag: str, values: npt.NDArray[np.float32], step: int) -> None:
-        """Leave it out."""
+        """Leave it out.
+
+        Args:
+            tag: not used.
+            values: not used.
+            step: not used.
+        """
 
     def commit(self, step: int) -> None:
-        """Do nothing: nothing is known of how it sends."""
+        """Do nothing: nothing is known of how it sends.
+
+        Args:
+            step: not used.
+        """
 
     def last_step(self) -> int | None:
         """Unknown."""
@@ -73,12 +112,20 @@ class OtherTracker:
 
 
 def _calls(
-    places: Sequence[Any], methods: tuple[str, ...], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]
+    owners: Sequence[Any], methods: tuple[str, ...], values: tuple[str, ...], convert: Callable[[Any, str, bool], Any]
 ) -> Iterator[Call]:
-    """Ways to log a value: each method of the places whose parameters are all understood."""
-    for place in places:
+    """Ways to log a value: each method of the owners whose parameters are all understood.
+
+    Args:
+        owners: objects that may have such a method; None stands for one that is not there.
+        methods: names of methods, the best first.
+        values: names that the parameter of the value may have.
+        convert: makes what the method takes, of the value, that parameter's name, and whether the method has a
+            parameter `dataformats`.
+    """
+    for owner in owners:
         for name in methods:
-            method = getattr(place, name, None)
+            method = getattr(owner, name, None)
             call = _call(method, values, convert) if callable(method) else None
             if call is not None:
                 yield call
@@ -123,6 +170,11 @@ def _as_image(png: bytes, parameter: str, has_formats: bool) -> Any:
     """A PIL image, a list of one where several are expected, or an array where a tensor is.
 
     Arrays are `[H, W, 3]` uint8 if the method can be told so, else `[3, H, W]`, as TensorBoard has it.
+
+    Args:
+        png: the bytes of a PNG file.
+        parameter: the name of the method's parameter for images.
+        has_formats: whether the method has a parameter `dataformats`.
     """
     picture = Image.open(io.BytesIO(png))
     if "tensor" in parameter or has_formats:

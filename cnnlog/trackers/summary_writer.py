@@ -24,7 +24,12 @@ class TorchEvents:
         return str(self._writer.log_dir)
 
     def write(self, summary: Summary, step: int) -> None:
-        """Write what belongs to `step` as one event, and see it through to the file."""
+        """Write what belongs to `step` as one event, and see it through to the file.
+
+        Args:
+            summary: the pictures, numbers, texts and histograms of the step.
+            step: the event's step.
+        """
         # `SummaryWriter.file_writer` is None after a `close()` of the writer; this getter opens the next event file.
         file = self._writer._get_file_writer()
         file.add_summary(summary, step)
@@ -58,7 +63,12 @@ class TensorboardXEvents:
         return str(self._writer.logdir)
 
     def write(self, summary: Summary, step: int) -> None:
-        """Write what belongs to `step` as one event, and see it through to the file."""
+        """Write what belongs to `step` as one event, and see it through to the file.
+
+        Args:
+            summary: the pictures, numbers, texts and histograms of the step.
+            step: the event's step.
+        """
         from tensorboardX.proto.event_pb2 import Event  # its own protocol buffers take no others
 
         event = Event(wall_time=time.time(), step=step)

@@ -211,6 +211,7 @@ def test_the_options_in_the_text_exist() -> None:
         "--serve",
         "--all",
         "--lowest",
+        "--trackio",
         "--memory",
         "--compare",
         "--page",

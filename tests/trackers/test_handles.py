@@ -22,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cnnlog import open_run, watch
 from cnnlog.kinds import Unit
-from cnnlog.trackers import tracker_of
+from cnnlog.trackers import COMET, EVENT_WRITERS, RUNS, takes_pictures, tracker_of
 from cnnlog.trackers.event_file import EventFile
 
 WRITERS: dict[str, Callable[[str], Any]] = {
@@ -259,6 +259,20 @@ def test_after_a_failed_write_the_next_step_goes_into_another_file(
     assert tracker.last_step() == 3
     if not isinstance(writer, EventFile):
         assert [number.step for number in found.Scalars("mine")] == [9]
+
+
+@pytest.mark.parametrize("known", sorted(EVENT_WRITERS | COMET | RUNS), ids=".".join)
+def test_a_handle_is_known_without_its_package(known: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cnnlog.trackers.tracker_of", None)  # no tracker is made to find out
+    package, name = known
+    assert takes_pictures(type(name, (), {"__module__": f"{package}.inner"})())
+
+
+@pytest.mark.parametrize(
+    "handle", [Album(), object(), None, ("client", "id")], ids=lambda handle: type(handle).__name__
+)
+def test_an_unknown_handle_takes_pictures_if_a_tracker_is_found_for_it(handle: Any) -> None:
+    assert takes_pictures(handle) == (tracker_of(handle, unit=Unit.EPOCH) is not None) == isinstance(handle, Album)
 
 
 def test_event_file_makes_nothing_before_the_first_write(tmp_path: Path) -> None:

@@ -40,7 +40,11 @@ def _about_side(side: Side) -> str:
 
 
 def unit(comparison: Comparison) -> str:
-    """What one step is: epoch or step; step if the runs do not agree."""
+    """What one step is: epoch or step; step if the runs do not agree.
+
+    Args:
+        comparison: what the page shows.
+    """
     units = {side.run.manifest.unit for side in comparison.sides if side.run is not None}
     return units.pop() if len(units) == 1 else "step"
 
@@ -95,7 +99,11 @@ def probes(comparison: Comparison, sides: list[dict[str, Any]]) -> list[dict[str
 
 
 def settings(comparison: Comparison) -> list[dict[str, Any]]:
-    """What made each side: one row for each setting."""
+    """What made each side: one row for each setting.
+
+    Args:
+        comparison: what the page shows.
+    """
     columns: list[dict[str, str]] = []
     for index, side in enumerate(comparison.sides):
         column = {"label": side.label, "source": side.source}

@@ -72,5 +72,9 @@ def data(comparison: Comparison, film: Film, sides: list[dict[str, Any]], blocks
 
 
 def text64(packed: bytes) -> str:
-    """Bytes as text that can stand in a page."""
+    """Bytes as text that can stand in a page.
+
+    Args:
+        packed: any bytes.
+    """
     return base64.b64encode(packed).decode("ascii")

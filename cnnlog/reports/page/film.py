@@ -126,7 +126,12 @@ class Filming:
         return film
 
     def _own_step(self, key: Key, step: int) -> int:
-        """The step that a side's picture is of at a step of the page."""
+        """The step that a side's picture is of at a step of the page.
+
+        Args:
+            key: which picture.
+            step: of the comparison.
+        """
         side, name = self.comparison.sides[key.side], self.comparison.layers[key.layer].names[key.side]
         if key.change:  # moves with either side
             return step if any(self.comparison.sides[of].run is not None for of in (0, key.side)) else 0
@@ -146,14 +151,22 @@ class Filming:
         return min(_IMAGES, max(counts, default=1))
 
     def _pictures(self, step: int) -> dict[Key, Picture]:
-        """The pictures that the page shows at a step, at full size: of each layer every side's, then the changes."""
+        """The pictures that the page shows at a step, at full size: of each layer every side's, then the changes.
+
+        Args:
+            step: of the comparison.
+        """
         shown = ((key, picture) for key, picture in pictures(self.comparison, step) if key.image < _IMAGES)
         by_side = sorted(shown, key=lambda one: (one[0].layer, one[0].change, one[0].side))
         return {key: _white_at_0(picture) if key.change else picture for key, picture in by_side}
 
 
 def _white_at_0(change: Picture) -> Picture:
-    """The change of filters in a view that draws 0 in white: of three colours the one that changed most."""
+    """The change of filters in a view that draws 0 in white: of three colours the one that changed most.
+
+    Args:
+        change: in any view.
+    """
     return replace(change, values=strongest(change.values), view="gray") if change.view == "rgb" else change
 
 

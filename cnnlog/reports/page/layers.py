@@ -98,7 +98,11 @@ def _no_difference(comparison: Comparison, film: Film, key: Key) -> str:
 
 
 def _scale(reel: Reel) -> tuple[str, str, str]:
-    """The ends of the last frame's range, and the class of its bar."""
+    """The ends of the last frame's range, and the class of its bar.
+
+    Args:
+        reel: which has frames.
+    """
     assert reel.last is not None, "it has frames"
     symmetric, high, doubled = reel.symmetric[-1], reel.high[-1], reel.doubled[-1]
     bar = "rgb" if reel.last.view == "rgb" else palette_name(reel.last.cmap, symmetric)
@@ -135,7 +139,12 @@ def _about_layer(comparison: Comparison, layer: LayerMatch) -> str:
 
 
 def _colour(number: int, of: int) -> str:
-    """Up to eight layers take colours that are told apart at a glance; more go round the hues in order of depth."""
+    """Up to eight layers take colours that are told apart at a glance; more go round the hues in order of depth.
+
+    Args:
+        number: of the layer, from 0 on.
+        of: how many layers there are.
+    """
     return _COLOURS[number] if of <= len(_COLOURS) else f"hsl({265 - 265 * number / (of - 1):.0f} 62% 52%)"
 
 

@@ -34,7 +34,11 @@ class _Life:
 
 
 class Lives:
-    """Each shown filter's numbers over the steps, of each layer and side."""
+    """Each shown filter's numbers over the steps, of each layer and side.
+
+    Args:
+        comparison: what the page shows.
+    """
 
     def __init__(self, comparison: Comparison) -> None:
         self.comparison = comparison
@@ -59,7 +63,11 @@ class Lives:
             life.at.append(len(life.steps) - 1)
 
     def _there(self, step: int) -> Iterator[tuple[int, int, int]]:
-        """Layer, side and the side's own step, where a run has the layer."""
+        """Layer, side and the side's own step, where a run has the layer.
+
+        Args:
+            step: of the comparison.
+        """
         for number, layer in enumerate(self.comparison.layers):
             for side, chosen in enumerate(self.comparison.sides):
                 own = self.comparison.step_of(side, step)

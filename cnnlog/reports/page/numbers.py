@@ -83,7 +83,11 @@ def curve_points(comparison: Comparison, sides: list[dict[str, Any]]) -> dict[st
 
 
 def table(comparison: Comparison) -> dict[str, Any]:
-    """The table of layers, at the last step. A column that would be empty is left out."""
+    """The table of layers, at the last step. A column that would be empty is left out.
+
+    Args:
+        comparison: what the page shows.
+    """
     rows = comparison.rows()
     columns: list[tuple[str, str, int | None, list[Any]]] = [("filters", "", None, [row.filters for row in rows])]
     for text, title, name, between in (
@@ -115,7 +119,11 @@ def table(comparison: Comparison) -> dict[str, Any]:
 
 
 def _cell(value: Spread | float | None) -> tuple[str, str]:
-    """A number, and the quartiles around it where it is a mean."""
+    """A number, and the quartiles around it where it is a mean.
+
+    Args:
+        value: a number, its spread over channels, or None.
+    """
     if isinstance(value, Spread):
         return as_text(value.mean), f"{as_text(value.lower)} to {as_text(value.upper)}" if value.finite > 1 else ""
     return as_text(value), ""
@@ -177,10 +185,18 @@ def moved(comparison: Comparison, sides: list[dict[str, Any]], rows: list[list[l
 
 
 def as_text(value: float | None) -> str:
-    """Three digits; a dash where there is no number."""
+    """Three digits; a dash where there is no number.
+
+    Args:
+        value: the number; None without one.
+    """
     return "–" if value is None or not math.isfinite(value) else f"{value:.3g}".replace("-", "−")
 
 
 def short(value: float | None) -> float | None:
-    """Four digits; None where there is no number."""
+    """Four digits; None where there is no number.
+
+    Args:
+        value: the number; None without one.
+    """
     return None if value is None or not math.isfinite(value) else float(f"{value:.4g}")

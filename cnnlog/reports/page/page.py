@@ -113,7 +113,11 @@ def _page(comparison: Comparison, *, title: str, page_bytes: int, progress: Prog
 
 
 def _script_json(content: Any) -> Markup:
-    """JSON that cannot end the script element that it stands in."""
+    """JSON that cannot end the script element that it stands in.
+
+    Args:
+        content: lists, dictionaries, texts and finite numbers.
+    """
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 

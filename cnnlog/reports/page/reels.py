@@ -227,7 +227,12 @@ def _at_most(cells: FloatArray, cell: int) -> FloatArray:
 
 
 def _values(picture: Picture, detail: Detail) -> int:
-    """How many values a frame has."""
+    """How many values a frame has.
+
+    Args:
+        picture: at full size.
+        detail: how much of it a frame keeps.
+    """
     shape = picture.values.shape
     area = shape[-2] * shape[-1] * min(1.0, detail.widest(picture) / max(shape[-2:])) ** 2
     if picture.view == "slices":
