@@ -70,8 +70,9 @@ def survey(
     with borrow(model):
         modules = _named(model)
         paths = {name: path for name, path, _ in layer_names(model)}
+        weighty = {module: name for name, module in modules.items() if has_weights(module)}
         wiring = Wiring(
-            layers={module: name for name, module in modules.items() if has_weights(module)},
+            layers=weighty,
             norms={module: name for name, module in modules.items() if is_norm(module)},
         )
         if probe is not None:
@@ -102,7 +103,7 @@ def survey(
             has_maps=len(outputs.get(name, ())) == 4 and outputs[name][0] == images,
             path=paths[name],
             full_shape=full.get(name),
-            has_weights=weights[name] is not None and has_weights(modules[name]),
+            has_weights=weights[name] is not None and modules[name] in weighty,
             behind=wiring.behind(name),
         )
         for name in order

@@ -122,7 +122,7 @@ def test_two_fits_of_one_trainer_go_on_in_one_folder(logger: bool, tmp_path: Pat
     store = RunStore.open(str(folder))
     assert store.steps == [0, 1, 2, 3, 4]
     assert store.manifest.baseline_step == 0
-    drift = [store.read_record(step).numbers["filter_drift_l2"]["net.0"].mean() for step in store.steps]
+    drift = [store.read_record(step).numbers["weight_change"]["net.0"].mean() for step in store.steps]
     assert drift == sorted(drift)  # still relative to the first fit's baseline
     if not logger:
         files = (folder / "pictures" / "filters" / "00_net.0").iterdir()

@@ -63,13 +63,15 @@ def test_numbers_stand_beside_the_pictures(tmp_path: Path) -> None:
     fit(trainer(tmp_path, monitors()), TinyCNN())
     found = events(tmp_path / "run" / "v0")
     for layer in LAYERS:
-        for number, steps in {"drift_cosine": 4, "drift_l2": 4, "update_l2": 3, "dead_share": 4, "cka": 4}.items():
-            values = [event.value for event in found.Scalars(f"{number}/{layer}")]
+        every = {"function_change": 4, "cka_positions": 4, "weight_change": 4, "filter_angle": 4, "update_ratio": 3}
+        for number, steps in every.items():
+            values = [event.value for event in found.Scalars(f"numbers/{number}/{layer}")]
             assert len(values) == steps
             assert all(np.isfinite(values))
-        drift = [event.value for event in found.Scalars(f"drift_l2/{layer}")]
-        assert drift[0] == 0 < drift[1] < drift[3]
-        assert found.Scalars(f"cka/{layer}")[0].value == pytest.approx(1)
+        for number in ("weight_change", "filter_angle", "function_change"):
+            change = [event.value for event in found.Scalars(f"numbers/{number}/{layer}")]
+            assert change[0] == 0 < change[1] < change[3]
+        assert found.Scalars(f"numbers/cka_positions/{layer}")[0].value == 1
 
 
 def test_the_stored_filters_are_the_weights_of_the_network(tmp_path: Path) -> None:
@@ -96,6 +98,7 @@ def test_the_stored_maps_are_the_named_layers_own_output(tmp_path: Path) -> None
     np.testing.assert_array_equal(store(tmp_path).read_record(3).feature_maps["net.0"], expected.numpy())
 
 
+@pytest.mark.filterwarnings("ignore:cnnlog. no channel:UserWarning")
 def test_pictures_say_what_their_range_is(tmp_path: Path) -> None:
     fit(trainer(tmp_path, [FilterMonitor()], max_epochs=1), TinyCNN(lr=1.0))
     last = events(tmp_path / "run" / "v0").Images("filters/00_net.0")[-1]
@@ -237,7 +240,7 @@ def test_frozen_parts_are_watched_and_stay_frozen(tmp_path: Path) -> None:
     module.net[0].requires_grad_(False).eval()
     warnings.filterwarnings("ignore", message=".*module.s. in eval mode at the start.*")
     fit(trainer(tmp_path, monitors()), module)
-    drift = store(tmp_path).read_record(3).numbers["filter_drift_l2"]
+    drift = store(tmp_path).read_record(3).numbers["weight_change"]
     assert drift["net.0"].max() == 0 < drift["net.3"].max()
     assert not module.net[0].training
 
@@ -321,7 +324,7 @@ def test_a_resume_in_the_same_folder_goes_on(tmp_path: Path) -> None:
     assert steps["filters/00_net.0"] == [0, 1, 2, 3, 4]
     assert steps["baseline/filters/00_net.0"] == [0]
     numbers = run.read_record(3).numbers
-    assert numbers["filter_update_l2"]["net.0"].mean() > 0
+    assert numbers["update_ratio"]["net.0"].mean() > 0
 
 
 def test_a_resumed_run_has_the_numbers_and_ranges_of_an_uninterrupted_one(tmp_path: Path) -> None:
@@ -350,7 +353,7 @@ def test_a_resume_into_a_new_folder_carries_the_baseline_over(tmp_path: Path) ->
     for layer, values in old.read_record(0).filters.items():
         np.testing.assert_array_equal(new.read_record(0).filters[layer], values)
     assert image_steps(events(tmp_path / "run" / "v1"))["filters/00_net.0"] == [0, 3, 4]
-    assert new.read_record(3).numbers["filter_drift_l2"]["net.0"].mean() > 0
+    assert new.read_record(3).numbers["weight_change"]["net.0"].mean() > 0
 
 
 def test_a_resume_without_its_baseline_says_what_numbers_are_relative_to(tmp_path: Path) -> None:
@@ -361,7 +364,7 @@ def test_a_resume_without_its_baseline_says_what_numbers_are_relative_to(tmp_pat
     new = RunStore.open(str(tmp_path / "run" / "v1" / "cnnlog"))
     assert new.steps == [2, 3, 4]
     assert new.manifest.baseline_step == 2
-    assert new.read_record(2).numbers["filter_drift_l2"]["net.0"].max() == 0
+    assert new.read_record(2).numbers["weight_change"]["net.0"].max() == 0
 
 
 def test_a_checkpoint_older_than_the_store_repeats_nothing(tmp_path: Path) -> None:
