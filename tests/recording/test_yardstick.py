@@ -1,0 +1,97 @@
+"""What is measured of each snapshot, against the baseline and the snapshot before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from cnnlog.metrics.cka import debiased_cka
+from cnnlog.recording.yardstick import Yardstick
+from cnnlog.runs.manifest import MeasuredLayer
+from cnnlog.snapshot import FloatArray, Snapshot
+
+LAYERS = (
+    MeasuredLayer("stem", "00_stem", "Conv2d", (4, 3, 3, 3), (1, 4, 8, 8), normalised=True, activation="ReLU"),
+    MeasuredLayer("head", "01_head", "Linear", (2, 4), (1, 2), normalised=False),
+)
+
+
+def some(seed: int, shape: tuple[int, ...]) -> FloatArray:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def snapshot(step: int, *, seed: int = 0) -> Snapshot:
+    return Snapshot(
+        step,
+        step,
+        10 * step,
+        weights={"stem": some(seed, (4, 3, 3, 3)), "head": some(seed + 1, (2, 4))},
+        outputs={"stem": some(seed + 2, (16, 4)), "head": some(seed + 3, (1, 2))},
+        peaks={"stem": np.array([1, -1, 0, 2], np.float32)},
+    )
+
+
+def test_the_baseline_is_exactly_unchanged() -> None:
+    numbers = Yardstick(LAYERS).measure(snapshot(0))
+    for number in ("weight_change", "function_change"):
+        assert {name: value.tolist() for name, value in numbers[number].items()} == {"stem": [0.0], "head": [0.0]}
+    assert numbers["cka_positions"]["stem"].tolist() == [1.0]
+    assert "head" not in numbers["cka_positions"], "of one position there is none"
+    assert numbers["dead_share"]["stem"].tolist() == [0.5]
+    assert "head" not in numbers["dead_share"]
+    assert not {"update_ratio", "mean_update_ratio", "filters_left_out", "channels_left_out"} & numbers.keys()
+
+
+def test_numbers_are_those_of_their_formulas() -> None:
+    yardstick, first, later = Yardstick(LAYERS), snapshot(0), snapshot(3, seed=9)
+    yardstick.measure(first)
+    yardstick.move_on(first)
+    numbers = yardstick.measure(later)
+    old, new = ({k: v.astype(np.float64).reshape(len(v), -1) for k, v in s.weights.items()} for s in (first, later))
+    unit = [w["stem"] / np.linalg.norm(w["stem"], axis=1, keepdims=True) for w in (old, new)]
+    assert numbers["weight_change"]["stem"] == pytest.approx(np.linalg.norm(unit[1] - unit[0]) / 2, rel=1e-5)
+    whole = np.linalg.norm(new["head"] - old["head"]) / np.linalg.norm(old["head"])
+    assert numbers["weight_change"]["head"] == pytest.approx(whole, rel=1e-5)
+    assert numbers["mean_update_ratio"]["head"] == pytest.approx(whole / 30, rel=1e-5)
+    cosine = (unit[0] * unit[1]).sum(axis=1)
+    np.testing.assert_allclose(numbers["filter_angle"]["stem"], np.degrees(np.arccos(cosine)), rtol=1e-4)
+    x, y = first.outputs["stem"].astype(np.float64), later.outputs["stem"].astype(np.float64)
+    assert numbers["function_change"]["stem"] == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x))
+    assert numbers["cka_positions"]["stem"] == pytest.approx(debiased_cka(x, y))
+
+
+def test_where_the_last_step_is_known_the_update_is_of_that_step_alone() -> None:
+    yardstick, first, later = Yardstick(LAYERS), snapshot(0), snapshot(1, seed=9)
+    yardstick.measure(first)
+    yardstick.move_on(first)
+    before = {"head": (later.weights["head"] / np.float32(1.01)).astype(np.float32)}
+    numbers = yardstick.measure(replace(later, before=before))
+    assert numbers["update_ratio"]["head"] == pytest.approx(0.01, rel=1e-3)
+    assert "head" not in numbers["mean_update_ratio"]
+    assert "stem" in numbers["mean_update_ratio"]
+
+
+def test_what_is_not_finite_is_left_out_and_counted() -> None:
+    yardstick, later = Yardstick(LAYERS), snapshot(1)
+    yardstick.measure(snapshot(0))
+    later.weights["stem"][1, 0, 0, 0] = np.nan
+    later.outputs["stem"][3, 2] = np.inf
+    numbers = yardstick.measure(replace(later, peaks={"stem": np.array([1, np.nan, 0, 2], np.float32)}))
+    assert numbers["weight_change"]["stem"] == 0
+    assert numbers["filters_left_out"]["stem"] == 1
+    assert np.isnan(numbers["filter_angle"]["stem"]).tolist() == [False, True, False, False]
+    assert numbers["function_change"]["stem"] == 0
+    assert numbers["channels_left_out"]["stem"] == 1
+    assert numbers["dead_share"]["stem"] == pytest.approx(1 / 3)
+
+
+def test_of_a_layer_without_a_baseline_nothing_is_told() -> None:
+    """As after a resume of a run whose files do not hold it."""
+    yardstick = Yardstick(LAYERS)
+    yardstick.restore(0, weights={"stem": snapshot(0).weights["stem"]}, outputs={}, latest=None)
+    numbers = yardstick.measure(snapshot(2, seed=9))
+    assert numbers["weight_change"].keys() == {"stem"}
+    assert not {"function_change", "cka_positions", "mean_update_ratio"} & numbers.keys()
+    assert numbers["dead_share"].keys() == {"stem"}
