@@ -29,7 +29,7 @@ from cnnlog.recording.problems import Problem
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View
 from cnnlog.runs.manifest import Manifest
-from cnnlog.runs.store import FOLDER, RunStore
+from cnnlog.runs.store import FOLDER, RunStore, folder_of_format
 from cnnlog.trackers import Tracker, trackers_for, writes_events
 from cnnlog.trackers.event_file import EventFile
 from cnnlog.trackers.handles import handles_given, refuse_closed
@@ -254,6 +254,8 @@ class Watcher:
         )
         self._end = weakref.finalize(self, self._live.close)  # also for a loop that ends without `close`
         self._resumed_at = self._live.last_step
+        if self._live.writes and (store := self._live.recorder.store) is not None:
+            self.folder = store.folder  # beside the one asked for, if that holds a run of an older format
 
     def snapshot(self, step: int, *, global_step: int = 0) -> None:
         """Capture the model as it is now. The first snapshot is the baseline, which changes and drift are relative to.
@@ -359,11 +361,15 @@ def _place(folder: str, resume: int, manifest: Manifest) -> RunPlace:
             return RunPlace(claim(folder, manifest))
         except FileExistsError:
             raise taken(RunStore.open(folder), _INSTEAD) from None
-    old = RunStore.open(folder)
+    here = folder_of_format(folder)
+    old = RunStore.open(here if RunStore.exists(here) else folder)
     if not old.steps:
-        raise ValueError(f"{folder} holds no snapshot to go on from: leave resume out and delete the folder.")
+        raise ValueError(f"{old.folder} holds no snapshot to go on from: leave resume out and delete the folder.")
     refuse_other(old.manifest, manifest)
-    return RunPlace(old, old)
+    if old.folder == here:
+        return RunPlace(old, old)
+    manifest = replace(manifest, baseline_step=old.manifest.baseline_step, carried_from=old.folder)
+    return RunPlace(claim(here, manifest), old)
 
 
 def _trackers(handles: Sequence[Any], unit: Unit, place: RunPlace, opened: ExitStack) -> list[Tracker]:

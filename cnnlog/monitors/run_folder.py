@@ -11,9 +11,9 @@ import lightning as L
 from cnnlog.monitors.alarm import Alarm
 from cnnlog.monitors.live_run import RunPlace, claim, new_baseline, taken
 from cnnlog.monitors.plan import refuse_other
-from cnnlog.runs.manifest import Manifest
+from cnnlog.runs.manifest import VERSION, Manifest
 from cnnlog.runs.places import inside
-from cnnlog.runs.store import FOLDER, RunStore
+from cnnlog.runs.store import FOLDER, RunStore, folder_of_format
 
 _INSTEAD = (
     "Choose another logger name or version, delete the folder, or resume that run with trainer.fit(ckpt_path=...)."
@@ -56,6 +56,7 @@ def place_of(trainer: L.Trainer, manifest: Manifest, *, memory: Memory, now: int
     if folder is not None and not trainer.loggers and _holds_another(folder, manifest):
         folder = _free_folder(trainer)  # nobody named the old one, so nobody can name another
     if trainer.global_step > 0 or trainer.ckpt_path is not None:
+        folder = folder if folder is None else folder_of_format(folder)
         old = _resumed_run(folder, manifest, memory=memory, now=now, alarm=alarm)
     else:
         old = None
@@ -169,7 +170,8 @@ def _resumed_run(folder: str | None, manifest: Manifest, *, memory: Memory, now:
     """
     here = _stored(folder)
     if here is not None:
-        if memory.run_id and here.manifest.run_id != memory.run_id:
+        goes_on = here.folder == f"{memory.folder}-{VERSION}"  # of a run of an older format, whose checkpoint this is
+        if memory.run_id and here.manifest.run_id != memory.run_id and not goes_on:
             raise ValueError(
                 f"{here.folder} holds another run than the one this checkpoint comes from "
                 f"({memory.folder}): expected that one or a new folder. Choose another logger name or version."

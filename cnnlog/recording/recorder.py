@@ -20,13 +20,14 @@ from cnnlog.recording.problems import Problem, Problems
 from cnnlog.recording.store_writer import StoreWriter
 from cnnlog.recording.yardstick import Latest, Yardstick, stored_weights
 from cnnlog.rendering.grids import STRIP_STEPS
-from cnnlog.runs.manifest import MeasuredLayer, WatchedLayer
+from cnnlog.runs.manifest import VERSION, MeasuredLayer, WatchedLayer
 from cnnlog.runs.steps import evenly
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray, Record, Snapshot
 from cnnlog.trackers import Tracker
 
 JOBS_WAITING = 2
+_SAME_IN_ALL_FORMATS = ("filter_norm", "map_mean", "map_max", "map_active")
 _T = TypeVar("_T")
 
 
@@ -158,6 +159,9 @@ class Recorder:
         """
         first, last = old.manifest.baseline_step, max(old.steps)
         baseline, latest = old.read_record(first), old.read_record(last)
+        if old.manifest.version < VERSION:  # some numbers there have our names and another meaning
+            kept = {name: by_layer for name, by_layer in baseline.numbers.items() if name in _SAME_IN_ALL_FORMATS}
+            baseline = replace(baseline, numbers=kept)
         weights = _if_there(lambda: old.read_weights("baseline")[0]) or {}
         outputs = _if_there(lambda: old.read_outputs("baseline")[0]) if old.manifest.version > 1 else None
         before = _if_there(lambda: old.read_weights("latest"))

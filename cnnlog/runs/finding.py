@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 
 from cnnlog.messages import some
+from cnnlog.runs.manifest import VERSION
 from cnnlog.runs.places import locate
 from cnnlog.runs.run import Run
 from cnnlog.runs.store import FOLDER, MANIFEST, RunStore
@@ -64,7 +65,7 @@ def _runs_below(path: str) -> Iterator[str]:
             del subfolders[:]
         for name in [name for name in subfolders if name.startswith(".")]:
             subfolders.remove(name)
-    yield from sorted(found)
+    yield from sorted(folder for folder in found if f"{folder}-{VERSION}" not in found)  # where an older one goes on
 
 
 def _is_run(folder: str) -> bool:
@@ -89,7 +90,7 @@ def _label(folder: str) -> str:
         folder: of a run's files; a path, or an address that fsspec knows.
     """
     parts = [part for part in os.path.abspath(folder).split("/") if part] if "://" not in folder else folder.split("/")
-    if len(parts) > 1 and parts[-1] == FOLDER:
+    if len(parts) > 1 and parts[-1] in (FOLDER, f"{FOLDER}-{VERSION}"):
         parts = parts[:-1]
     if len(parts) > 1 and _VERSION.fullmatch(parts[-1]):
         return "/".join(parts[-2:])

@@ -48,6 +48,20 @@ _Arrays = dict[str, npt.NDArray[Any]]
 _T = TypeVar("_T")
 
 
+def folder_of_format(folder: str) -> str:
+    """Where a run in this folder goes on: there, or beside it if it is of an older format.
+
+    Args:
+        folder: of a run's files; a path, or an address that fsspec knows. It need not exist.
+
+    Raises:
+        StoreError: the manifest there is damaged, or not ours.
+    """
+    if RunStore.exists(folder) and RunStore.open(folder).manifest.version < VERSION:
+        return f"{folder.rstrip('/')}-{VERSION}"
+    return folder
+
+
 class RunStore:
     """One run's folder, to write and to read.
 
