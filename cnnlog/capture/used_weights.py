@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -74,7 +75,13 @@ def indexed(weight: torch.Tensor, filters: Sequence[int] | None) -> torch.Tensor
         weight: `[O, ...]`.
         filters: which of them; None for all.
     """
-    return weight if filters is None else weight[torch.tensor(filters, device=weight.device)]
+    return weight if filters is None else weight.index_select(0, _positions(tuple(filters), weight.device))
+
+
+@lru_cache(1024)
+def _positions(filters: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    """Sent once, because a copy to CUDA waits for all that is under way there."""
+    return torch.tensor(filters, device=device)
 
 
 def takes_its_weight(module: nn.Module) -> bool:

@@ -165,7 +165,7 @@ def test_a_folder_that_cannot_be_written(
     assert image_steps(events(tmp_path / "run" / "v0"))["filters/00_net.0"] == [0, 1, 2, 3, 4]
     if late:
         assert store(tmp_path).steps == [0, 3, 4]
-        assert store(tmp_path).read_record(3).numbers["filter_drift_l2"]["net.0"].min() > 0
+        assert store(tmp_path).read_record(3).numbers["weight_change"]["net.0"].min() > 0
 
 
 # --- trackers
@@ -255,7 +255,7 @@ def test_a_layer_that_dies(tmp_path: Path) -> None:
     weights, warned = trained(tmp_path, monitors(), Dying)
     assert weights == plain
     (text,) = warned
-    assert "no feature map of net.0 is above 0 anywhere on the probe at step 2: dead" in text
+    assert "no channel of net.0 is above 0 anywhere on the probe at step 2, after the activation: dead" in text
     assert store(tmp_path).read_record(4).numbers["dead_share"]["net.0"] == 1
 
 

@@ -18,6 +18,7 @@ import cnnlog.monitors.live_run
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.loan import borrow
+from cnnlog.capture.measuring import measured, weights_now
 from cnnlog.snapshot import Snapshot
 
 # torch says so of the mode in which what waits raises
@@ -40,13 +41,24 @@ def net() -> nn.Sequential:
 
 
 def test_a_capture_waits_for_nothing(never_waits: Callable[[], None]) -> None:
-    model, layers = net(), ("0", "4")
-    survey(model, probe())
+    model, layers = (
+        nn.Sequential(net(), nn.AdaptiveAvgPool2d(16), nn.Flatten(), nn.Linear(2048, 2000)).cuda(),
+        ("0.0", "0.4"),
+    )
+    of_all = measured(survey(model, probe()))
+    assert of_all[-1].filters is not None, "of the large layer some filters are measured"
+    modules = dict(model.named_modules())
+    capture(model, probe(), filter_layers=layers, map_layers=layers, measured=of_all, **WHERE)
     never_waits()
-    seen = capture(model, probe(), filter_layers=layers, map_layers=layers, **WHERE, wait=False)
+    before = weights_now(modules, of_all)
+    taken: dict[str, Any] = {"filter_layers": layers, "map_layers": layers, "measured": of_all, "before": before}
+    seen = capture(model, probe(), **taken, **WHERE, wait=False)
     torch.cuda.set_sync_debug_mode("default")
     assert seen.ready is not None
-    assert torch.from_numpy(seen.feature_maps["0"]).is_pinned()
+    assert torch.from_numpy(seen.feature_maps["0.0"]).is_pinned()
+    seen.ready()
+    for name, weights in seen.weights.items():
+        np.testing.assert_array_equal(weights, seen.before[name])
 
 
 def test_the_fixture_sees_what_waits(never_waits: Callable[[], None]) -> None:

@@ -195,6 +195,6 @@ def test_a_killed_training_is_resumed_in_its_folder(which: int, killed: list[Kil
     run = RunStore.open(str(folder / "run" / "v0" / "cnnlog"))
     assert run.steps == list(range(end + 1))
     assert all((folder / "run" / "v0" / "cnnlog" / name).read_bytes() == data for name, data in before.items())
-    assert run.read_record(end).numbers["filter_drift_l2"]["net.0"].min() > 0
+    assert run.read_record(end).numbers["weight_change"]["net.0"].min() > 0
     images = image_steps(events(folder / "run" / "v0"))["filters/00_net.0"]
     assert images == list(range(end + 1)), "what the kill kept from the event file is drawn by the resume"

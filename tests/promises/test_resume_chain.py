@@ -18,13 +18,13 @@ from support.forks import Forks
 from support.training import TinyCNN, events, fit, probe, trainer
 
 from cnnlog import FeatureMapMonitor, FilterMonitor
-from cnnlog.metrics import drift
+from cnnlog.metrics.change import distance
 from cnnlog.runs.store import RunStore
 
 EPOCHS = 12
 KILLS = (3, 6, 9)  # stored steps in all, at which the training is killed
 CHAINS = {"same": ("v0", "v0", "v0", "v0"), "new": ("v0", "v1", "v2", "v3"), "back": ("v0", "v1", "v1", "v2")}
-OURS = ("filters", "feature_maps", "baseline/", "evolution/", "drift_", "update_", "dead_share", "cka", "probe")
+OURS = ("filters", "feature_maps", "baseline/", "evolution/", "numbers/", "probe")
 
 
 def train(where: str, version: str, checkpoint: str | None) -> None:
@@ -91,13 +91,13 @@ def test_a_chain_of_kills_and_resumes(how: str, whole: RunStore, forks: Forks, t
             record, expected = run.read_record(step), whole.read_record(step)
             for layer in ("net.0", "net.3"):
                 np.testing.assert_array_equal(record.filters[layer], expected.filters[layer])
-                for number in ("filter_drift_l2", "filter_drift_cosine", "cka"):
+                for number in ("weight_change", "filter_angle", "function_change", "cka_positions", "update_ratio"):
                     np.testing.assert_array_equal(
                         record.numbers[number][layer], expected.numbers[number][layer], "relative to the baseline"
                     )
     latest = runs[versions[-1]].read_weights("latest")[0]["net.0"]
-    last = whole.read_record(EPOCHS).numbers["filter_drift_l2"]["net.0"]
-    np.testing.assert_allclose(drift.change(first["net.0"], latest).l2, last, rtol=1e-6)
+    last = whole.read_record(EPOCHS).numbers["weight_change"]["net.0"]
+    np.testing.assert_allclose(distance(first["net.0"], latest), last, rtol=1e-6)
     for older, newer in pairwise(runs.values()):
         assert newer.manifest.carried_from == older.folder
     for version, run in runs.items():

@@ -13,7 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 TAGS = ("filters/00_conv1", "filters/01_conv2", "feature_maps/00_conv1")
-SCALAR = "drift_cosine/00_conv1"
+SCALAR = "numbers/weight_change/00_conv1"
 
 
 def write_run(folder: Path, *, steps: int = 31, tags: Iterable[str] = TAGS, seed: int = 0) -> Path:
