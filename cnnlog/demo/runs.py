@@ -31,7 +31,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from cnnlog.capture.probe import Probe
 from cnnlog.demo.network import FINETUNE, PRETRAIN, SCRATCH, DemoNet
 from cnnlog.demo.tasks import GRATING_CLASSES, WEAVE_CLASSES, IntArray, gratings, weaves
-from cnnlog.metrics.drift import mean_of_finite
 from cnnlog.monitors.callbacks import FeatureMapMonitor, FilterMonitor
 from cnnlog.runs.store import FOLDER, RunStore
 from cnnlog.snapshot import FloatArray
@@ -45,13 +44,15 @@ class DemoRun:
         name: the name of the run and of its folder.
         folder: has TensorBoard's events, and the store in `cnnlog/`.
         accuracies: the share of the validation images that are classified rightly, after each epoch.
-        drift: layer -> mean cosine distance of its filters at the last step to those at the first.
+        change: layer -> how far its weights moved from the first step to the last, as a share of their size.
+        function_change: layer -> how far its output on the probe moved, as a share of its size.
     """
 
     name: str
     folder: Path
     accuracies: tuple[float, ...]
-    drift: Mapping[str, float]
+    change: Mapping[str, float]
+    function_change: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -136,13 +137,14 @@ def summary(result: DemoResult) -> str:
     width = max(len(run.name) for run in runs)
     lines = ["", f"The runs are in {result.folder}:"]
     lines += [f"  {run.name:<{width}}  {run.accuracies[-1]:4.0%} of unseen images right" for run in runs]
-    column = max(len(layer) for layer in ("layer", *result.finetuned.drift))
-    lines += ["", "How far the filters moved (mean cosine distance to the run's first step; 0 is not at all):"]
-    lines += [f"  {'layer':<{column}}  fine-tuned  from scratch"]
-    lines += [
-        f"  {layer:<{column}}  {drift:10.3f}  {result.scratch.drift[layer]:12.3f}"
-        for layer, drift in result.finetuned.drift.items()
-    ]
+    tuned, scratch = result.finetuned, result.scratch
+    column = max(len(layer) for layer in ("layer", *tuned.change))
+    lines += ["", "How far each layer moved since its run's first step, as a share of its size:"]
+    lines += [f"  {'':<{column}}  {'weights':^22}  {'output on the probe':^22}"]
+    lines += [f"  {'layer':<{column}}  fine-tuned     scratch  fine-tuned     scratch"]
+    for layer in tuned.change:
+        moved = (run[layer] for run in (tuned.change, scratch.change, tuned.function_change, scratch.function_change))
+        lines.append("  ".join([f"  {layer:<{column}}", *(f"{share:10.1%}" for share in moved)]))
     lines += ["", "Watch them:", f"  {tensorboard_line(result.folder)}"]
     return "\n".join(lines)
 
@@ -224,12 +226,13 @@ def _train(
         DataLoader(data[1], batch_size=256),
     )
     store = RunStore.open(str(folder / FOLDER))
-    drift = store.read_record(store.steps[-1]).numbers["filter_drift_cosine"]
+    numbers = store.read_record(store.steps[-1]).numbers
     return DemoRun(
         name=folder.name,
         folder=folder,
         accuracies=tuple(net.accuracies),
-        drift={layer.name: float(mean_of_finite(drift[layer.name])) for layer in store.manifest.layers},
+        change={name: float(value[0]) for name, value in numbers["weight_change"].items()},
+        function_change={name: float(value[0]) for name, value in numbers["function_change"].items()},
     )
 
 

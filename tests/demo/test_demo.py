@@ -60,8 +60,9 @@ def test_three_runs_are_watched_from_the_baseline_on(quick: DemoResult) -> None:
         record = store.read_record(0)
         assert set(record.filters) == set(record.feature_maps) == {"conv1", "conv2"}
         assert len(run.accuracies) == 2
-        assert set(run.drift) == {"conv1", "conv2"}
-        assert all(drift > 0 for drift in run.drift.values())
+        for moved in (run.change, run.function_change):
+            assert moved.keys() >= {"conv1", "conv2"}
+            assert all(share > 0 for share in moved.values())
         assert list(run.folder.glob("events.out.tfevents.*"))
     assert {run.folder.parent for run in (quick.pretrained, quick.finetuned, quick.scratch)} == {quick.folder}
 
@@ -80,7 +81,7 @@ def test_a_second_demo_takes_a_new_folder_and_repeats_the_first(quick: DemoResul
     lines: list[str] = []
     again = run_demo(quick.folder, quick=True, progress=False, echo=lines.append)
     assert again.folder == quick.folder.with_name("runs-2")
-    assert again.scratch.drift == quick.scratch.drift
+    assert again.scratch.change == quick.scratch.change
     assert again.finetuned.accuracies == quick.finetuned.accuracies
     assert [line.split()[0] for line in lines] == ["1/3", "2/3", "3/3"]
     assert random.getstate() == before[0]
@@ -98,16 +99,17 @@ def test_only_a_folder_with_something_in_it_is_passed_over(tmp_path: Path) -> No
 
 
 def test_the_summary_says_where_how_far_and_how_to_look(tmp_path: Path) -> None:
-    def run(name: str, accuracy: float, drift: float) -> DemoRun:
-        return DemoRun(name, tmp_path / name, (0.1, accuracy), {"conv1": drift, "conv2": drift / 2})
+    def run(name: str, accuracy: float, change: float) -> DemoRun:
+        changes = {"conv1": change, "conv2": change / 2}
+        return DemoRun(name, tmp_path / name, (0.1, accuracy), changes, {k: 2 * v for k, v in changes.items()})
 
     folder = tmp_path / "with space"
     text = summary(DemoResult(folder, run("one", 0.97, 0.8), run("two", 0.96, 0.04), run("three", 0.81, 0.44)))
     lines = text.splitlines()
     assert f"The runs are in {folder}:" in lines
     assert [line.split() for line in lines if line.startswith("  conv")] == [
-        ["conv1", "0.040", "0.440"],
-        ["conv2", "0.020", "0.220"],
+        ["conv1", "4.0%", "44.0%", "8.0%", "88.0%"],
+        ["conv2", "2.0%", "22.0%", "4.0%", "44.0%"],
     ]
     assert "  two     96% of unseen images right" in lines
     assert lines[-1].endswith(f"tensorboard --logdir '{folder}'")
