@@ -236,12 +236,12 @@ class Session:
             if known_at == self._before_at:  # LBFGS comes here several times in one step
                 return
             stepping = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            modules = {name: module for name, _, module in layer_names(self._module)}
-            layers = [
-                layer
-                for layer in self._subject.watched.taken
-                if id(getattr(modules.get(layer.name), "weight", None)) in stepping
-            ]
+            modules = {
+                name: module
+                for name, _, module in layer_names(self._module)
+                if id(module._parameters.get("weight")) in stepping  # to ask for .weight may compute it, and draw
+            }
+            layers = [layer for layer in self._subject.watched.taken if layer.name in modules]
             self._before |= weights_now(modules, layers)
             self._before_at = known_at
         except Exception as error:  # a number less, and no word of it must reach the training
