@@ -77,17 +77,7 @@
     return Math.max(1, Math.floor(cell / Math.max(layout.h, layout.w)));
   }
 
-  /** Of each frame: by what a channel's values are multiplied to stand in the range of the last frame. */
-  function scalesOf(reel, channel) {
-    const doubled = new Array(reel.steps.length).fill(0);
-    for (const [frame, one, times] of reel.grown) if (one === channel) doubled.fill(times, frame);
-    const end = doubled[doubled.length - 1];
-    return doubled.map((times) => 2 ** (times - end));
-  }
-
-  const scaled = (value, zero, scale) => zero + Math.round((value - zero) * scale);
-
-  /** Draw cells, each `[frame, cell, scale]`, in rows of `columns`, enlarged by `factor`, a gap of 1 px between them. */
+  /** Draw cells, each `[frame, cell]`, in rows of `columns`, enlarged by `factor`, a gap of 1 px between them. */
   function compose(canvas, reel, bytes, cells, columns, factor) {
     const { h, w } = reel.layout;
     const wide = w * factor + 1, high = h * factor + 1;
@@ -102,11 +92,10 @@
     const planes = reel.rgb ? 3 : 1;
     const from = reel.layout.columns, row = from * (w + 1) - 1;
     const size = bytes.length / reel.steps.length;
-    out.fill(reel.rgb ? RGB_GAP : colours[reel.palettes[+reel.symmetric[0]]][data.gap]);
-    cells.forEach(([frame, cell, scale = 1], place) => {
+    const palette = reel.rgb ? null : colours[reel.palette];
+    out.fill(palette ? palette[data.gap] : RGB_GAP);
+    cells.forEach(([frame, cell], place) => {
       if (frame < 0) return;
-      const zero = reel.symmetric[frame] ? data.zero : 0;
-      const palette = reel.rgb ? null : colours[reel.palettes[+reel.symmetric[frame]]];
       const start = frame * size + planes * (Math.floor(cell / from) * (h + 1) * row + (cell % from) * (w + 1));
       const corner = Math.floor(place / columns) * high * width + (place % columns) * wide;
       for (let y = 0; y < h; y++) {
@@ -114,18 +103,8 @@
         const line = to;
         for (let x = 0; x < w; x++) {
           const at = start + planes * (y * row + x);
-          let red = bytes[at], colour;
-          if (palette) {
-            if (scale !== 1 && red <= data.top) red = scaled(red, zero, scale);
-            colour = palette[red];
-          } else {
-            let green = bytes[at + 1], blue = bytes[at + 2];
-            // 0 and 255 stand in the two colours of what is not finite, and in no value
-            if (scale !== 1 && [red, green, blue].every((part) => part > 0 && part < 255)) {
-              [red, green, blue] = [red, green, blue].map((part) => scaled(part, 128, scale));
-            }
-            colour = (0xff000000 | (blue << 16) | (green << 8) | red) >>> 0;
-          }
+          const colour = palette ? palette[bytes[at]]
+            : (0xff000000 | (bytes[at + 2] << 16) | (bytes[at + 1] << 8) | bytes[at]) >>> 0;
           for (let f = 0; f < factor; f++) out[to++] = colour;
         }
         for (let f = 1; f < factor; f++) out.copyWithin(line + f * width, line, to);
@@ -211,11 +190,6 @@
       this.canvas.setAttribute("aria-label",
         `${kind} of ${data.layers[this.layer].name}, ${this.title}, ${what}: ${n} of ${h} by ${w} pixels`);
       this.box.setAttribute("aria-label", `${kind} of ${data.layers[this.layer].name}, ${this.title}: open a filter`);
-      if (frame < 0) return;
-      const [low, high, bar] = scaleOf(reel, frame);
-      this.figure.querySelector(".scale .low").textContent = low;
-      this.figure.querySelector(".scale .high").textContent = high;
-      this.figure.querySelector(".bar").className = `bar ${bar}`;
     }
 
     channelAt(event) {
@@ -244,18 +218,17 @@
     }
   }
 
-  function scaleOf(reel, frame) {
-    const symmetric = reel.symmetric[frame], high = reel.high[frame], doubled = reel.doubled[frame];
-    const bar = reel.rgb ? "rgb" : reel.palettes[+symmetric];
-    if (high !== null) return [symmetric ? `−${number(high)}` : "0", number(high), bar];
-    const grown = doubled ? ` (up to ×${2 ** doubled})` : "";
-    return [symmetric ? "−own range" : "0", `own range${grown}`, bar];
-  }
+  /** The range of one channel, in the numbers at the ends of a scale. */
+  const rangeOf = (reel, channel) => {
+    const high = number(reel.high[channel]);
+    return [reel.symmetric ? `−${high}` : "0", high];
+  };
 
   function point(picture, channel) {
     for (const other of pictures) if (other.layer === picture.layer) other.mark(channel);
     const noun = picture.kind === "filters" ? "filter" : "map";
-    picture.box.title = channel === null ? "" : `${noun} ${channel}`;
+    const range = channel === null || channel >= picture.reel.layout.n ? "" : `: ${rangeOf(picture.reel, channel).join(" to ")}`;
+    picture.box.title = channel === null ? "" : `${noun} ${channel}${range}`;
   }
 
   const watching = new IntersectionObserver((entries) => {
@@ -398,6 +371,8 @@
       if (shown.length < 2 || state.mode === "side") continue;
       shown[0].classList.add("pair-a");
       shown[1].classList.add("pair-b");
+      const [one, other] = shown.slice(0, 2).map((figure) => figure.querySelector(".scale").textContent);
+      group.classList.toggle("unlike", one !== other); // two ranges over one another: both are told
     }
     document.body.dataset.mode = state.mode;
     document.body.dataset.show = state.show;
@@ -546,8 +521,7 @@
 
   function cellsOf(reel, channel, frame) {
     const { k } = reel.layout;
-    const scale = frame < 0 ? 1 : scalesOf(reel, channel)[frame];
-    return Array.from({ length: k }, (_, c) => [frame, channel * k + c, scale]);
+    return Array.from({ length: k }, (_, c) => [frame, channel * k + c]);
   }
 
   function channelsOf(layer) {
@@ -598,13 +572,22 @@
     return make("span", { class: `badge s${side % 5}` }, data.sides[side].letter);
   }
 
+  /** A scale of one channel: its two numbers, and the colours between them. */
+  function scaleFor(reel, channel) {
+    const [low, high] = rangeOf(reel, channel);
+    const scale = make("span", { class: "scale" });
+    scale.append(make("span", { class: "low" }, low),
+      make("span", { class: `bar ${reel.rgb ? "rgb" : reel.palette}`, "aria-hidden": "true" }), make("span", { class: "high" }, high));
+    return scale;
+  }
+
   function filmOf(picture, channel, token) {
     const section = make("section", { class: "strip" });
     const what = picture.kind === "filters"
       ? picture.reel.layout.k > 1 ? `the filter, one row an input channel (the first ${picture.reel.layout.k})` : "the filter"
       : "its feature map on the probe";
     const head = make("p");
-    head.append(badge(picture.side), ` ${data.sides[picture.side].label} `, make("span", { class: "soft" }, `${what}; one column a step, all in the range of the last`));
+    head.append(badge(picture.side), ` ${data.sides[picture.side].label} `, make("span", { class: "soft" }, `${what}; one column a step`), scaleFor(picture.reel, channel));
     const track = make("div", { class: "track", tabindex: 0 });
     const film = make("div", { class: "film" });
     const canvas = make("canvas", { role: "img",
@@ -624,8 +607,7 @@
       const every = Math.ceil(data.steps.length * (w * factor + 1) / 30000);
       const shown = data.steps.map((_, i) => i).filter((i) => i % every === 0 || i === last);
       const cells = [];
-      const scales = scalesOf(reel, channel);
-      for (let c = 0; c < k; c++) for (const i of shown) cells.push([reel.at[i], channel * k + c, scales[reel.at[i]]]);
+      for (let c = 0; c < k; c++) for (const i of shown) cells.push([reel.at[i], channel * k + c]);
       compose(canvas, reel, bytes, cells, shown.length, factor);
       const entry = { film, track, mark, wide: w * factor + 1, every };
       film.onclick = (event) => {
