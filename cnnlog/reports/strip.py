@@ -47,7 +47,7 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
     labels = [f"{part.kind.one} {channel}" for channel in channels]
     left = max(width_of(font, label) for label in [*labels, "step"]) + SPACE
     slices = ", first input channel" if part.view == "slices" else ""
-    rows = "" if wanted.channels is not None else f"; rows: what changed most of {part.channels}"
+    rows = "" if wanted.channels is not None else f"; rows: the {len(channels)} of {part.channels} that changed most"
     lines = [f"{part.title}{slices}{rows}", *([uneven] if uneven else []), part.legend(limits)]
     canvas = Canvas(left + grid.width, run.name, *lines)
     top = canvas.height + SMALL + SPACE

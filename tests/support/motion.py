@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from cnnlog.snapshot import FloatArray
 
-Arrays = tuple[dict[str, FloatArray], dict[str, FloatArray]]
+Arrays = tuple[Mapping[str, FloatArray], Mapping[str, FloatArray]]
 STEADY_STEPS = 20
 
 
-def steady(layers: dict[str, tuple[int, ...]]) -> Callable[[int], Arrays]:
+def steady(layers: Mapping[str, tuple[int, ...]]) -> Callable[[int], Arrays]:
     """Filters from a uniform start that move by exactly 1 % of their length a step, each in one direction, for ever.
 
     Args:
@@ -44,7 +44,7 @@ def unsteadiness(frames: Sequence[np.ndarray]) -> float:
     return float(max(moves) / np.median(moves))
 
 
-def grown(amount: float, layer: str, channel: int, shapes: dict[str, tuple[int, ...]]) -> Callable[[int], Arrays]:
+def grown(amount: float, layer: str, channel: int, shapes: Mapping[str, tuple[int, ...]]) -> Callable[[int], Arrays]:
     """Filters that never move, but for one that is longer by `amount` from step 1 on.
 
     Args:
