@@ -17,7 +17,7 @@ from support.motion import STEADY_STEPS, grown, steady, unsteadiness
 from support.stored_runs import moving, write_run
 
 import cnnlog
-from cnnlog.rendering.colours import TOP, palette
+from cnnlog.rendering.colours import GAP, TOP, palette
 from cnnlog.reports.page.page import write_report
 
 if TYPE_CHECKING:
@@ -160,3 +160,51 @@ def test_in_swipe_both_sides_have_one_range_or_both_are_told(
         assert left is not None
         assert right is not None
         assert left["x"] + left["width"] <= right["x"]
+
+
+def middles(canvas: np.ndarray) -> list[float]:
+    """Where the columns of a strip stand: the middle of each run of pixels that are no gap and not transparent."""
+    gap = np.frombuffer(palette("auto", True), np.uint8).reshape(-1, 3)[GAP]
+    cells = (canvas[..., 3] > 0) & (canvas[..., :3] != gap).any(axis=-1)
+    there = np.concatenate([[0], cells.any(axis=0).astype(int), [0]])
+    begins, ends = np.flatnonzero(np.diff(there) == 1), np.flatnonzero(np.diff(there) == -1)
+    return [float(one) for one in (begins + ends) / 2]
+
+
+@pytest.mark.parametrize(
+    ("steps", "columns"),
+    [
+        (range(13), range(13)),
+        (range(101), range(0, 101, 4)),
+        ([0, 1, 2, 5, 10, 20], range(0, 21, 1)),
+        ([0, 500, 1000, 1500], range(0, 1501, 500)),
+    ],
+)
+def test_strips_and_curves_share_their_axis(page: Page, tmp_path: Path, steps: Any, columns: range) -> None:
+    shapes = {"conv": (4, 1, 7, 7)}
+    run = write_run(tmp_path / "run", steady(shapes), steps=steps)
+    write_report(cnnlog.compare(run), tmp_path / "page.html")
+    page.goto(f"{(tmp_path / 'page.html').as_uri()}#life=conv:1")
+    wait(page, "document.querySelectorAll('#life .strip canvas').length == 2")
+    wait(page, "[...document.querySelectorAll('#life .strip canvas')].every(one => one.picture)")
+    wait(page, "document.querySelector('#life .life-charts .chart')")
+    ticks: dict[str, float] = page.evaluate(
+        "Object.fromEntries([...document.querySelectorAll('#life .life-charts .chart')].flatMap(chart =>"
+        " [...chart.querySelectorAll('.ticks.x text')].map(text => [text.textContent,"
+        " text.getBoundingClientRect().left + text.getBoundingClientRect().width / 2])))"
+    )
+    for strip in page.query_selector_all("#life .strip canvas"):
+        address: str = strip.evaluate("canvas => canvas.toDataURL()")
+        left: float = strip.evaluate("canvas => canvas.getBoundingClientRect().left")
+        with Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2]))) as picture:
+            found = middles(np.asarray(picture.convert("RGBA")))
+        assert len(found) == len(columns)
+        assert np.ptp(np.diff(found)) <= 1
+        for step, middle in zip(columns, found, strict=True):
+            if str(step) in ticks:
+                assert abs(left + middle - ticks[str(step)]) <= 1
+    assert len(ticks) >= 4
+    overflow = page.evaluate(
+        "document.querySelector('#life').scrollWidth - document.querySelector('#life').clientWidth"
+    )
+    assert overflow <= 0
