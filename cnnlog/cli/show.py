@@ -61,14 +61,14 @@ def show_filters(
     from cnnlog.kinds import Kind
     from cnnlog.models.torchvision import load_classifier
     from cnnlog.rendering.picture import Picture
-    from cnnlog.rendering.ranges import AnchoredRange
+    from cnnlog.rendering.ranges import tight_limits
     from cnnlog.rendering.views import resolve_view, select_filters
 
     found = load_classifier(model, weights, arch=arch)
     weight = _captured(found.model, None, layer, Kind.FILTERS)
     drawn = select_filters(weight, view=view, max_filters=shown)
     resolved = resolve_view(weight.shape, view)
-    limits = AnchoredRange(value_range, signed=Kind.FILTERS.signed).update(drawn)
+    limits = tight_limits(drawn, rule=value_range, signed=Kind.FILTERS.signed)
     title = f"Filters of {layer} in {found.name} ({by(weight.shape)})"
     picture = Picture.of(Kind.FILTERS, drawn, limits, view=resolved, cmap=cmap)
     _save(picture, output, title=title if figure else None, width=width)
@@ -95,7 +95,7 @@ def show_maps(
     from cnnlog.kinds import Kind
     from cnnlog.models.torchvision import load_classifier
     from cnnlog.rendering.picture import Picture
-    from cnnlog.rendering.ranges import AnchoredRange
+    from cnnlog.rendering.ranges import tight_limits
     from cnnlog.rendering.views import cell_width, grid_columns, select_maps
 
     found = load_classifier(model, weights, arch=arch)
@@ -103,7 +103,7 @@ def show_maps(
     maps = _captured(found.model, probe, layer, Kind.FEATURE_MAPS)
     cell = None if figure else cell_width(grid_columns(min(shown, maps.shape[1])), width)
     drawn = select_maps(maps, max_maps=shown, cell=cell)
-    limits = AnchoredRange(value_range).update(Kind.FEATURE_MAPS.by_channel(drawn))
+    limits = tight_limits(Kind.FEATURE_MAPS.by_channel(drawn), rule=value_range)
     title = f"Feature maps of {layer} in {found.name} ({by(maps.shape[1:])}), {image.name}"
     picture = Picture.of(Kind.FEATURE_MAPS, drawn, limits, cmap=cmap)
     _save(picture, output, title=title if figure else None, width=width)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 import cnnlog
 from cnnlog.cli.app import app
 from cnnlog.rendering.grids import maps_grid
-from cnnlog.rendering.ranges import AnchoredRange
+from cnnlog.rendering.ranges import tight_limits
 
 
 def run(*arguments: object) -> Result:
@@ -72,14 +72,15 @@ def test_the_filters_averaged_over_inputs_and_scaled_over_the_layer(tmp_path: Pa
     options = ("--layer", "features.0", "--view", "mean", "--range", "layer", "-o", output)
     run("show", "filters", "squeezenet1_1", "--weights", weights, *options)
     with Image.open(output) as picture:
-        assert picture.size == (343, 343)  # 8 x 8 cells of 3 pixels, 14 times enlarged, 7 gaps
+        assert picture.size == (345, 345)  # 8 x 8 cells of 3 pixels, 14 times enlarged, 9 gaps
         grid = np.asarray(picture.convert("RGB"))
-    assert np.all(grid[..., 0] == grid[..., 1]) or np.count_nonzero(np.ptp(grid, axis=-1)) == 343**2 - 64 * 42**2
+    assert np.all(grid[..., 0] == grid[..., 1]) or np.count_nonzero(np.ptp(grid, axis=-1)) == 345**2 - 64 * 42**2
     means = torch.load(weights, weights_only=True)["features.0.weight"].mean(1).numpy()
     largest = np.abs(means).max()
     for index in (0, 9, 63):
         row, column = divmod(index, 8)
-        cell = grid[row * 43 : row * 43 + 42 : 14, column * 43 : column * 43 + 42 : 14, 0] / 255
+        top, left = 1 + row * 43, 1 + column * 43
+        cell = grid[top : top + 42 : 14, left : left + 42 : 14, 0] / 255
         np.testing.assert_allclose(cell, (means[index] / largest + 1) / 2, atol=1 / 60)
 
 
@@ -101,7 +102,7 @@ def test_the_maps_are_the_named_layers_own(tmp_path: Path, weights: Path, image:
         expected = nn.functional.conv2d(
             transform(picture.convert("RGB"))[None], model.features[0].weight, model.features[0].bias, stride=2
         )[0, :4]
-    limits = AnchoredRange("layer").update(expected.numpy())
+    limits = tight_limits(expected.numpy(), rule="layer")
     grid = maps_grid(expected.numpy(), limits, width=2000)
     with Image.open(output) as picture:
         difference = np.asarray(picture).astype(int) - grid.pixels

@@ -131,8 +131,8 @@ def test_a_strip_shows_the_chosen_filters_at_the_chosen_steps_in_one_range(store
     picture = strip(run, Wanted(steps=(1, 2, 5, 10), channels=(0, 3, 7)))
     high = peaks(run, "stem")
     assert high[7] > run.limits("stem", "filters", 1).high[7], "its range must have grown for this test to tell"
-    side = 5 * (((700 - 3) // 4) // 5)
-    right, bottom = picture.width - MARGIN - 1, picture.height - MARGIN - 1
+    side = 5 * (((700 - 5) // 4) // 5)
+    right, bottom = picture.width - MARGIN - 2, picture.height - MARGIN - 2
     for row, channel in enumerate((0, 3, 7)):
         for column, step in enumerate((1, 2, 5, 10)):
             at = (right - (3 - column) * (side + 1), bottom - (2 - row) * (side + 1))
@@ -142,10 +142,10 @@ def test_a_strip_shows_the_chosen_filters_at_the_chosen_steps_in_one_range(store
 
 def test_a_strip_takes_steps_at_even_strides(stored: Path) -> None:
     picture = strip(open_run(stored), Wanted())  # steps 0 to 11: 0, 2, 4, 6, 8, 10
-    side = 5 * (((700 - 5) // 6) // 5)
-    shown = np.asarray(picture)[MARGIN:-MARGIN, -MARGIN - 6 * side - 5 : -MARGIN]
-    gaps = np.flatnonzero((shown[-8 * side - 7 :] == 0).all(axis=(0, 2)))
-    assert gaps.tolist() == [side + number * (side + 1) for number in range(5)]
+    side = 5 * (((700 - 7) // 6) // 5)
+    shown = np.asarray(picture)[MARGIN:-MARGIN, -MARGIN - 6 * side - 7 : -MARGIN]
+    gaps = np.flatnonzero((shown[-8 * side - 9 :] == 0).all(axis=(0, 2)))
+    assert gaps.tolist() == [number * (side + 1) for number in range(7)]
     run = open_run(stored)
     given = strip(run, Wanted(steps=(0, 2, 4, 6, 8, 10)))
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(given))
@@ -160,7 +160,7 @@ def test_a_strip_shows_the_channels_that_changed_most(tmp_path: Path) -> None:
     run = open_run(folder)
     picture = strip(run, Wanted())
     given = strip(run, Wanted(channels=(11, 2, 4, 7, 0, 1, 3, 5)))
-    height = 8 * 3 * (((700 - 3) // 4) // 3)
+    height = 8 * 3 * (((700 - 5) // 4) // 3)
     np.testing.assert_array_equal(np.asarray(picture)[-height:], np.asarray(given)[-height:])
     values = np.stack([start, start + way])
     assert most_changed(values, 4) == (11, 2, 4, 7)
@@ -206,10 +206,10 @@ def test_in_an_animation_a_colour_means_the_same_in_every_frame(stored: Path, tm
     assert durations[0] == durations[-1] == AT_THE_ENDS
     assert set(durations[1:-1]) == {FRAME[1]}
     high = float(peaks(run, "stem")[0])
-    top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
+    top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 5) // 4) // 5)) + 3)
     for step, frame in enumerate(frames):
         np.testing.assert_array_equal(frame, np.asarray(Animation(run, Wanted()).frame(step)))
-        assert frame[top, MARGIN].tolist() == rgb_of(run.filters("stem", step)[0, :, 0, 0], high)
+        assert frame[top, MARGIN + 1].tolist() == rgb_of(run.filters("stem", step)[0, :, 0, 0], high)
 
 
 def test_an_animated_png_of_equal_frames_keeps_each(tmp_path: Path) -> None:
@@ -256,9 +256,9 @@ def test_a_gif_of_coloured_filters_keeps_page_letters_and_gaps(stored: Path, tmp
 def test_a_range_fresh_at_each_step_becomes_one_for_all_frames(tmp_path: Path) -> None:
     run = open_run(write(tmp_path / "fresh", rule="step"))
     frame = Animation(run, Wanted()).frame(0)
-    top = frame.height - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
+    top = frame.height - MARGIN - (3 * (5 * (((700 - 5) // 4) // 5)) + 3)
     corner = run.filters("stem", 0)[0, :, 0, 0]
-    assert frame.getpixel((MARGIN, top)) == tuple(rgb_of(corner, float(peaks(run, "stem")[0])))
+    assert frame.getpixel((MARGIN + 1, top)) == tuple(rgb_of(corner, float(peaks(run, "stem")[0])))
 
 
 def test_a_figure_names_what_it_shows(stored: Path) -> None:
