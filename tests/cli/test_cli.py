@@ -161,7 +161,7 @@ def test_what_is_wrong_is_one_sentence_with_exit_code_2() -> None:
 def test_demo_ends_with_the_runs_the_table_and_the_line_that_opens_tensorboard(tmp_path: Path) -> None:
     text = run("demo", "--quick", "--out", tmp_path / "runs").output
     assert str(tmp_path / "runs") in text
-    assert "from scratch" in text
+    assert "output on the probe" in text
     assert f"tensorboard --logdir {shlex.quote(str(tmp_path / 'runs'))}" in text
 
 

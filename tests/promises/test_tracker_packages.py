@@ -54,7 +54,7 @@ def test_a_tracker_has_every_picture_and_number(name: str, how: str, tmp_path: P
         pytest.skip(f"{PACKAGES[name]} is not installed; scripts/test --all installs it")
     found = found_by(name, how, tmp_path)
     if name == "wandb":
-        assert {found["axes"][tag] for tag in (*found["images"], "cka/00_net.0")} == {"cnnlog/epoch"}
+        assert {found["axes"][tag] for tag in (*found["images"], "numbers/cka_positions/00_net.0")} == {"cnnlog/epoch"}
         assert found["axes"].get("*") == ("trainer/global_step" if how == "logger" else None)
     if name == "mlflow":
         assert found["grid"] == "True"

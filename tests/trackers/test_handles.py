@@ -72,7 +72,7 @@ def test_a_summary_writer_gets_all_and_stays_open(name: str, argument: str, tmp_
     found = events(tmp_path / "board")
     steps = image_steps(found)
     assert steps["filters/00_net.0"] == steps["feature_maps/01_net.3"] == STEPS
-    assert [number.step for number in found.Scalars("cka/00_net.0")] == STEPS
+    assert [number.step for number in found.Scalars("numbers/cka_positions/00_net.0")] == STEPS
     assert [number.step for number in found.Scalars("mine")] == [7]
     assert (len(list((tmp_path / "run").glob("*tfevents*"))) == 1) == (argument == "trackers")  # its own is added
     assert not list((tmp_path / "run").rglob("pictures"))
@@ -82,7 +82,7 @@ def test_an_unknown_object_with_a_method_for_images_is_its_own_handle(tmp_path: 
     album = Album()
     watched(tmp_path, tensorboard=False, trackers=[album])
     assert [step for tag, step in album.images if tag == "filters/00_net.0"] == STEPS
-    assert [step for tag, step in album.numbers if tag == "cka/00_net.0"] == STEPS
+    assert [step for tag, step in album.numbers if tag == "numbers/cka_positions/00_net.0"] == STEPS
     assert not list(tmp_path.rglob("pictures"))
     assert not list(tmp_path.rglob("*tfevents*"))
 

@@ -182,7 +182,7 @@ def test_an_unknown_logger_with_an_image_method_is_used(tmp_path: Path) -> None:
         fit(trainer(tmp_path, monitors(), logger=logger), TinyCNN())
     assert [step for tag, _, step in logger.images if tag == "filters/00_net.0"] == [0, 1, 2, 3]
     assert all(isinstance(image, Image.Image) for _, images, _ in logger.images for image in images)
-    assert [step for tag, step in logger.numbers if tag == "cka/00_net.0"] == [0, 1, 2, 3]
+    assert [step for tag, step in logger.numbers if tag == "numbers/cka_positions/00_net.0"] == [0, 1, 2, 3]
 
 
 def one_picture(logger: Any) -> None:
