@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
+from cnnlog.comparison import apart
+from cnnlog.comparison.apart import Between
+from cnnlog.comparison.settling import Settling
 from cnnlog.comparison.side_by_side import SideBySide, minus
 from cnnlog.comparison.sides import LayerMatch
 from cnnlog.kinds import Kind
-from cnnlog.metrics import drift
 from cnnlog.rendering.ranges import ChangeRange, Limits, peak
 from cnnlog.runs.run import Progress
-from cnnlog.runs.spread import Spread
-from cnnlog.snapshot import FloatArray
-
-
-@dataclass(frozen=True)
-class Between:
-    """What was measured between the first side and a further one, for one layer at one step.
-
-    Attributes:
-        cosine: cosine distances of the filters; None where they cannot be compared.
-        l2: `|further - first| / |first|` of the filters; None where they cannot be compared.
-        cka: linear CKA of the shown feature maps; None where they cannot be compared.
-        shown_only: the distances are of the shown filters, because a side does not store all of them at this step.
-        high: for each kind, the range that the difference is drawn with, and how often it has doubled.
-    """
-
-    cosine: Spread | None = None
-    l2: Spread | None = None
-    cka: float | None = None
-    shown_only: bool = False
-    high: Mapping[Kind, tuple[float, int]] = field(default_factory=dict)
 
 
 class Distances:
@@ -41,10 +22,14 @@ class Distances:
 
     Args:
         of: the sides.
+
+    Attributes:
+        settling: how far each side's layers had to go, which is found in the same pass over the steps.
     """
 
     def __init__(self, of: SideBySide) -> None:
         self._of = of
+        self.settling = Settling(of)
         self._found: dict[tuple[int, str, int], Between] | None = None
 
     def measure(self, progress: Progress | None = None) -> Mapping[tuple[int, str, int], Between]:
@@ -63,6 +48,7 @@ class Distances:
                 for side in range(1, len(self._of.sides)):
                     for layer in self._of.layers:
                         found[side, layer.name, step] = self._at_step(side, layer, step, ranges)
+                self.settling.see(step)
                 if progress is not None:
                     progress("comparing", done + 1, len(self._of.steps))
             self._found = found
@@ -79,26 +65,6 @@ class Distances:
         high, doubled = found
         return Limits(np.full(count, high, np.float32), True, np.full(count, doubled, np.int64))
 
-    def of_all_filters(
-        self, layer: LayerMatch, step: int, everything: Sequence[Mapping[str, FloatArray]]
-    ) -> Iterator[Between]:
-        """What lies between the first side and each further one, measured of all filters where both sides have them.
-
-        Args:
-            layer: one of the layers.
-            step: a step of the comparison.
-            everything: what `SideBySide.all_filters` gives for each side at this step.
-        """
-        first = everything[0].get(layer.names[0] or "")
-        for side in range(1, len(self._of.sides)):
-            between = self.measure()[side, layer.name, self._of.known(step)]
-            other = everything[side].get(layer.names[side] or "")
-            if first is not None and other is not None and first.shape == other.shape:
-                moved = drift.change(first, other)
-                yield replace(between, cosine=Spread.of(moved.cosine), l2=Spread.of(moved.l2))
-            else:
-                yield replace(between, shown_only=between.cosine is not None)
-
     def _at_step(
         self, side: int, layer: LayerMatch, step: int, ranges: dict[tuple[int, str, Kind], ChangeRange]
     ) -> Between:
@@ -114,17 +80,5 @@ class Distances:
                 ranges[key] = ChangeRange(peak(first))
             limits = ranges[key].update(minus(other, first))
             high[kind] = (float(limits.high[0]), int(limits.doubled[0]))
-            if kind is Kind.FILTERS:
-                moved = drift.change(first, other)
-                result = replace(result, cosine=Spread.of(moved.cosine), l2=Spread.of(moved.l2))
-            else:
-                result = replace(result, cka=drift.linear_cka(_sampled(first), _sampled(other)))
+            result = apart.with_shown(self._of, result, layer, side, kind=kind, pair=pair)
         return replace(result, high=high)
-
-
-def _sampled(maps: FloatArray) -> FloatArray:
-    """The activations `[positions, n]` of maps `[N, n, h, w]` at the positions where CKA is measured."""
-    images, channels, height, width = maps.shape
-    at = drift.sample_positions(1, height, width)
-    sampled = maps.reshape(images, channels, height * width)[:, :, at]
-    return np.asarray(sampled.swapaxes(1, 2).reshape(-1, channels), dtype=np.float32)

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnlog.comparison.sides import LayerMatch, Side, filters_shape
+from cnnlog.comparison.sides import LayerMatch, Side, shown_shape
 from cnnlog.kinds import Kind
+from cnnlog.metrics.starts import same_start
 from cnnlog.rendering.ranges import AnchoredRange, Limits
 from cnnlog.rendering.views import ResolvedView, cell_width, grid_columns, resolve_view, select_filters, select_maps
 from cnnlog.runs.manifest import StoreError
@@ -59,6 +60,7 @@ class SideBySide:
         self.notes = list(dict.fromkeys(notes))
         self._look = _Look.of(self.sides)
         self._shown_weights: dict[tuple[int, str, Kind], FloatArray] = {}
+        self._starts: dict[int, Mapping[str, bool]] = {}
         for index in range(len(self.sides)):
             self._note_end(index)
             self._note_probe(index)
@@ -98,7 +100,7 @@ class SideBySide:
             return layer.view
         if run is not None:
             return run.layer(name).view or layer.view
-        shape = filters_shape(self.sides[side], name)
+        shape = shown_shape(self.sides[side], name)
         return layer.view if shape is None else _fitting(shape, layer.view)
 
     def shown(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> FloatArray | None:
@@ -135,6 +137,38 @@ class SideBySide:
         pair = self.pair(layer, kind, step, side)
         return None if pair is None else minus(pair[1], pair[0])
 
+    def same_start(self, side: int, layer: LayerMatch) -> bool:
+        """Whether filter i of a side has to do with filter i of the first side: they started from the same weights.
+
+        What is compared are all filters of the layer at the two runs' baselines, or the weights themselves; the shown
+        ones where a run has not stored all. It is done once for each side, and noted.
+
+        Args:
+            side: the side, counted from 0.
+            layer: one of the layers.
+
+        Returns:
+            False where they started from different weights, and where the shapes of the filters differ; True where one
+            of the sides has no filters that could say so.
+        """
+        if side not in self._starts:
+            self._starts[side] = self._compared_starts(side)
+        return self._starts[side].get(layer.name, True)
+
+    def unlike_starts(self, side: int, layers: Sequence[str] = ()) -> str:
+        """Why a side has no difference to the first one, where they started from different weights.
+
+        Args:
+            side: the side, counted from 0.
+            layers: the names of the layers that this is said of; none for all.
+        """
+        first, other = self.sides[0].label, self.sides[side].label
+        whose = f"the filters of {first} and {other}" + (f" in {', '.join(layers)}" if layers else "")
+        return (
+            f"{whose} did not start from the same weights, so filter 3 of one has nothing to do with filter 3 of the "
+            "other"
+        )
+
     def same_probe(self, side: int) -> bool:
         """Whether a side's feature maps are of the same probe as the first side's."""
         return self.sides[0].probe is not None and self.sides[0].probe == self.sides[side].probe
@@ -143,7 +177,7 @@ class SideBySide:
         """All filters of a side at a step, also those that are not shown, where they are stored; else nothing."""
         chosen = self.sides[side]
         if chosen.run is None:
-            return chosen.filters
+            return chosen.weights
         own = self.step_of(side, step)
         for which in ("last", "baseline"):
             try:
@@ -154,9 +188,40 @@ class SideBySide:
                 self.note(f"skipped: {error}")
                 continue
             # With filters kept at every n-th step only, those of the last one stand until the next
-            if own is not None and any(of == chosen.run.holding(name, Kind.FILTERS, own) for name in weights):
+            if own is None:
+                continue
+            if own == of or any(of == chosen.run.holding(name, Kind.FILTERS, own) for name in weights):
                 return weights
         return {}
+
+    def all_outputs(self, side: int, step: int) -> Mapping[str, FloatArray]:
+        """The layers' outputs `[positions, C]` of a side on the probe at a step, where they are stored."""
+        run, own = self.sides[side].run, self.step_of(side, step)
+        if run is None or own is None:
+            return {}
+        for which in ("last", "baseline"):
+            try:
+                outputs, of = run.outputs(which)
+            except FileNotFoundError:
+                continue
+            except StoreError as error:
+                self.note(f"skipped: {error}")
+                continue
+            if own == of or any(of == run.holding(name, Kind.FEATURE_MAPS, own) for name in outputs):
+                return outputs
+        return {}
+
+    def is_baseline(self, side: int) -> bool:
+        """Whether a side is pinned to its own run's baseline, so that it is what others are measured against."""
+        chosen = self.sides[side]
+        return chosen.run is not None and chosen.step == chosen.run.manifest.baseline_step
+
+    def says_itself(self, side: int) -> bool:
+        """Whether the first side is a further side's own baseline, so that its own numbers say what lies between."""
+        first, other = self.sides[0], self.sides[side]
+        return (
+            self.is_baseline(0) and first.run is not None and other.run is not None and first.run.path == other.run.path
+        )
 
     def described(self, side: int) -> str:
         """A side in a line: its label, and which of its steps is shown at the end."""
@@ -179,6 +244,47 @@ class SideBySide:
                 f"the feature maps of {first.label} and {other.label} are of different probes, so there is no "
                 "difference of them"
             )
+
+    def _compared_starts(self, side: int) -> Mapping[str, bool]:
+        """For each layer whether a side started from the weights of the first one, where that can be told."""
+        first, other = self.sides[0].run, self.sides[side].run
+        if side == 0 or (first is not None and other is not None and first.path == other.path):
+            return {}
+        everything = self._filters_at_start(0), self._filters_at_start(side)
+        found: dict[str, bool] = {}
+        apart = []
+        for layer in self.layers:
+            pair = [all_of.get(layer.names[of] or "") for of, all_of in zip((0, side), everything, strict=True)]
+            if pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
+                pair = [self._shown_at_start(of, layer) for of in (0, side)]
+            if pair[0] is None or pair[1] is None:
+                continue
+            found[layer.name] = same_start(pair[0], pair[1])
+            if not found[layer.name] and pair[0].shape == pair[1].shape:
+                apart.append(layer.name)
+        if apart:
+            self.note(self.unlike_starts(side, apart if any(found.values()) else ()))
+        return found
+
+    def _filters_at_start(self, side: int) -> Mapping[str, FloatArray]:
+        """All filters of a run's baseline, or of weights; nothing where they are not stored."""
+        chosen = self.sides[side]
+        if chosen.run is None:
+            return chosen.weights
+        try:
+            return chosen.run.weights("baseline")[0]
+        except (FileNotFoundError, StoreError):
+            return {}
+
+    def _shown_at_start(self, side: int, layer: LayerMatch) -> FloatArray | None:
+        """The shown filters of a layer at a run's baseline, or at its first step that can be read; or of weights."""
+        run, name = self.sides[side].run, layer.names[side]
+        if name is None:
+            return None
+        if run is None:
+            return self._shown_of_weights(side, layer, name, Kind.FILTERS)
+        at = next((step for step in run.steps if run.holding(name, Kind.FILTERS, step) == step), None)
+        return None if at is None else run.record(at).filters[name]
 
     def _shown_of_weights(self, side: int, layer: LayerMatch, name: str, kind: Kind) -> FloatArray | None:
         """What is shown of weights, as a run would have stored it."""

@@ -31,9 +31,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from cnnlog.capture.probe import Probe
 from cnnlog.demo.network import FINETUNE, PRETRAIN, SCRATCH, DemoNet
 from cnnlog.demo.tasks import GRATING_CLASSES, WEAVE_CLASSES, IntArray, gratings, weaves
-from cnnlog.metrics.drift import mean_of_finite
 from cnnlog.monitors.callbacks import FeatureMapMonitor, FilterMonitor
-from cnnlog.runs.store import FOLDER, RunStore
+from cnnlog.runs.finding import open_run
 from cnnlog.snapshot import FloatArray
 
 
@@ -45,13 +44,13 @@ class DemoRun:
         name: the name of the run and of its folder.
         folder: has TensorBoard's events, and the store in `cnnlog/`.
         accuracies: the share of the validation images that are classified rightly, after each epoch.
-        drift: layer -> mean cosine distance of its filters at the last step to those at the first.
+        changed: layer -> how far its weights are from those of the first step at the last, `|W - W0| / |W0|`.
     """
 
     name: str
     folder: Path
     accuracies: tuple[float, ...]
-    drift: Mapping[str, float]
+    changed: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -136,12 +135,12 @@ def summary(result: DemoResult) -> str:
     width = max(len(run.name) for run in runs)
     lines = ["", f"The runs are in {result.folder}:"]
     lines += [f"  {run.name:<{width}}  {run.accuracies[-1]:4.0%} of unseen images right" for run in runs]
-    column = max(len(layer) for layer in ("layer", *result.finetuned.drift))
-    lines += ["", "How far the filters moved (mean cosine distance to the run's first step; 0 is not at all):"]
+    column = max(len(layer) for layer in ("layer", *result.finetuned.changed))
+    lines += ["", "How far the weights moved (from the run's first step, relative to their size there):"]
     lines += [f"  {'layer':<{column}}  fine-tuned  from scratch"]
     lines += [
-        f"  {layer:<{column}}  {drift:10.3f}  {result.scratch.drift[layer]:12.3f}"
-        for layer, drift in result.finetuned.drift.items()
+        f"  {layer:<{column}}  {changed:10.1%}  {result.scratch.changed[layer]:12.1%}"
+        for layer, changed in result.finetuned.changed.items()
     ]
     lines += ["", "Watch them:", f"  {tensorboard_line(result.folder)}"]
     return "\n".join(lines)
@@ -211,13 +210,12 @@ def _train(
         DataLoader(data[0], batch_size=batch, shuffle=True, generator=order),
         DataLoader(data[1], batch_size=256),
     )
-    store = RunStore.open(str(folder / FOLDER))
-    drift = store.read_record(store.steps[-1]).numbers["filter_drift_cosine"]
+    run = open_run(folder)
     return DemoRun(
         name=folder.name,
         folder=folder,
         accuracies=tuple(net.accuracies),
-        drift={layer.name: float(mean_of_finite(drift[layer.name])) for layer in store.manifest.layers},
+        changed={layer: float(run.numbers("weight_change", layer)[0]) for layer in run.layers},
     )
 
 

@@ -70,6 +70,6 @@ def _block(
         if picture is None:
             continue
         shape = (kind.shape(layer) or ())[1 if kind.per_image else 0 :]
-        facts = "  ".join([" × ".join(map(str, shape)), number_of(record, kind, layer.name)]).strip()
+        facts = "  ".join([" × ".join(map(str, shape)), number_of(run, kind, layer.name, record.step)]).strip()
         pictures.append(((f"{layer.name} {kind.words}", facts), pixels_of(picture.grid(wanted.width // 2))))
     return pictures

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from support.measuring import Arrays, write_measured
 
 from cnnlog.kinds import Unit
 from cnnlog.recording.drawer import LoggedPicture, Look
 from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.runs.store import RunStore
-from cnnlog.snapshot import FloatArray, Snapshot
+from cnnlog.snapshot import Snapshot
 
-Arrays = Mapping[str, FloatArray]
 FILTERS = {"conv1": (4, 3, 5, 5), "conv2": (6, 4, 3, 3)}
 MAPS = {"conv1": (1, 4, 8, 8), "conv2": (1, 6, 4, 4)}
 
@@ -47,6 +47,8 @@ def write_run(
     maps_every: int = 1,
     probe: str = "a probe",
     max_filters: int = 64,
+    also: Callable[[int], tuple[Arrays, Arrays]] | None = None,
+    normalised: Collection[str] = (),
 ) -> Path:
     """Store a run in `folder/cnnlog`.
 
@@ -57,6 +59,8 @@ def write_run(
         maps_every: store feature maps at every n-th step.
         probe: its fingerprint.
         max_filters: filters and slices that are shown.
+        also: step -> weights, and outputs `[rows, C]`, of layers that are only measured.
+        normalised: layers that a normalisation follows.
     """
     at = arrays or moving(0, 0.1)
     filters, maps = at(steps[0])
@@ -99,6 +103,7 @@ def write_run(
     recorder.close()
     problems = recorder.take_problems()
     assert not [p for p in problems if p.what not in ("finite", "dead")], problems
+    write_measured(folder, at, steps, also=also, normalised=normalised)
     return folder
 
 
