@@ -217,6 +217,7 @@ class Column:
         unit: what stands behind the word: %, °, or nothing.
         left_out: the row's attribute that counts what is not in the number; empty where its spread knows.
         between: whether it lies between the first side and a further one.
+        noise: the row's attribute that says what noise gives; empty where that means nothing.
     """
 
     number: str
@@ -224,6 +225,7 @@ class Column:
     unit: str = ""
     left_out: str = ""
     between: bool = False
+    noise: str = ""
 
     def value(self, row: Row, at: int) -> float | None:
         """The number as it is shown, in its unit: of a spread the median; None where there is none.
@@ -250,14 +252,25 @@ class Column:
         return (getattr(row, self.left_out)[at] if self.left_out else 0), row.filters
 
     def text(self, row: Row, at: int, show: Callable[[float | None], str]) -> str:
-        """The number with how many are left out.
+        """The number, with how many are left out, and whether noise gives as much.
 
         Args:
             row: of a layer.
             at: the position in the row's numbers.
             show: a function that gives the text of a number.
         """
-        return counted(show(self.value(row, at)), *self.missing(row, at))
+        value = self.value(row, at)
+        return counted(show(value), *self.missing(row, at)) + (" (noise)" if self.is_noise(row, at) else "")
+
+    def is_noise(self, row: Row, at: int) -> bool:
+        """Whether the number is within what independent noise of that shape gives.
+
+        Args:
+            row: of a layer.
+            at: the position in the row's numbers.
+        """
+        value, band = self.value(row, at), getattr(row, self.noise)[at] if self.noise else None
+        return value is not None and band is not None and abs(value) <= band
 
 
 _FILTERS, _CHANNELS = "filters_left_out", "channels_left_out"
@@ -267,7 +280,7 @@ OF_A_SIDE = (
     Column("filter_angle", "turned", "°"),
     Column("update_ratio", "update", "%"),
     Column("mean_update_ratio", "mean update", "%"),
-    Column("cka_positions", "CKA", "", _CHANNELS),
+    Column("cka_positions", "CKA", "", _CHANNELS, noise="noise"),
     Column("dead_share", "dead", "%", _CHANNELS),
     Column("half_way", "half way"),
 )
@@ -275,7 +288,7 @@ BETWEEN = (
     Column("function_distance", "output", "%", f"{_CHANNELS}_between", between=True),
     Column("weight_distance", "weights", "%", f"{_FILTERS}_between", between=True),
     Column("angle_between", "turned", "°", between=True),
-    Column("cka_between", "CKA", "", f"{_CHANNELS}_between", between=True),
+    Column("cka_between", "CKA", "", f"{_CHANNELS}_between", between=True, noise="noise_between"),
 )
 # A terminal has room for a few.
 _LEFT_TO_OTHERS = ("update_ratio", "mean_update_ratio", "half_way", "weight_distance")
@@ -301,7 +314,7 @@ def rows_table(rows: Sequence[Row], sides: int) -> Table:
             columns.append(f"{column.word} {whose} {column.unit}".strip())
             cells.append(
                 [
-                    column.text(row, at, cell_text) if column.missing(row, at)[0] else value
+                    column.text(row, at, cell_text) if column.missing(row, at)[0] or column.is_noise(row, at) else value
                     for row, value in zip(rows, values, strict=True)
                 ]
             )

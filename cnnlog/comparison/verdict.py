@@ -67,7 +67,7 @@ def verdict_of(of: SideBySide, rows: Sequence[Row]) -> str:
     """
     labels = [side.label if len(side.label) <= _LONG else f"run {letter(i)}" for i, side in enumerate(of.sides)]
     own = [order for side, label in enumerate(labels) if (order := _own(rows, side, label)) is not None]
-    between = _between(rows, labels)
+    between = _between(of, rows, labels)
     moved = sorted((order for order in own if order.top > 0), key=lambda order: -order.top)
     if not moved:
         if between is not None and between.top > 0:
@@ -136,17 +136,20 @@ def _own(rows: Sequence[Row], side: int, label: str) -> _Order | None:
     return None
 
 
-def _between(rows: Sequence[Row], labels: Sequence[str]) -> _Order | None:
-    """The order of the layers by how far the first side is from the further one that is farthest from it."""
+def _between(of: SideBySide, rows: Sequence[Row], labels: Sequence[str]) -> _Order | None:
+    """The order of the layers by how far the first side is from the further one that is farthest from it.
+
+    Between weights alone it is that of the weights, because all layers have them.
+    """
     found = []
-    for side, label in enumerate(labels[1:]):
-        for number, what in (
-            ("function_distance", "its output on the probe by"),
-            ("weight_distance", "its weights by"),
-        ):
-            values = _finite({row.layer: getattr(row, number)[side] for row in rows})
+    for side, label in enumerate(labels[1:], start=1):
+        numbers = [("function_distance", "its output on the probe by"), ("weight_distance", "its weights by")]
+        if of.sides[0].run is None and of.sides[side].run is None:
+            numbers.reverse()
+        for number, what in numbers:
+            values = _finite({row.layer: getattr(row, number)[side - 1] for row in rows})
             if values:
-                found.append(_Order(side + 1, label, what, values))
+                found.append(_Order(side, label, what, values))
                 break
     return max(found, key=lambda order: order.top, default=None)
 

@@ -34,8 +34,8 @@ def to_go(at: Array, first: Array, last: Array) -> float:
     Raises:
         ValueError: the shapes differ.
 
-    >>> to_go(np.array([1.0, 3.0]), np.array([0.0, 0.0]), np.array([2.0, 3.0])) == 1 / np.sqrt(13)
-    True
+    >>> to_go(np.array([3.0, 1.0]), np.array([0.0, 0.0]), np.array([3.0, 4.0]))
+    0.6
     """
     if not at.shape == first.shape == last.shape:
         raise ValueError(

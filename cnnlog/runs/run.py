@@ -6,7 +6,7 @@ import html
 import warnings
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
@@ -18,9 +18,10 @@ from cnnlog.messages import by, near, some
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.ranges import AnchoredRange, Limits
 from cnnlog.runs import numbers as names
+from cnnlog.runs import over_steps
 from cnnlog.runs.manifest import Manifest, MeasuredLayer, StoreError, WatchedLayer
 from cnnlog.runs.numbers import Number, OldNumber
-from cnnlog.runs.spread import Spread, Summary, summary_of
+from cnnlog.runs.spread import Summary, summary_of
 from cnnlog.runs.store import RunStore
 from cnnlog.runs.table import Table
 from cnnlog.snapshot import FloatArray, Record
@@ -288,7 +289,7 @@ class Run:
         """
         at = self.step(step)
         if name in names.STORED_AS:
-            return self._old_number(name, self.layer(layer).name, at, stacklevel=3)
+            return self._old_number(name, self.layer(layer).name, at)
         stored = self._of_today(self.record(at))
         number = names.SHORT.get(name, name)
         if self.layer(layer).name not in stored.get(number, {}):
@@ -380,24 +381,7 @@ class Run:
         Raises:
             ValueError: there is no such number or layer, or nothing of it is stored.
         """
-        if name not in get_args(Number):
-            raise ValueError(f"name must be one of {', '.join(get_args(Number))}; got {name!r}")
-        number = names.SHORT.get(name, name)
-        rows: list[tuple[Any, ...]] = []
-        for step, of in self._steps_with(number, layer):
-            spread = self._summaries[step].numbers[number][of]
-            if number not in names.OF_CHANNELS:
-                rows.append((step, of, spread.mean))
-            elif layer is None:
-                rows.append((step, of, spread.mean, spread.lower, spread.median, spread.upper, spread.left_out))
-            else:
-                rows += [(step, channel, float(v)) for channel, v in enumerate(self.numbers(number, of, step))]
-        if not rows:
-            raise ValueError(f"{self.name} has no {name!r} of {'any layer' if layer is None else layer}")
-        if number not in names.OF_CHANNELS:
-            return Table(("step", "layer", "value"), tuple(rows)).to_frame()
-        spreads = ("step", "layer", "mean", "lower_quartile", "median", "upper_quartile", "left_out")
-        return Table(spreads if layer is None else ("step", "channel", "value"), tuple(rows)).to_frame()
+        return over_steps.over_steps(self, name, layer)
 
     def drift(self, measure: str = "cosine", layer: str | None = None) -> Any:
         """The table that `over_steps` replaces. It warns for one release.
@@ -415,28 +399,7 @@ class Run:
         Raises:
             ValueError: there is no such measure or layer, or nothing of it is stored.
         """
-        instead = names.INSTEAD.get(measure, f"{measure!r}")
-        warnings.warn(
-            f"run.drift({measure!r}) is replaced by run.over_steps(), with {instead}; it goes with the next release",
-            FutureWarning,
-            stacklevel=2,
-        )
-        known = (*names.STORED_AS, *get_args(Number))
-        if measure not in known:
-            raise ValueError(f"measure must be one of {', '.join(known)}; got {measure!r}")
-        rows: list[tuple[Any, ...]] = []
-        by = "filter_angle" if measure in names.STORED_AS else names.SHORT.get(measure, measure)
-        for step, of in self._steps_with(by, layer):
-            values = self._old_number(measure, of, step) if measure in names.STORED_AS else self.numbers(by, of, step)
-            spread = Spread.of(values)
-            if layer is not None:
-                rows += [(step, channel, float(value)) for channel, value in enumerate(values)]
-            else:
-                rows.append((step, of, spread.mean, spread.lower, spread.median, spread.upper))
-        if not rows:
-            raise ValueError(f"{self.name} has no {measure!r} of {'any layer' if layer is None else layer}")
-        spreads = ("step", "layer", "mean", "lower_quartile", "median", "upper_quartile")
-        return Table(spreads if layer is None else ("step", "channel", "value"), tuple(rows)).to_frame()
+        return over_steps.drift(self, measure, layer)
 
     def figure(
         self,
@@ -501,23 +464,14 @@ class Run:
             return {}
         return dict(record.numbers.get("filter_norm", {}))
 
-    def _old_number(self, name: str, layer: str, step: int, *, stacklevel: int = 0) -> npt.NDArray[np.float64]:
-        """A number of version 0.1, derived where it is not stored. It warns, unless `stacklevel` is 0."""
-        if stacklevel:
-            what = f"{name!r} is replaced by {names.INSTEAD[name]}; it goes with the next release"
-            warnings.warn(what, FutureWarning, stacklevel=stacklevel)
+    def _old_number(self, name: str, layer: str, step: int) -> npt.NDArray[np.float64]:
+        """A number of version 0.1, derived where it is not stored. It warns."""
+        what = f"{name!r} is replaced by {names.INSTEAD[name]}; it goes with the next release"
+        warnings.warn(what, FutureWarning, stacklevel=3)
         found = names.old_number(cast("OldNumber", name), self.record(step).numbers, layer, self._first_norms)
         if found is None:
             raise ValueError(f"{self.name} has no {name!r} of {layer} at step {step}; take {names.INSTEAD[name]}")
         return np.asarray(found, dtype=np.float64)
-
-    def _steps_with(self, number: str, layer: str | None) -> Iterator[tuple[int, str]]:
-        """Each step that can be read and has a number, with each of the layers that it has it of."""
-        wanted = self.measured if layer is None else (self.layer(layer).name,)
-        for step in self._listed:
-            if self._readable(step):
-                held = self._summaries[step].numbers.get(number, {})
-                yield from ((step, name) for name in wanted if name in held)
 
     def _readable(self, step: int) -> bool:
         if step not in self._damaged and step not in self._summaries:

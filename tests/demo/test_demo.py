@@ -60,8 +60,8 @@ def test_three_runs_are_watched_from_the_baseline_on(quick: DemoResult) -> None:
         record = store.read_record(0)
         assert set(record.filters) == set(record.feature_maps) == {"conv1", "conv2"}
         assert len(run.accuracies) == 2
-        assert set(run.drift) == {"conv1", "conv2"}
-        assert all(drift > 0 for drift in run.drift.values())
+        assert set(run.changed) == {"conv1", "conv2"}
+        assert all(change > 0 for change in run.changed.values())
         assert list(run.folder.glob("events.out.tfevents.*"))
     assert {run.folder.parent for run in (quick.pretrained, quick.finetuned, quick.scratch)} == {quick.folder}
 
@@ -80,7 +80,7 @@ def test_a_second_demo_takes_a_new_folder_and_repeats_the_first(quick: DemoResul
     lines: list[str] = []
     again = run_demo(quick.folder, quick=True, progress=False, echo=lines.append)
     assert again.folder == quick.folder.with_name("runs-2")
-    assert again.scratch.drift == quick.scratch.drift
+    assert again.scratch.changed == quick.scratch.changed
     assert again.finetuned.accuracies == quick.finetuned.accuracies
     assert [line.split()[0] for line in lines] == ["1/3", "2/3", "3/3"]
     assert random.getstate() == before[0]

@@ -17,6 +17,8 @@ from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Snapshot
 
 FILTERS = {"conv1": (4, 3, 5, 5), "conv2": (6, 4, 3, 3)}
+__all__ = ["FILTERS", "MAPS", "Arrays", "moving", "write_run"]
+
 MAPS = {"conv1": (1, 4, 8, 8), "conv2": (1, 6, 4, 4)}
 
 
