@@ -150,7 +150,11 @@ def _without_peft(
     """The weights, also under the names that their layers had before PEFT wrapped them; and a sentence on them."""
     if not any(".base_layer." in key or ".lora_A." in key for key in state):
         return dict(weights), ""
-    named = {name.replace("base_model.model.", ""): array for name, array in weights.items() if ".lora_" not in name}
+    named = {
+        name.replace("base_model.model.", ""): array
+        for name, array in weights.items()
+        if array.ndim == 4 or ".lora_" not in name
+    }
     bases = []
     for name, array in [*named.items()]:
         if (match := _WRAPPED_BY_PEFT.fullmatch(name)) is not None:

@@ -409,4 +409,4 @@ def test_the_example_runs(
     out = capsys.readouterr().out
     assert compare(*runs).verdict() in out
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["fast-minus-slow-conv2.png", "numbers.csv"]
+    assert names == ["fast-minus-slow-conv1.png", "numbers.csv"]

@@ -98,16 +98,16 @@ def test_only_a_folder_with_something_in_it_is_passed_over(tmp_path: Path) -> No
 
 
 def test_the_summary_says_where_how_far_and_how_to_look(tmp_path: Path) -> None:
-    def run(name: str, accuracy: float, drift: float) -> DemoRun:
-        return DemoRun(name, tmp_path / name, (0.1, accuracy), {"conv1": drift, "conv2": drift / 2})
+    def run(name: str, accuracy: float, changed: float) -> DemoRun:
+        return DemoRun(name, tmp_path / name, (0.1, accuracy), {"conv1": changed, "conv2": changed / 2})
 
     folder = tmp_path / "with space"
     text = summary(DemoResult(folder, run("one", 0.97, 0.8), run("two", 0.96, 0.04), run("three", 0.81, 0.44)))
     lines = text.splitlines()
     assert f"The runs are in {folder}:" in lines
     assert [line.split() for line in lines if line.startswith("  conv")] == [
-        ["conv1", "0.040", "0.440"],
-        ["conv2", "0.020", "0.220"],
+        ["conv1", "4.0%", "44.0%"],
+        ["conv2", "2.0%", "22.0%"],
     ]
     assert "  two     96% of unseen images right" in lines
     assert lines[-1].endswith(f"tensorboard --logdir '{folder}'")

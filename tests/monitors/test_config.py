@@ -141,7 +141,7 @@ def test_the_example_trains_and_is_watched(example: Any, folder: Path) -> None:
     assert run.layers == ("conv1", "conv2")
     assert run.manifest.probe["names"] == ["chart"]
     assert run.feature_maps("conv2", 2).shape == (1, 8, 16, 16)
-    assert run.numbers("cosine", "conv1", 2).max() > 0
+    assert run.numbers("filter_angle", "conv1", 2).max() > 0
 
 
 def test_every_argument_is_reachable_from_yaml(example: Any) -> None:

@@ -265,8 +265,8 @@ def test_without_a_baseline_numbers_are_relative_to_the_first_checkpoint(squeeze
     assert "relative to step 1 (1.pt)" in " ".join(text.split())
     run = open_run(tmp_path / "run")
     assert run.manifest.architecture == "squeezenet1_1"
-    assert run.numbers("cosine", "features.0", 1).max() == 0
-    assert run.numbers("cosine", "features.0", 2).min() > 0
+    assert run.numbers("filter_angle", "features.0", 1).max() == 0
+    assert run.numbers("filter_angle", "features.0", 2).min() > 0
 
 
 def test_the_probe_of_another_run(trained: Path, tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_adapters_train_as_if_unwatched_and_their_filters_move_while_the_base_st
     moved = [f"net.{name}" for name in _targets(_adapted(kind))]
     for name in names:
         difference = np.abs(run.filters(name, step=2) - run.filters(name, step=0)).max()
-        assert (difference > 0, run.numbers("l2", name, step=2).max() > 0) == (name in moved, name in moved)
+        assert (difference > 0, run.numbers("weight_change", name, step=2).max() > 0) == (name in moved, name in moved)
 
 
 def test_adapters_that_are_switched_off_or_merged_show_what_forward_uses() -> None:

@@ -141,7 +141,7 @@ def test_the_recipes_without_lightnings_trainer_run(kind: str, folder: Path) -> 
     assert path.parent.parent.parent.name == "runs"
     assert run.steps == (0, 1, 2, 3)
     assert run.layers == ("net.0", "net.3")
-    assert run.numbers("l2", "net.0", 3).min() > 0
+    assert run.numbers("weight_change", "net.0", 3).min() > 0
     assert image_steps(events(path.parent.parent))["feature_maps/01_net.3"] == [0, 1, 2, 3]
 
 

@@ -82,7 +82,7 @@ def test_timm_trains_as_if_unwatched(name: str, tmp_path: Path) -> None:
     pixels, first, last = TIMM[name]
     run = watched_run(lambda: timm_model(name), (3, pixels, pixels), tmp_path)
     assert (run.layers[0], run.layers[-1]) == (f"net.{first}", f"net.{last}")
-    assert run.numbers("l2", run.layers[0]).max() > 0
+    assert run.numbers("weight_change", run.layers[0]).max() > 0
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_lite0", "convnext_atto"])
@@ -201,7 +201,7 @@ def test_video_trains_as_if_unwatched(tmp_path: Path) -> None:
     assert run.layers[0] == "net.stem.0"
     assert run.filters("net.stem.0").shape == (64, 3, 7, 21)  # 3 frames of 7 x 7, in colour
     assert run.filters("net.layer2.1.conv2.0").shape[-2:] == (3, 3)  # this one has one frame
-    assert run.numbers("l2", "net.stem.0").max() > 0
+    assert run.numbers("weight_change", "net.stem.0").max() > 0
     assert run.probe().shape == (1, *CLIP)
     assert run.probe_picture().shape == (*CLIP[2:], 3)
 
