@@ -90,7 +90,7 @@ def between(of: SideBySide, layer: LayerMatch, side: int, shown: Between, stored
     result = replace(shown, shown_weights=shown.weights is not None, shown_outputs=shown.cka is not None)
     filters = _pair(layer, side, stored.weights)
     if filters is not None and of.same_start(side, layer):
-        first, other = (_measured(of.sides[at], layer.names[at], a) for at, a in zip((0, side), filters, strict=True))
+        first, other = _same_filters(of, layer, side, filters)
         if first.shape == other.shape:
             result = _with_filters(of, replace(result, shown_weights=False), layer, side, (first, other))
     outputs = _pair(layer, side, stored.outputs) if of.same_probe(side) else None
@@ -168,12 +168,21 @@ def _pair(
     return None if first is None or other is None else (first, other)
 
 
-def _measured(side: Side, name: str | None, filters: FloatArray) -> FloatArray:
-    """The measured filters of a layer, where all of it are stored."""
-    layer = None if side.run is None or name is None else side.run.measured_layer(name)
-    if layer is None or layer.filters is None or len(filters) != layer.weight_shape[0]:
-        return filters
-    return filters[list(layer.filters)]
+def _same_filters(
+    of: SideBySide, layer: LayerMatch, side: int, pair: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, FloatArray]:
+    """The filters that both sides measure: of very large layers a fixed choice, though a file may hold all of them."""
+    sizes, choices = set(), []
+    for at in (0, side):
+        run, name = of.sides[at].run, layer.names[at]
+        measured = None if run is None or name is None else run.measured_layer(name)
+        if measured is not None and measured.filters is not None:
+            choices.append(measured.filters)
+            sizes.add(measured.weight_shape[0])
+    if not choices or any(choice != choices[0] for choice in choices):
+        return pair
+    first, other = (array[list(choices[0])] if len(array) in sizes else array for array in pair)
+    return first, other
 
 
 def _sampled(maps: FloatArray) -> FloatArray:

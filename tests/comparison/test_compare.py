@@ -8,12 +8,14 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.measuring import debiased, rows_of
+from support.pages import written
 from support.stored_runs import MAPS, Arrays, moving, write_run
 
 import cnnlog
@@ -29,6 +31,7 @@ from cnnlog.runs import spread as spread_module
 from cnnlog.runs import steps as steps_module
 from cnnlog.runs import table as table_module
 from cnnlog.runs.finding import open_run
+from cnnlog.runs.manifest import WatchedLayer
 from cnnlog.runs.run import Run
 from cnnlog.runs.spread import Spread
 from cnnlog.runs.store import RunStore
@@ -648,6 +651,44 @@ def test_layers_without_pictures_have_numbers(tmp_path: Path) -> None:
     assert len(run.over_steps("weight_change", "fc")) == 4
     with pytest.raises(ValueError, match="holds no filters of fc at step 3; they were not watched"):
         run.filters("fc")
+
+
+def test_of_a_large_layer_some_filters_are_measured(tmp_path: Path) -> None:
+    some = {"conv2": (1, 4), "fc": (0, 2, 3)}
+
+    def also(step: int) -> tuple[Arrays, Arrays]:
+        return {"fc": np.float32(np.random.default_rng(4).standard_normal((5, 6)) + 0.1 * step)}, {}
+
+    large = write_run(tmp_path / "large", moving(1, 0.1), also=also, only=some)
+    run = open_run(large)
+    assert run.numbers("filter_angle", "conv2").shape == (2,)
+    assert run.weights("last")[0]["fc"].shape == (3, 6)
+    other = write_run(tmp_path / "other", moving(2, 0.1), also=lambda step: also(3 * step))
+    for sides_of in ((large, other), (other, large)):
+        c = compare(*sides_of)
+        conv2 = c.rows()[1]
+        a, b = (moving(seed, 0.1)(3)[0]["conv2"][[1, 4]].astype(np.float64) for seed in (1, 2))
+        if sides_of[0] == other:
+            a, b = b, a
+        assert conv2.weight_distance[0] == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-6)
+        assert conv2.angle_between[0] is not None
+        assert conv2.angle_between[0].finite == 2
+    fc = compare(large, other).rows()[2]
+    a, b = (also(step)[0]["fc"][[0, 2, 3]].astype(np.float64) for step in (3, 9))
+    assert fc.weight_distance[0] == pytest.approx(np.linalg.norm(b - a) / np.linalg.norm(a), rel=1e-6)
+    _, seen = written(compare(large), tmp_path / "page.html")
+    assert {channel for layer, channel, _ in seen.data["moved"][1] if layer == 1} == {1, 4}
+
+
+def test_what_is_pictured_and_not_measured_stands_behind_the_layer_before_it(tmp_path: Path) -> None:
+    run = open_run(write_run(tmp_path / "run", moving(1, 0.1), also=lambda step: ({"fc": np.eye(3, dtype="f4")}, {})))
+    manifest = replace(
+        run.manifest,
+        layers=(run.manifest.layers[0], WatchedLayer("relu", "01_relu", "ReLU"), *run.manifest.layers[1:]),
+    )
+    found = Run(RunStore(run.path, manifest), "run")
+    assert found.layers == ("conv1", "relu", "conv2")
+    assert found.measured == ("conv1", "relu", "conv2", "fc")
 
 
 def test_nothing_but_nan_has_no_number_and_stops_nothing(tmp_path: Path, runs: tuple[Path, Path]) -> None:

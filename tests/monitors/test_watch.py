@@ -176,7 +176,7 @@ def test_the_first_snapshot_is_the_baseline_whatever_its_step(tmp_path: Path) ->
             epoch(module, optimiser(module))
     run = open_run(tmp_path)
     assert (run.manifest.baseline_step, run.manifest.unit, run.steps) == (10, "step", (10, 20))
-    assert run.numbers("filter_angle", "net.0", 10).max() == 0 < run.numbers("cosine", "net.0", 20).max()
+    assert run.numbers("filter_angle", "net.0", 10).max() == 0 < run.numbers("filter_angle", "net.0", 20).max()
     record = RunStore.open(watcher.folder).read_record(20)
     assert (record.epoch, record.global_step) == (0, 20)
     assert image_steps(events(tmp_path))["baseline/filters/00_net.0"] == [10]

@@ -86,6 +86,7 @@ def write_measured(
     *,
     also: Callable[[int], tuple[Arrays, Arrays]] | None = None,
     normalised: Collection[str] = (),
+    only: Mapping[str, Sequence[int]] | None = None,
 ) -> None:
     """Make the run in `folder/cnnlog` one of format 2.
 
@@ -95,7 +96,9 @@ def write_measured(
         steps: its steps; the first is the baseline.
         also: step -> weights, and outputs `[rows, C]`, of layers that are only measured.
         normalised: layers that a normalisation follows.
+        only: layer -> which of its filters are measured, as of very large layers.
     """
+    chosen = only or {}
     store = RunStore.open(str(folder / "cnnlog"))
 
     def everything(step: int) -> tuple[dict[str, FloatArray], dict[str, FloatArray]]:
@@ -104,6 +107,9 @@ def write_measured(
         shown = store.read_record(step).feature_maps
         of_maps = {name: rows_of(array) for name, array in maps.items() if name in shown}
         return {**filters, **weights}, {**of_maps, **outputs}
+
+    def some_of(name: str, array: FloatArray) -> FloatArray:
+        return array[list(chosen[name])] if name in chosen else array
 
     first, first_outputs = everything(steps[0])
     before: Mapping[str, FloatArray] = {}
@@ -120,7 +126,9 @@ def write_measured(
         found: dict[str, Numbers] = {}
         for name, array in weights.items():
             since = record.global_step - 10 * steps[max(0, number - 1)]
-            found[name] = weight_numbers(first[name], array, before.get(name), since, name in normalised)
+            earlier = some_of(name, before[name]) if name in before else None
+            old, new = some_of(name, first[name]), some_of(name, array)
+            found[name] = weight_numbers(old, new, earlier, since, name in normalised)
         for name, array in now.items():
             found.setdefault(name, {}).update(output_numbers(first_outputs[name], array))
             found[name]["dead_share"] = np.array([float(((array > 0).sum(0) == 0).mean())])
@@ -137,15 +145,17 @@ def write_measured(
             f"{position:02d}_{name}",
             "Conv2d" if array.ndim == 4 else "Linear",
             array.shape,
-            filters=None,
+            filters=tuple(chosen[name]) if name in chosen else None,
             normalised=name in normalised,
             samples=len(first_outputs[name]) if name in first_outputs else 0,
         )
         for position, (name, array) in enumerate(first.items())
     ]
     RunStore(store.folder, replace(store.manifest, measured=tuple(measured))).create()
-    store.write_weights("baseline", first, steps[0])
-    store.write_weights("latest", before, steps[-1])
+    pictured = [layer.name for layer in store.manifest.layers]
+    for which, arrays, step in (("baseline", first, steps[0]), ("latest", before, steps[-1])):
+        kept = {name: array if name in pictured else some_of(name, array) for name, array in arrays.items()}
+        store.write_weights(which, kept, step)  # type: ignore[arg-type]
     if first_outputs:
         store.write_outputs("baseline", first_outputs, steps[0])
         store.write_outputs("latest", outputs, with_outputs)

@@ -51,6 +51,7 @@ def write_run(
     max_filters: int = 64,
     also: Callable[[int], tuple[Arrays, Arrays]] | None = None,
     normalised: Collection[str] = (),
+    only: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """Store a run in `folder/cnnlog`.
 
@@ -63,6 +64,7 @@ def write_run(
         max_filters: filters and slices that are shown.
         also: step -> weights, and outputs `[rows, C]`, of layers that are only measured.
         normalised: layers that a normalisation follows.
+        only: layer -> which of its filters are measured, as of very large layers.
     """
     at = arrays or moving(0, 0.1)
     filters, maps = at(steps[0])
@@ -105,7 +107,7 @@ def write_run(
     recorder.close()
     problems = recorder.take_problems()
     assert not [p for p in problems if p.what not in ("finite", "dead")], problems
-    write_measured(folder, at, steps, also=also, normalised=normalised)
+    write_measured(folder, at, steps, also=also, normalised=normalised, only=only)
     return folder
 
 

@@ -37,7 +37,12 @@ _MEASURES = (
         "|W after − W before| / |W before| of the last optimiser step, in % (0.1 is usual)",
         100,
     ),
-    ("mean_update_ratio", "Mean update", "the same, as a mean over the steps since the snapshot before, in %", 100),
+    (
+        "mean_update_ratio",
+        "Mean update",
+        "|W − W of the snapshot before| / |W before|, divided by its steps, in %",
+        100,
+    ),
     ("to_go", "Way to go", "distance to the last step over the whole way, in %; of the shown maps, else filters", 100),
     ("dead_share", "Dead", "share of channels nowhere above 0 on the probe behind the next activation, in %", 100),
     (
@@ -58,7 +63,7 @@ _TITLES = {
     "weight_change": f"change of the weights {_BASE}, |W − W₀| / |W₀|",
     "filter_angle": f"angle of the filters {_BASE}, median (quartiles)",
     "update_ratio": "|W after − W before| / |W before| of the last optimiser step",
-    "mean_update_ratio": "the same as a mean over the steps since the snapshot before",
+    "mean_update_ratio": "|W − W of the snapshot before| / |W before|, divided by its steps",
     "cka_positions": f"debiased linear CKA at the positions of the probe {_BASE}; below it what noise gives",
     "dead_share": "share of channels nowhere above 0 on the probe behind the next activation",
     "half_way": "the first step from which on at most half of the way was to go",
@@ -141,7 +146,8 @@ def table(comparison: Comparison) -> dict[str, Any]:
     for column in (*OF_A_SIDE, *BETWEEN):
         for side in range(1 if column.between else 0, len(comparison.sides)):
             at = side - 1 if column.between else side
-            if all(column.value(row, at) is None for row in rows):
+            values = [column.value(row, at) for row in rows]
+            if all(value is None for value in values) or (column.number == "dead_share" and not any(values)):
                 continue
             text = f"{column.word}{' from A' if column.between else ''} {column.unit}".strip()
             head.append({"text": text, "title": _TITLES[column.number], "side": side})
