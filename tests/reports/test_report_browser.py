@@ -406,6 +406,7 @@ def test_the_filters_that_turned_most_are_drawn_and_open(page: Page, address: st
     wait(page, "document.querySelectorAll('#sheet .card').length == 10")
     angles = [float(text.split()[-1].rstrip("°")) for text in page.locator("#sheet .card > .soft").all_inner_texts()]
     assert angles == sorted(angles, reverse=True)
+    page.locator("#sheet").scroll_into_view_if_needed()  # what is far below is drawn when it comes near
     wait(page, "[...document.querySelectorAll('#sheet canvas')].every(canvas => canvas.picture)")
     most = int(page.evaluate("JSON.parse(document.querySelector('#data').textContent).moved[1][0][1]"))
     assert f"filter {most} · turned" in page.locator("#sheet .card").first.inner_text()
