@@ -25,17 +25,18 @@ def main() -> None:
     layer = run.layers[0]
     print(run)
     print(f"filters of {layer} at the last step: {run.filters(layer).shape}")
-    print(f"cosine distance of each from its baseline: {run.numbers('cosine', layer).round(3)}")
-    print(run.drift("cosine"))  # a DataFrame, if pandas is installed
+    print(f"angle of each from its baseline, in degrees: {run.numbers('filter_angle', layer).round(1)}")
+    print(run.over_steps("weight_change"))  # a DataFrame, if pandas is installed
 
     # Side by side: the same layers, the same steps
     comparison = cnnlog.compare(*args.runs)
     print(comparison.to_text())
-    (args.out / "drift.csv").write_text(comparison.to_csv(), encoding="utf-8")
+    (args.out / "numbers.csv").write_text(comparison.to_csv(), encoding="utf-8")
 
     # Where they differ most, as a figure: signed differences, white at 0
-    apart = {row.layer: row.distance_cosine[0] for row in comparison.rows()}
-    most = max(apart, key=lambda name: spread.mean if (spread := apart[name]) is not None else -1.0)
+    rows, shown = comparison.rows(), {layer.name for layer in comparison.layers if layer.has_filters}
+    apart = {row.layer: row.weight_distance[0] or row.weight_change[-1] or 0.0 for row in rows if row.layer in shown}
+    most = max(apart, key=lambda name: apart[name])
     a, b = (side.label.replace("/", "-") for side in comparison.sides[:2])
     comparison.figure(most).savefig(args.out / f"{b}-minus-{a}-{most}.png", dpi=150)
 

@@ -27,7 +27,10 @@ import cnnlog
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe, compare, open_run, watch
 
 ARCH = "squeezenet1_1"
-MEASURES = ("cosine", "l2", "update", "norm", "dead_share", "cka", "active", "mean", "max")
+MEASURES = (
+    *("function_change", "weight_change", "filter_angle", "update_ratio", "mean_update_ratio", "cka_positions"),
+    *("dead_share", "norm", "active", "mean", "max"),
+)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -210,10 +213,10 @@ def _read_run(path: str, to: Path) -> None:
     for measure in MEASURES:
         for layer in (None, run.layers[0]):
             try:
-                table = run.drift(measure, layer).to_csv(index=False)
+                table = run.over_steps(measure, layer).to_csv(index=False)
             except ValueError as error:
                 table = str(error)
-            (to / f"drift-{measure}-{layer}.csv").write_text(table)
+            (to / f"steps-{measure}-{layer}.csv").write_text(table)
     arrays: dict[str, torch.Tensor] = {}
     for layer in run.layers:
         for measure in MEASURES:

@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 
-import numpy as np
-
+from cnnlog.comparison import apart
+from cnnlog.comparison.apart import Between
 from cnnlog.comparison.ranges import Ranges, Whose
+from cnnlog.comparison.settling import Settling
 from cnnlog.comparison.side_by_side import SideBySide
 from cnnlog.comparison.sides import LayerMatch
 from cnnlog.kinds import Kind
-from cnnlog.metrics import drift
 from cnnlog.runs.run import Progress
-from cnnlog.runs.spread import Spread
-from cnnlog.snapshot import FloatArray
-
-
-@dataclass(frozen=True)
-class Between:
-    """What was measured between the first side and a further one, for one layer at one step.
-
-    Attributes:
-        cosine: cosine distances of the filters; None where they cannot be compared, or started from other weights.
-        l2: `|further - first| / |first|` of the filters; None where `cosine` is.
-        cka: linear CKA of the shown feature maps; None where they cannot be compared.
-        shown_only: the distances are of the shown filters, because a side does not store all of them at this step.
-    """
-
-    cosine: Spread | None = None
-    l2: Spread | None = None
-    cka: float | None = None
-    shown_only: bool = False
 
 
 class Distances:
@@ -42,11 +22,15 @@ class Distances:
     Args:
         of: the sides.
         whose: whose values a side's range covers: `"shared"` for those of all sides, `"own"` for its own.
+
+    Attributes:
+        settling: how far each side's layers had to go, which is found in the same pass over the steps.
     """
 
     def __init__(self, of: SideBySide, whose: Whose = "shared") -> None:
         self._of = of
         self._ranges = Ranges(of, whose)
+        self.settling = Settling(of)
         self._found: dict[tuple[int, str, int], Between] | None = None
 
     def measure(self, progress: Progress | None = None) -> Mapping[tuple[int, str, int], Between]:
@@ -67,6 +51,7 @@ class Distances:
                         self._ranges.see(layer, kind, step)
                     for side in range(1, len(self._of.sides)):
                         found[side, layer.name, step] = self._at_step(side, layer, step)
+                self.settling.see(step)
                 if progress is not None:
                     progress("comparing", done + 1, len(self._of.steps))
             self._found = found
@@ -77,49 +62,17 @@ class Distances:
         self.measure()
         return self._ranges
 
-    def of_all_filters(
-        self, layer: LayerMatch, step: int, everything: Sequence[Mapping[str, FloatArray]]
-    ) -> Iterator[Between]:
-        """What lies between the first side and each further one, measured of all filters where both sides have them.
+    def _at_step(self, side: int, layer: LayerMatch, step: int) -> Between:
+        """What lies between a further side and the first one at one step, of what they show.
 
         Args:
+            side: the further one's number, from 1 on.
             layer: one of the layers.
-            step: a step of the comparison.
-            everything: what `SideBySide.all_filters` gives for each side at this step.
+            step: of the comparison.
         """
-        first = everything[0].get(layer.names[0] or "")
-        for side in range(1, len(self._of.sides)):
-            between = self.measure()[side, layer.name, self._of.known(step)]
-            other = everything[side].get(layer.names[side] or "")
-            if not self._of.same_start(side, layer):
-                yield between
-            elif first is not None and other is not None and first.shape == other.shape:
-                moved = drift.change(first, other)
-                yield replace(between, cosine=Spread.of(moved.cosine), l2=Spread.of(moved.l2))
-            else:
-                yield replace(between, shown_only=between.cosine is not None)
-
-    def _at_step(self, side: int, layer: LayerMatch, step: int) -> Between:
-        """What lies between a further side and the first one at one step."""
         result = Between()
-        filters = self._of.pair(layer, Kind.FILTERS, step, side) if self._of.same_start(side, layer) else None
-        if filters is not None:
-            moved = drift.change(*filters)
-            result = replace(result, cosine=Spread.of(moved.cosine), l2=Spread.of(moved.l2))
-        maps = self._of.pair(layer, Kind.FEATURE_MAPS, step, side)
-        if maps is not None:
-            first, other = maps
-            result = replace(result, cka=drift.linear_cka(_sampled(first), _sampled(other)))
+        for kind in Kind:
+            pair = self._of.pair(layer, kind, step, side)
+            if pair is not None:
+                result = apart.with_shown(self._of, result, layer, side, kind=kind, pair=pair)
         return result
-
-
-def _sampled(maps: FloatArray) -> FloatArray:
-    """The activations `[positions, n]` of maps `[N, n, h, w]` at the positions where CKA is measured.
-
-    Args:
-        maps: float32.
-    """
-    images, channels, height, width = maps.shape
-    at = drift.sample_positions(1, height, width)
-    sampled = maps.reshape(images, channels, height * width)[:, :, at]
-    return np.asarray(sampled.swapaxes(1, 2).reshape(-1, channels), dtype=np.float32)

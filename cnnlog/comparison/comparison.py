@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from cnnlog.comparison.between import Distances
 from cnnlog.comparison.curves import Curves, copied, curves_of
+from cnnlog.comparison.old_names import Renamed, old_curves
 from cnnlog.comparison.ranges import Whose
 from cnnlog.comparison.rows import Row, rows_at, rows_csv, rows_table
 from cnnlog.comparison.side_by_side import SideBySide
 from cnnlog.comparison.sides import Given, LayerMatch, Side, open_sides
-from cnnlog.comparison.words import legend, text_of, values_of, verdict_of
+from cnnlog.comparison.verdict import verdict_of
+from cnnlog.comparison.words import legend, text_of, values_of
 from cnnlog.kinds import Kind, KindName
 from cnnlog.messages import some
 from cnnlog.rendering.picture import Picture
@@ -285,8 +287,9 @@ class Comparison:
     def rows(self, step: int | None = None) -> list[Row]:
         """The numbers at one step: one row for each layer.
 
-        Distances between sides are of all filters where both sides have them (at a run's baseline and last step, and in
-        weights), else of the shown filters; a row says which.
+        Numbers are kept of all convolutions and linear layers, also of those without pictures. Distances between sides
+        are of all filters, and of the outputs at fixed positions of the probe, where both sides have them (at a run's
+        baseline and last step, and in weights), else of the shown filters and feature maps; a row says which.
 
         Args:
             step: a step of the comparison; None for the last one.
@@ -296,19 +299,24 @@ class Comparison:
             self._rows[at] = rows_at(self._of, self._distances, at)
         return list(self._rows[at])
 
-    def curves(self) -> Curves:
-        """The numbers over the steps: means over a layer's channels.
+    def curves(self) -> dict[str, dict[str, dict[str, list[tuple[int, float]]]]]:
+        """The numbers over the steps; of angles the median of a layer's filters.
 
         Returns:
             For each measure, for each layer, for each side's label: a list of `(step, value)`, steps rising. The
-            measures of a side alone are `drift_cosine`, `drift_l2` (distance to the side's own baseline), `update_l2`
-            (to the snapshot before), `dead_share` and `cka` (likeness to its own baseline). Those of a further side are
-            `distance_cosine`, `distance_l2` and `cka_between`: how far what it shows is from what the first side shows.
+            measures of a side alone, each against the side's own baseline, are `function_change`, `weight_change`,
+            `filter_angle`, `cka_positions`; `update_ratio` or `mean_update_ratio`, `dead_share` and `to_go` (to the
+            side's last step). Those of a further side are `function_distance`, `weight_distance`, `angle_between` and
+            `cka_between`: how far what it shows is from what the first side shows. Names of version 0.1 warn.
         """
-        return copied(self._curves)
+        return Renamed(copied(self._curves), old_curves(self._of))
 
     def verdict(self) -> str:
-        """One sentence that names the layers that moved most and least, at the last step."""
+        """One sentence on the layers that changed most and least, at the last step.
+
+        It begins with the name of the layer that changed most: by its output on the probe, or by its weights where no
+        probe was watched.
+        """
         return verdict_of(self._of, self.rows())
 
     # ---- text
@@ -316,7 +324,8 @@ class Comparison:
     def table(self) -> Table:
         """The numbers at the last step as a table: one row for each layer, one column for each number and side.
 
-        The numbers are means over a layer's channels. The table prints itself.
+        Shares are in percent, angles in degrees (the median of a layer's filters). Filters and channels that are NaN
+        are left out, and counted beside the number. The table prints itself; `to_csv` has more numbers.
         """
         return rows_table(self.rows(), len(self.sides))
 
@@ -325,7 +334,10 @@ class Comparison:
         return text_of(self._of, self.table().to_text(), self.notes, self.verdict())
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers as plain values, for JSON. What does not exist or is not finite is None."""
+        """All numbers as plain values, for JSON. What does not exist or is not finite is None.
+
+        Names of version 0.1, such as `drift_cosine`, are not listed; they warn for one release.
+        """
         rows = self.rows()  # before the notes, because it may add one
         return values_of(self._of, rows, self._curves, notes=self.notes, verdict=self.verdict())
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from cnnlog.comparison.between import Distances
 from cnnlog.comparison.side_by_side import SideBySide
-from cnnlog.runs.run import NUMBER, Measure
 
 Curves = dict[str, dict[str, dict[str, list[tuple[int, float]]]]]
 """For each measure, for each layer, for each side's label: `(step, value)`, steps rising."""
 
-_OF_A_SIDE: Mapping[str, Measure] = {
-    "drift_cosine": "cosine",
-    "drift_l2": "l2",
-    "update_l2": "update",
-    "dead_share": "dead_share",
-    "cka": "cka",
-}
+OF_A_SIDE = (
+    "function_change",
+    "weight_change",
+    "filter_angle",
+    "update_ratio",
+    "mean_update_ratio",
+    "cka_positions",
+    "dead_share",
+)
+"""The numbers of a side alone, by their names in a run."""
 
 
 def curves_of(of: SideBySide, distances: Distances) -> Curves:
-    """The means over each layer's channels: of every side alone, then of what lies between.
+    """Each layer's numbers, of angles the median: of every side alone, then of what lies between.
 
     Args:
         of: the sides.
@@ -29,27 +29,29 @@ def curves_of(of: SideBySide, distances: Distances) -> Curves:
     """
     curves: Curves = {}
 
-    def put(measure: str, layer: str, label: str, step: int, value: float) -> None:
-        curves.setdefault(measure, {}).setdefault(layer, {}).setdefault(label, []).append((step, value))
+    def put(measure: str, layer: str, label: str, step: int, value: float | None) -> None:
+        if value is not None:
+            curves.setdefault(measure, {}).setdefault(layer, {}).setdefault(label, []).append((step, value))
 
+    between = distances.measure()
     for index, side in enumerate(of.sides):
-        if side.run is None:
+        if side.run is None or of.is_baseline(index):
             continue
         for step in side.run.steps if side.step is None else (side.step,):
             numbers = side.run.summary(step).numbers
             for layer in of.layers:
-                name = layer.names[index]
-                for measure, number in _OF_A_SIDE.items():
-                    spread = numbers.get(NUMBER[number], {}).get(name or "")
-                    if spread is not None:
-                        put(measure, layer.name, side.label, step, spread.mean)
-    for (index, name, step), between in distances.measure().items():
+                for measure in OF_A_SIDE:
+                    spread = numbers.get(measure, {}).get(layer.names[index] or "")
+                    put(measure, layer.name, side.label, step, None if spread is None else spread.median)
+        for layer in of.layers:
+            for step, value in distances.settling.curve(index, layer.name):
+                put("to_go", layer.name, side.label, step, value)
+    for (index, name, step), found in between.items():
         label = of.sides[index].label
-        for measure, found in (("distance_cosine", between.cosine), ("distance_l2", between.l2)):
-            if found is not None:
-                put(measure, name, label, step, found.mean)
-        if between.cka is not None:
-            put("cka_between", name, label, step, between.cka)
+        put("function_distance", name, label, step, found.function)
+        put("weight_distance", name, label, step, found.weights)
+        put("angle_between", name, label, step, None if found.angle is None else found.angle.median)
+        put("cka_between", name, label, step, found.cka)
     return curves
 
 

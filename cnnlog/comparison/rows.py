@@ -3,60 +3,81 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cnnlog.comparison.between import Between, Distances
+from cnnlog.comparison import apart
+from cnnlog.comparison.apart import Between, Stored
+from cnnlog.comparison.between import Distances
 from cnnlog.comparison.side_by_side import SideBySide
 from cnnlog.comparison.sides import LayerMatch, filters_shape
 from cnnlog.kinds import Kind
-from cnnlog.metrics import drift
-from cnnlog.runs.run import NUMBER, Measure
 from cnnlog.runs.spread import Spread
-from cnnlog.runs.table import Table
+from cnnlog.runs.table import Table, cell_text
 
-# The numbers of a side alone, and the kind that a step must hold to have them
-_SHOWN_BY: Mapping[Measure, Kind] = {
-    "cosine": Kind.FILTERS,
-    "l2": Kind.FILTERS,
-    "update": Kind.FILTERS,
-    "dead_share": Kind.FEATURE_MAPS,
-    "cka": Kind.FEATURE_MAPS,
-}
+Values = tuple[float | None, ...]
+Spreads = tuple[Spread | None, ...]
+Counts = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class Row:
     """The numbers of one layer at one step.
 
-    Those of a side alone have one entry for each side. Those between sides have one for each side but the first.
+    Those of a side alone have one entry for each side. Those between sides have one for each side but the first. A side
+    that is its own run's baseline has no numbers, because each would be 0 by definition; where the first side is a
+    further one's own baseline, what lies between them is that side's own numbers, and is not said twice.
 
     Attributes:
         layer: what the layer is called in the comparison.
         filters: how many filters it has; how many channels, if only its feature maps are known.
-        drift_cosine: cosine distance of each side's filters from the side's own baseline.
-        drift_l2: `|filter - baseline| / |baseline|` of each side's filters, with the side's own baseline.
-        update_l2: `|filter - before| / |before|` of each side's filters, with the side's step before.
-        dead_share: share of each side's channels that are nowhere above 0 on the probe.
-        cka: linear CKA of each side's feature maps with those of the side's own baseline.
-        distance_cosine: cosine distance of each further side's filters from the first side's.
-        distance_l2: `|further - first| / |first|` of each further side's filters.
-        cka_between: linear CKA of each further side's shown feature maps with the first side's.
-        shown_only: whether the distances are of the shown filters, because not all filters are stored at this step.
+        function_change: `|F - F0| / |F0|` of the layer's output on the probe, against the side's own baseline.
+        weight_change: `|W - W0| / |W0|` of its weights; where a normalisation follows, of filters scaled to length 1.
+        filter_angle: the angle of each filter from its baseline, in degrees.
+        update_ratio: `|W' - W| / |W|` of the last optimiser step before the side's step.
+        mean_update_ratio: the same as a mean over the steps since the snapshot before, where single steps are unknown.
+        cka_positions: debiased linear CKA of the output at the positions of the probe with the side's own baseline.
+        noise: what independent noise of that shape gives as `cka_positions`, at most, 95 times of 100.
+        dead_share: share of the channels that are nowhere above 0 on the probe behind the next activation.
+        to_go: how far what the step shows is from what the side's last step shows, relative to the whole way.
+        half_way: the side's first step from which on at most half of that way was to go.
+        filters_left_out: how many filters are NaN, infinite or too short, and not in these numbers.
+        channels_left_out: how many channels of the output are NaN or infinite, and not in these numbers.
+        function_distance: `|F_B - F_A| / |F_A|` of a further side's output on the probe, against the first side's.
+        weight_distance: `|W_B - W_A| / |W_A|` of a further side's weights.
+        angle_between: the angle between each filter of a further side and the first side's, in degrees.
+        cka_between: debiased linear CKA of a further side's output with the first side's.
+        noise_between: what independent noise of that shape gives as `cka_between`.
+        filters_left_out_between: how many filters are not in what lies between.
+        channels_left_out_between: how many channels are not in what lies between.
+        shown_weights: whether the distances are of the shown filters, as not all are stored at this step.
+        shown_outputs: whether they are of the shown feature maps, as no other outputs are stored at this step.
     """
 
     layer: str
     filters: int | None
-    drift_cosine: tuple[Spread | None, ...]
-    drift_l2: tuple[Spread | None, ...]
-    update_l2: tuple[Spread | None, ...]
-    dead_share: tuple[float | None, ...]
-    cka: tuple[float | None, ...]
-    distance_cosine: tuple[Spread | None, ...]
-    distance_l2: tuple[Spread | None, ...]
-    cka_between: tuple[float | None, ...]
-    shown_only: bool
+    function_change: Values
+    weight_change: Values
+    filter_angle: Spreads
+    update_ratio: Values
+    mean_update_ratio: Values
+    cka_positions: Values
+    noise: Values
+    dead_share: Values
+    to_go: Values
+    half_way: tuple[int | None, ...]
+    filters_left_out: Counts
+    channels_left_out: Counts
+    function_distance: Values
+    weight_distance: Values
+    angle_between: Spreads
+    cka_between: Values
+    noise_between: Values
+    filters_left_out_between: Counts
+    channels_left_out_between: Counts
+    shown_weights: bool
+    shown_outputs: bool
 
 
 def letter(side: int) -> str:
@@ -72,56 +93,86 @@ def rows_at(of: SideBySide, distances: Distances, step: int) -> list[Row]:
     """The numbers at a step of a comparison: one row for each layer.
 
     Args:
-        of: the sides, which get a note if the distances at their last step are of the shown filters only.
+        of: the sides, which get notes on what the numbers at their last step are of.
         distances: how far the further sides are from the first.
         step: the step.
     """
-    everything = [of.all_filters(side, step) for side in range(len(of.sides))]
-    rows = [_row(of, list(distances.of_all_filters(layer, step, everything)), layer, step) for layer in of.layers]
-    parts = [row.layer for row in rows if row.shown_only]
-    if parts and step == of.steps[-1]:
-        of.note(
-            f"the distances between the sides are of the shown filters of {', '.join(parts)}: all "
-            "are stored at a run's baseline and last step only"
-        )
+    measured = distances.measure()
+    stored = Stored.at(of, step)
+    rows = []
+    for layer in of.layers:
+        shown = [measured[side, layer.name, of.known(step)] for side in range(1, len(of.sides))]
+        further = [apart.between(of, layer, side, found, stored) for side, found in enumerate(shown, start=1)]
+        rows.append(_row(of, distances, layer, step, further=further))
+    if step == of.steps[-1]:
+        _note_what_is_shown(of, distances, rows)
     return rows
 
 
-def _row(of: SideBySide, further: Sequence[Between], layer: LayerMatch, step: int) -> Row:
-    numbers = {m: [_number(of, side, layer, m, step) for side in range(len(of.sides))] for m in _SHOWN_BY}
+def _row(of: SideBySide, distances: Distances, layer: LayerMatch, step: int, *, further: Sequence[Between]) -> Row:
+    def spreads(number: str) -> Spreads:
+        return tuple(own_number(of, side, layer, number, step) for side in range(len(of.sides)))
+
+    def values(number: str) -> Values:
+        return tuple(None if spread is None else spread.mean for spread in spreads(number))
+
+    def counts(number: str) -> Counts:
+        return tuple(0 if value is None or math.isnan(value) else int(value) for value in values(number))
+
+    known = [(side, chosen, layer.names[side]) for side, chosen in enumerate(of.sides)]
+    courses = [dict(distances.settling.curve(side, layer.name)) for side in range(len(of.sides))]
+    held = [_held(course, of.step_of(side, step)) for side, course in enumerate(courses)]
+    cka = values("cka_positions")
     return Row(
         layer=layer.name,
         filters=_count(of, layer),
-        drift_cosine=tuple(numbers["cosine"]),
-        drift_l2=tuple(numbers["l2"]),
-        update_l2=tuple(numbers["update"]),
-        dead_share=tuple(None if spread is None else spread.mean for spread in numbers["dead_share"]),
-        cka=tuple(None if spread is None else spread.mean for spread in numbers["cka"]),
-        distance_cosine=tuple(between.cosine for between in further),
-        distance_l2=tuple(between.l2 for between in further),
-        cka_between=tuple(between.cka for between in further),
-        shown_only=any(between.shown_only for between in further),
+        function_change=values("function_change"),
+        weight_change=values("weight_change"),
+        filter_angle=spreads("filter_angle"),
+        update_ratio=values("update_ratio"),
+        mean_update_ratio=values("mean_update_ratio"),
+        cka_positions=cka,
+        noise=tuple(
+            None if cka[side] is None or name is None else apart.noise_of(chosen, name) for side, chosen, name in known
+        ),
+        dead_share=values("dead_share"),
+        to_go=tuple(held),
+        half_way=tuple(distances.settling.half_way(side, layer.name) for side in range(len(of.sides))),
+        filters_left_out=counts("filters_left_out"),
+        channels_left_out=counts("channels_left_out"),
+        function_distance=tuple(found.function for found in further),
+        weight_distance=tuple(found.weights for found in further),
+        angle_between=tuple(found.angle for found in further),
+        cka_between=tuple(found.cka for found in further),
+        noise_between=tuple(found.noise for found in further),
+        filters_left_out_between=tuple(found.filters_left_out for found in further),
+        channels_left_out_between=tuple(found.channels_left_out for found in further),
+        shown_weights=any(found.shown_weights for found in further),
+        shown_outputs=any(found.shown_outputs for found in further),
     )
 
 
-def _number(of: SideBySide, side: int, layer: LayerMatch, measure: Measure, step: int) -> Spread | None:
-    """A number of a side alone, as it is spread over a layer's channels.
+def own_number(of: SideBySide, side: int, layer: LayerMatch, number: str, step: int) -> Spread | None:
+    """A number of a side alone at a step, as it is spread over a layer; None where there is none, or it means nothing.
 
     Args:
         of: the sides.
-        side: its number; 0 is the first one.
+        side: which of them, counted from 0.
         layer: one of the layers.
-        measure: which number.
-        step: of the comparison.
+        number: its full name.
+        step: a step of the comparison.
     """
-    chosen, name = of.sides[side], layer.names[side]
-    if name is None:
+    run, name, own = of.sides[side].run, layer.names[side], of.step_of(side, step)
+    if run is None or name is None or own is None or of.is_baseline(side):
         return None
-    if chosen.run is None:
-        maps = chosen.feature_maps.get(name)
-        return Spread.of(drift.dead_share(maps)) if measure == "dead_share" and maps is not None else None
-    at = of.holding(side, layer, _SHOWN_BY[measure], step)
-    return None if at is None else chosen.run.summary(at).numbers.get(NUMBER[measure], {}).get(name)
+    at = run.measured_at(number, name, own)
+    return None if at is None else run.summary(at).numbers[number][name]
+
+
+def _held(course: Mapping[int, float], own: int | None) -> float | None:
+    """The value at the nearest step that is not after a side's own."""
+    at = max((step for step in course if own is not None and step <= own), default=None)
+    return None if at is None else course[at]
 
 
 def _count(of: SideBySide, layer: LayerMatch) -> int | None:
@@ -142,40 +193,155 @@ def _count(of: SideBySide, layer: LayerMatch) -> int | None:
     return None
 
 
+def _note_what_is_shown(of: SideBySide, distances: Distances, rows: Sequence[Row]) -> None:
+    for parts, of_what in (
+        ([row.layer for row in rows if row.shown_weights], "filters"),
+        ([row.layer for row in rows if row.shown_outputs], "feature maps"),
+    ):
+        if parts:
+            of.note(
+                f"the distances between the sides are of the shown {of_what} of {', '.join(parts)}: all "
+                "are stored at a run's baseline and last step only"
+            )
+    by_filters = [
+        row.layer
+        for row in rows
+        if any(distances.settling.kind(side, row.layer) is Kind.FILTERS for side in range(len(of.sides)))
+    ]
+    if by_filters and any(row.layer not in by_filters for row in rows if any(at is not None for at in row.half_way)):
+        of.note(f"half way is of the shown filters of {', '.join(by_filters)}, and of the shown feature maps of others")
+
+
+@dataclass(frozen=True)
+class Column:
+    """A number of the rows, as tables show it.
+
+    Attributes:
+        number: the name of the row's attribute.
+        word: its heading, without the sides' letters.
+        unit: what stands behind the word: %, °, or nothing.
+        left_out: the row's attribute that counts what is not in the number; empty where its spread knows.
+        between: whether it lies between the first side and a further one.
+        noise: the row's attribute that says what noise gives; empty where that means nothing.
+    """
+
+    number: str
+    word: str
+    unit: str = ""
+    left_out: str = ""
+    between: bool = False
+    noise: str = ""
+
+    def value(self, row: Row, at: int) -> float | None:
+        """The number as it is shown, in its unit: of a spread the median; None where there is none.
+
+        Args:
+            row: of a layer.
+            at: the position in the row's numbers.
+        """
+        found: Spread | float | None = getattr(row, self.number)[at]
+        if isinstance(found, Spread):
+            found = None if math.isnan(found.median) and not found.left_out else found.median
+        return found if found is None or self.unit != "%" else 100.0 * found
+
+    def missing(self, row: Row, at: int) -> tuple[int, int | None]:
+        """How many filters or channels are not in the number, and of how many.
+
+        Args:
+            row: of a layer.
+            at: the position in the row's numbers.
+        """
+        found = getattr(row, self.number)[at]
+        if isinstance(found, Spread):
+            return found.left_out, found.finite + found.left_out
+        return (getattr(row, self.left_out)[at] if self.left_out else 0), row.filters
+
+    def text(self, row: Row, at: int, show: Callable[[float | None], str]) -> str:
+        """The number, with how many are left out, and whether noise gives as much.
+
+        Args:
+            row: of a layer.
+            at: the position in the row's numbers.
+            show: a function that gives the text of a number.
+        """
+        value = self.value(row, at)
+        return counted(show(value), *self.missing(row, at)) + (" (noise)" if self.is_noise(row, at) else "")
+
+    def is_noise(self, row: Row, at: int) -> bool:
+        """Whether the number is within what independent noise of that shape gives.
+
+        Args:
+            row: of a layer.
+            at: the position in the row's numbers.
+        """
+        value, band = self.value(row, at), getattr(row, self.noise)[at] if self.noise else None
+        return value is not None and band is not None and abs(value) <= band
+
+
+_FILTERS, _CHANNELS = "filters_left_out", "channels_left_out"
+OF_A_SIDE = (
+    Column("function_change", "output", "%", _CHANNELS),
+    Column("weight_change", "weights", "%", _FILTERS),
+    Column("filter_angle", "turned", "°"),
+    Column("update_ratio", "update", "%"),
+    Column("mean_update_ratio", "mean update", "%"),
+    Column("cka_positions", "CKA", "", _CHANNELS, noise="noise"),
+    Column("dead_share", "dead", "%", _CHANNELS),
+    Column("half_way", "half way"),
+)
+BETWEEN = (
+    Column("function_distance", "output", "%", f"{_CHANNELS}_between", between=True),
+    Column("weight_distance", "weights", "%", f"{_FILTERS}_between", between=True),
+    Column("angle_between", "turned", "°", between=True),
+    Column("cka_between", "CKA", "", f"{_CHANNELS}_between", between=True, noise="noise_between"),
+)
+# A terminal has room for a few.
+_LEFT_TO_OTHERS = ("update_ratio", "mean_update_ratio", "half_way", "weight_distance")
+
+
 def rows_table(rows: Sequence[Row], sides: int) -> Table:
-    """The rows as a table: one column for each number and side, with means over a layer's channels.
+    """The rows as a table: one column for each number and side. A column without any number is left out.
 
     Args:
         rows: the rows.
         sides: how many sides there are.
     """
-    names = [letter(side) for side in range(sides)]
-    columns = [
-        "layer",
-        "filters",
-        *(f"drift {name}" for name in names),
-        *(f"{names[0]} to {name}" for name in names[1:]),
-        *(f"dead {name}" for name in names),
-        *(f"CKA {name}" for name in names),
-        *(f"CKA {names[0]}-{name}" for name in names[1:]),
-    ]
-    cells = [
-        (
-            row.layer,
-            row.filters,
-            *(mean(spread) for spread in row.drift_cosine),
-            *(mean(spread) for spread in row.distance_cosine),
-            *row.dead_share,
-            *row.cka,
-            *row.cka_between,
-        )
-        for row in rows
-    ]
-    return Table(tuple(columns), tuple(cells))
+    columns: list[str] = ["layer"]
+    cells: list[list[Any]] = [[row.layer for row in rows]]
+    for column in (*OF_A_SIDE, *BETWEEN):
+        for side in range(1 if column.between else 0, sides):
+            at = side - 1 if column.between else side
+            values = [column.value(row, at) for row in rows]
+            nothing = all(value is None for value in values) or (column.word == "dead" and not any(values))
+            if nothing or column.number in _LEFT_TO_OTHERS:
+                continue
+            whose = f"{letter(0)}-{letter(side)}" if column.between else letter(side)
+            columns.append(f"{column.word} {whose} {column.unit}".strip())
+            cells.append(
+                [
+                    column.text(row, at, cell_text) if column.missing(row, at)[0] or column.is_noise(row, at) else value
+                    for row, value in zip(rows, values, strict=True)
+                ]
+            )
+    return Table(tuple(columns), tuple(zip(*cells, strict=True)))
+
+
+def counted(text: str, left_out: int, of: int | None) -> str:
+    """A number's text with how many filters or channels are not in it; the text alone where all are.
+
+    Args:
+        text: the number.
+        left_out: how many.
+        of: of how many, if that is known.
+
+    >>> counted("0.12", 3, 64), counted("0.12", 0, 64)
+    ('0.12 (3 of 64 left out)', '0.12')
+    """
+    return f"{text} ({left_out}{'' if of is None else f' of {of}'} left out)" if left_out else text
 
 
 def rows_csv(rows: Sequence[Row], sides: int) -> str:
-    """The rows as CSV text: one column for each number and side (`drift_cosine_A_mean`, `cka_B`, ...).
+    """The rows as CSV text: one column for each number and side (`weight_change_A`, `filter_angle_B_median`, ...).
 
     Args:
         rows: the rows.
@@ -189,7 +355,7 @@ def rows_csv(rows: Sequence[Row], sides: int) -> str:
                 first = sides - len(values)  # what lies between the sides has no entry for the first
                 for side, value in enumerate(values, start=first):
                     line.update(_columns(f"{name}_{letter(side)}", value))
-        lines.append({**line, "shown_only": row.shown_only})
+        lines.append({**line, "shown_weights": row.shown_weights, "shown_outputs": row.shown_outputs})
     columns = tuple(dict.fromkeys(column for line in lines for column in line))
     return Table(columns, tuple(tuple(line.get(column) for column in columns) for line in lines)).to_csv()
 
@@ -209,23 +375,10 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def mean(spread: Spread | None) -> float | None:
-    """The mean of a spread; None if there is no spread, or nothing finite in it.
-
-    Args:
-        spread: of a number over channels.
-    """
-    return None if spread is None or math.isnan(spread.mean) else spread.mean
-
-
 def _columns(name: str, value: Spread | float | None) -> dict[str, float]:
-    """A number as one column, a spread as four, nothing as none.
-
-    Args:
-        name: of the number.
-        value: the number; None leaves it out.
-    """
+    """A number as one column, a spread as five, nothing as none."""
     if isinstance(value, Spread):
-        quartiles = {"lower_quartile": value.lower, "median": value.median, "upper_quartile": value.upper}
-        return {f"{name}_{part}": number for part, number in {"mean": value.mean, **quartiles}.items()}
+        parts = {"mean": value.mean, "lower_quartile": value.lower, "median": value.median}
+        parts |= {"upper_quartile": value.upper, "left_out": value.left_out}
+        return {f"{name}_{part}": number for part, number in parts.items()}
     return {} if value is None else {name: value}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnlog.comparison.sides import LayerMatch, Side, filters_shape
+from cnnlog.comparison.sides import LayerMatch, Side, shown_shape
 from cnnlog.kinds import Kind
 from cnnlog.metrics.starts import same_start
 from cnnlog.rendering.views import ResolvedView, cell_width, grid_columns, resolve_view, select_filters, select_maps
@@ -129,7 +129,7 @@ class SideBySide:
             return layer.view
         if run is not None:
             return run.layer(name).view or layer.view
-        shape = filters_shape(self.sides[side], name)
+        shape = shown_shape(self.sides[side], name)
         return layer.view if shape is None else _fitting(shape, layer.view)
 
     def shown(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> FloatArray | None:
@@ -224,7 +224,7 @@ class SideBySide:
         """
         chosen = self.sides[side]
         if chosen.run is None:
-            return chosen.filters
+            return chosen.weights
         own = self.step_of(side, step)
         for which in ("last", "baseline"):
             try:
@@ -235,7 +235,9 @@ class SideBySide:
                 self.note(f"skipped: {error}")
                 continue
             # With filters kept at every n-th step only, those of the last one stand until the next
-            if own is not None and any(of == chosen.run.holding(name, Kind.FILTERS, own) for name in weights):
+            if own is None:
+                continue
+            if own == of or any(of == chosen.run.holding(name, Kind.FILTERS, own) for name in weights):
                 return weights
         return {}
 
@@ -244,6 +246,35 @@ class SideBySide:
         for side in range(1, len(self.sides)):
             for layer in self.layers[:1]:
                 self.same_start(side, layer)
+
+    def all_outputs(self, side: int, step: int) -> Mapping[str, FloatArray]:
+        """The layers' outputs `[positions, C]` of a side on the probe at a step, where they are stored."""
+        run, own = self.sides[side].run, self.step_of(side, step)
+        if run is None or own is None:
+            return {}
+        for which in ("last", "baseline"):
+            try:
+                outputs, of = run.outputs(which)
+            except FileNotFoundError:
+                continue
+            except StoreError as error:
+                self.note(f"skipped: {error}")
+                continue
+            if own == of or any(of == run.holding(name, Kind.FEATURE_MAPS, own) for name in outputs):
+                return outputs
+        return {}
+
+    def is_baseline(self, side: int) -> bool:
+        """Whether a side is pinned to its own run's baseline, so that it is what others are measured against."""
+        chosen = self.sides[side]
+        return chosen.run is not None and chosen.step == chosen.run.manifest.baseline_step
+
+    def says_itself(self, side: int) -> bool:
+        """Whether the first side is a further side's own baseline, so that its own numbers say what lies between."""
+        first, other = self.sides[0], self.sides[side]
+        return (
+            self.is_baseline(0) and first.run is not None and other.run is not None and first.run.path == other.run.path
+        )
 
     def described(self, side: int) -> str:
         """A side in a line: its label, and which of its steps is shown at the end.
@@ -296,7 +327,7 @@ class SideBySide:
         """All filters of a run's baseline, or of weights; nothing where they are not stored."""
         chosen = self.sides[side]
         if chosen.run is None:
-            return chosen.filters
+            return chosen.weights
         try:
             return chosen.run.weights("baseline")[0]
         except (FileNotFoundError, StoreError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,10 +33,12 @@ class Side:
         label: what it is called: short, and different from the labels of the other sides.
         run: the stored run; None for weights.
         step: the one step that is compared; None if all steps of the run are, and for weights.
-        filters: for each layer of weights all filters `[O, I, kH, kW]`; empty for runs.
+        filters: for each pictured layer of weights all filters `[O, I, kH, kW]`; empty for runs.
         feature_maps: for each layer of weights all feature maps `[N, C, H, W]`; empty for runs.
         probe: the fingerprint of the images that the feature maps are of; None without feature maps.
         source: the path or the name that it was opened from.
+        weights: for each layer of weights all of them, `[O, I, kH, kW]` or `[O, I]`, also of layers without pictures;
+            empty for runs.
     """
 
     label: str
@@ -46,6 +48,7 @@ class Side:
     feature_maps: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
     probe: str | None = None
     source: str = ""
+    weights: Mapping[str, FloatArray] = field(default_factory=dict, repr=False)
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ class LayerMatch:
         name: what it is called here.
         tag: `00_name`, in the order of the comparison.
         names: what each side calls it; None where a side lacks it.
-        has_filters: whether at least one side has filters of it.
-        has_maps: whether at least one side has feature maps of it.
+        has_filters: whether at least one side shows filters of it. A layer of which only numbers are kept has none.
+        has_maps: whether at least one side shows feature maps of it.
         view: how its filters are shown: rgb, gray, slices or mean; None without filters.
     """
 
@@ -184,10 +187,10 @@ def _aligned(found: Sequence[_Found], image: str | os.PathLike[str] | None) -> A
     labels = _unlike([label for _, label, _ in found], [thing for thing, _, _ in found])
     reference = next((i for i, (thing, _, _) in enumerate(found) if isinstance(thing, Run)), 0)
     thing = found[reference][0]
-    base = thing.layers if isinstance(thing, Run) else thing.auto()
+    base = thing.measured if isinstance(thing, Run) else tuple(thing.weights)
     names: dict[str, list[str | None]] = {name: [None] * len(found) for name in base}
     for index, (thing, _, _) in enumerate(found):
-        own = base if index == reference else thing.layers
+        own = base if index == reference else thing.measured if isinstance(thing, Run) else thing.layers
         if not isinstance(thing, Run) and thing.note:
             notes.append(f"{labels[index]}: {thing.note}")
         pairs, said = align(base, own)
@@ -203,7 +206,15 @@ def _aligned(found: Sequence[_Found], image: str | os.PathLike[str] | None) -> A
             f"{label} has {some(thing.layers, 5)}" for (thing, _, _), label in zip(found, labels, strict=True)
         )
         raise ValueError("; ".join([f"the sides have no layer in common: {listed}", *notes]))
-    sides = _sides(found, labels, names, image, notes)
+    shown = [thing.layers if isinstance(thing, Run) else thing.auto() for thing, _, _ in found]
+    runs_alone = any(isinstance(thing, Run) for thing, _, _ in found)
+    pictured = {
+        name
+        for name, row in names.items()
+        for (thing, _, _), own, some_of in zip(found, row, shown, strict=True)
+        if own in some_of and (isinstance(thing, Run) or not runs_alone)
+    }
+    sides = _sides(found, labels, names, image, notes, pictured=pictured)
     layers = _matches(sides, names)
     for index, side in enumerate(sides):
         lacking = [layer.name for layer in layers if layer.names[index] is None]
@@ -222,6 +233,8 @@ def _sides(
     names: Mapping[str, Sequence[str | None]],
     image: str | os.PathLike[str] | None,
     notes: list[str],
+    *,
+    pictured: Container[str],
 ) -> list[Side]:
     runs = [thing for thing, _, _ in found if isinstance(thing, Run)]
     with_maps = {
@@ -233,17 +246,19 @@ def _sides(
     sides = []
     for index, (thing, _, step) in enumerate(found):
         if isinstance(thing, Run):
-            probe = thing.manifest.probe.get("fingerprint") if with_maps else None
+            sampled = any(layer.samples for layer in thing.manifest.measured)
+            probe = thing.manifest.probe.get("fingerprint") if with_maps or sampled else None
             sides.append(Side(labels[index], thing, step, probe=probe, source=thing.path))
             continue
-        own = [row[index] for row in names.values()]
-        filters = {name: thing.filters[name] for name in own if name is not None and name in thing.filters}
-        wanted = [row[index] for name, row in names.items() if name in with_maps or not runs]
+        own = {row[index]: name for name, row in names.items() if row[index] is not None}
+        weights = {name: array for name, array in thing.weights.items() if name in own}
+        filters = {name: array for name, array in weights.items() if array.ndim == 4 and own[name] in pictured}
+        wanted = [row[index] for name, row in names.items() if name in (with_maps if runs else pictured)]
         there = [name for name in wanted if name is not None]
         maps, fingerprint, said = thing.feature_maps(there, image=image, run=runs[0] if runs else None)
         if said:
             notes.append(f"{labels[index]}: {said}")
-        sides.append(Side(labels[index], None, None, filters, maps, fingerprint, thing.source))
+        sides.append(Side(labels[index], None, None, filters, maps, fingerprint, thing.source, weights))
     return sides
 
 
@@ -251,7 +266,7 @@ def _matches(sides: Sequence[Side], names: Mapping[str, Sequence[str | None]]) -
     layers = []
     for position, (name, row) in enumerate(names.items()):
         there = [(side, own) for side, own in zip(sides, row, strict=True) if own is not None]
-        shapes = [shape for side, own in there if (shape := filters_shape(side, own)) is not None]
+        shapes = [shape for side, own in there if (shape := shown_shape(side, own)) is not None]
         maps = any(
             own in side.feature_maps if side.run is None else side.run.layer(own).output_shape is not None
             for side, own in there
@@ -264,8 +279,8 @@ def _matches(sides: Sequence[Side], names: Mapping[str, Sequence[str | None]]) -
     return layers
 
 
-def filters_shape(side: Side, name: str) -> tuple[int, ...] | None:
-    """The shape `(O, I, kH, kW)` of a layer's filters; None if they are not known.
+def shown_shape(side: Side, name: str) -> tuple[int, ...] | None:
+    """The shape `(O, I, kH, kW)` of a layer's filters, if a side shows them; else None.
 
     Args:
         side: the side.
@@ -274,6 +289,19 @@ def filters_shape(side: Side, name: str) -> tuple[int, ...] | None:
     if side.run is not None:
         return side.run.layer(name).weight_shape
     return tuple(side.filters[name].shape) if name in side.filters else None
+
+
+def filters_shape(side: Side, name: str) -> tuple[int, ...] | None:
+    """The shape of a layer's filters, `(O, I, kH, kW)` or `(O, I)` of a linear layer; None if they are not known.
+
+    Args:
+        side: the side.
+        name: what the side calls the layer.
+    """
+    if side.run is not None:
+        measured = side.run.measured_layer(name)
+        return side.run.layer(name).weight_shape if measured is None else measured.weight_shape
+    return tuple(side.weights[name].shape) if name in side.weights else None
 
 
 def _unlike_shapes(sides: Sequence[Side], layers: Sequence[LayerMatch]) -> list[str]:

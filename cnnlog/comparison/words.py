@@ -1,67 +1,22 @@
-"""A comparison in words: the sentence on what moved, the text for a terminal, and plain values for JSON."""
+"""A comparison in words: the text for a terminal, and plain values for JSON."""
 
 from __future__ import annotations
 
-import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from cnnlog.comparison.curves import Curves
-from cnnlog.comparison.rows import Row, letter, mean, plain
+from cnnlog.comparison.old_names import Renamed, old_curves, old_row
+from cnnlog.comparison.rows import Row, letter, plain
 from cnnlog.comparison.side_by_side import SideBySide
 
 _ABOUT = (
-    "Means over a layer's channels. drift: cosine distance from the side's own baseline; A to B: the same "
-    "between the sides; dead: share of channels never above 0 on the probe; CKA A: of the feature maps with "
-    "those of its own baseline; CKA A-B: between the sides, of the shown feature maps."
+    "output: change of the layer's output on the probe, weights: change of its weights, turned: median angle of its "
+    "filters, CKA: debiased, of its output at the positions of the probe, with (noise) where noise of that shape gives "
+    "as much; each from the side's own baseline, or (A-B) from the first side. dead: channels never above 0 behind the "
+    "next activation."
 )
-
-
-def verdict_of(of: SideBySide, rows: Sequence[Row]) -> str:
-    """One sentence that names the layers that moved most and least.
-
-    Args:
-        of: the sides.
-        rows: the rows of their last step.
-    """
-    first, last = of.sides[0], of.steps[-1]
-    same = [side.run is not None and first.run is not None and side.run.path == first.run.path for side in of.sides]
-    own = [
-        side.run is not None
-        and of.step_of(index, last) != side.run.manifest.baseline_step
-        and not (same[index] and index > 0)
-        for index, side in enumerate(of.sides)
-    ]
-    verbs = ["moved" if alike else "differs" for alike in same[1:]]
-    return verdict_sentence(rows, [side.label for side in of.sides], own=own, verbs=verbs)
-
-
-def verdict_sentence(rows: Sequence[Row], labels: Sequence[str], *, own: Sequence[bool], verbs: Sequence[str]) -> str:
-    """One sentence that names the layers that moved most and least.
-
-    Args:
-        rows: the rows of the step to speak of.
-        labels: the labels of the sides.
-        own: for each side, whether to say how far it moved from a baseline of its own.
-        verbs: for each side but the first, the verb for its distance from the first: `moved` or `differs`.
-    """
-    parts = [
-        part
-        for side, label in enumerate(labels)
-        if own[side]
-        and (part := _extremes({row.layer: mean(row.drift_cosine[side]) for row in rows}, f"in {label}", "moved"))
-    ]
-    for side, label in enumerate(labels[1:], start=1):
-        pair = f"between {labels[0]} and {label}"
-        verb = verbs[side - 1]
-        part = _extremes({row.layer: mean(row.distance_cosine[side - 1]) for row in rows}, pair, verb)
-        if not part:
-            unlike = {row.layer: _unlike(row.cka_between[side - 1]) for row in rows}
-            part = _extremes(unlike, pair, verb, what="1 - CKA of the feature maps")
-        parts.append(part or f"{pair}, no number says how far the layers are apart")
-    sentence = "; ".join(parts)
-    return sentence[0].upper() + sentence[1:] + "."
 
 
 def legend(of: SideBySide) -> list[str]:
@@ -101,30 +56,17 @@ def values_of(
     last = of.steps[-1]
     return {
         "format": "cnnlog-comparison",
-        "version": 1,
+        "version": 2,
         "sides": [
             {"label": side.label, "source": side.source, "step": of.step_of(index, last)}
             for index, side in enumerate(of.sides)
         ],
         "steps": list(of.steps),
-        "layers": [{**plain(row), "names": list(layer.names)} for layer, row in zip(of.layers, rows, strict=True)],
-        "curves": plain(curves),
+        "layers": [
+            Renamed({**plain(row), "names": list(layer.names)}, old_row(of, layer, last, plain))
+            for layer, row in zip(of.layers, rows, strict=True)
+        ],
+        "curves": Renamed(plain(curves), old_curves(of)),
         "notes": list(notes),
         "verdict": verdict,
     }
-
-
-def _extremes(values: Mapping[str, float | None], where: str, verb: str, *, what: str = "cosine distance") -> str:
-    known = {layer: value for layer, value in values.items() if value is not None}
-    if not known:
-        return ""
-    most, least = max(known, key=lambda name: known[name]), min(known, key=lambda name: known[name])
-    if known[most] == 0:
-        return f"{where}, no layer {verb}"
-    if len(known) == 1:
-        return f"{where}, {most} {verb} by {known[most]:.3g} ({what})"
-    return f"{where}, {most} {verb} most ({what} {known[most]:.3g}) and {least} least ({known[least]:.3g})"
-
-
-def _unlike(cka: float | None) -> float | None:
-    return None if cka is None or math.isnan(cka) else 1 - cka

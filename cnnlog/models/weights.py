@@ -34,26 +34,28 @@ class Weights:
 
     Args:
         source: what was asked for: a file, or `torchvision:NAME`.
-        filters: layer -> all filters `[O, I, kH, kW]` of every convolution.
+        weights: layer -> all weights of every convolution `[O, I, kH, kW]` and linear layer `[O, I]`.
         network: the network, if it is known; without one there are no feature maps.
         note: a sentence on the filters; empty if there is nothing to say.
 
     Attributes:
         source: what was asked for: a file, or `torchvision:NAME`.
+        weights: layer -> all weights of every convolution `[O, I, kH, kW]` and linear layer `[O, I]`.
         filters: layer -> all filters `[O, I, kH, kW]`, of every convolution.
-        layers: the names that may be matched: all modules if the network is known, else the convolutions.
+        layers: the names that may be matched: all modules if the network is known, else those of `weights`.
         note: a sentence on the filters; empty if there is nothing to say.
     """
 
     def __init__(
-        self, source: str, filters: Mapping[str, FloatArray], network: Loaded | None, *, note: str = ""
+        self, source: str, weights: Mapping[str, FloatArray], network: Loaded | None, *, note: str = ""
     ) -> None:
         self.source = source
         self.note = note
-        self.filters = dict(filters)
+        self.weights = dict(weights)
+        self.filters = {name: array for name, array in weights.items() if array.ndim == 4}
         self._network = network
         modules = [] if network is None else [name for name, _ in network.model.named_modules() if name]
-        self.layers = tuple(modules) or tuple(self.filters)
+        self.layers = tuple(modules) or tuple(self.weights)
         if not self.filters:
             raise ValueError(
                 f"{source} holds no filters: expected at least one weight [O, I, kH, kW], of a 2-D convolution, in it"
@@ -128,36 +130,31 @@ def open_weights(source: str, *, arch: str | None = None, with_network: bool = F
         network = load_classifier(source, arch=arch or _stored_architecture(source))
     else:
         state = read_state_dict(source)
-        filters, note = _without_peft(_filters(state), state)
-        return Weights(source, filters, None, note=note)
-    return Weights(source, _filters(network.model.state_dict()), network)
+        weights, note = _without_peft(_weights(state), state)
+        return Weights(source, weights, None, note=note)
+    return Weights(source, _weights(network.model.state_dict()), network)
 
 
-def _filters(state: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
-    """Layer -> `[O, I, kH, kW]` float32 of every 4-D weight.
-
-    Args:
-        state: a network's state dict: name -> tensor.
-    """
+def _weights(state: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
+    """Layer -> float32 of every 4-D weight `[O, I, kH, kW]` and every 2-D weight `[O, I]`."""
     return {
         name.removesuffix(".weight").replace("_orig_mod.", ""): _array(value)
         for name, value in state.items()
-        if name.endswith(".weight") and value.ndim == 4 and value.is_floating_point() and value.numel()
+        if name.endswith(".weight") and value.ndim in (2, 4) and value.is_floating_point() and value.numel()
     }
 
 
 def _without_peft(
-    filters: Mapping[str, FloatArray], state: Mapping[str, torch.Tensor]
+    weights: Mapping[str, FloatArray], state: Mapping[str, torch.Tensor]
 ) -> tuple[dict[str, FloatArray], str]:
-    """The filters, also under the names that their layers had before PEFT wrapped them; and a sentence on them.
-
-    Args:
-        filters: layer -> `[O, I, kH, kW]`, as the state dict names the layers.
-        state: that state dict.
-    """
+    """The weights, also under the names that their layers had before PEFT wrapped them; and a sentence on them."""
     if not any(".base_layer." in key or ".lora_A." in key for key in state):
-        return dict(filters), ""
-    named = {name.replace("base_model.model.", ""): array for name, array in filters.items()}
+        return dict(weights), ""
+    named = {
+        name.replace("base_model.model.", ""): array
+        for name, array in weights.items()
+        if array.ndim == 4 or ".lora_" not in name
+    }
     bases = []
     for name, array in [*named.items()]:
         if (match := _WRAPPED_BY_PEFT.fullmatch(name)) is not None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from PIL import Image
 
+from cnnlog.comparison.verdict import percent
 from cnnlog.kinds import Kind
-from cnnlog.metrics import drift
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import Limits
@@ -19,10 +19,10 @@ from cnnlog.runs.manifest import StoreError, WatchedLayer
 from cnnlog.runs.run import Run
 from cnnlog.snapshot import Record
 
-# What says how far a step is from the baseline: the number's name in the files, and in words
-_DRIFT: Mapping[Kind, tuple[str, str]] = {
-    Kind.FILTERS: ("filter_drift_cosine", "drift"),
-    Kind.FEATURE_MAPS: ("cka", "CKA"),
+# What says how far a step is from the baseline: the number's name, and in words
+_CHANGE: Mapping[Kind, tuple[str, str]] = {
+    Kind.FILTERS: ("weight_change", "weights"),
+    Kind.FEATURE_MAPS: ("function_change", "output"),
 }
 
 
@@ -97,7 +97,7 @@ class Part:
                 continue
             steps.append(step)
             pictures.append(picture)
-            numbers.append(number_of(record, kind, layer.name))
+            numbers.append(number_of(run, kind, layer.name, step))
         if not steps:
             raise ValueError(" ".join([f"no step of {run.name} shows {kind.words} of {layer.name}", *run.skipped]))
         return cls(run, layer, kind, tuple(steps), tuple(pictures), tuple(numbers))
@@ -248,17 +248,18 @@ def picture_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind, record
     return Picture.of(kind, shown, limits, image=wanted.image, view=layer.view, cmap=cmap)
 
 
-def number_of(record: Record, kind: Kind, layer: str) -> str:
-    """How far a layer is from the baseline at a step, in words; empty if no number says so.
+def number_of(run: Run, kind: Kind, layer: str, step: int) -> str:
+    """How far a layer is from the baseline at a step, in percent and words; empty if no number says so.
 
     Args:
-        record: the step.
-        kind: filters or feature maps.
-        layer: its name.
+        run: a stored run.
+        kind: filters, for the change of the weights, or feature maps, for that of the output.
+        layer: one of its layers.
+        step: one of its steps.
     """
-    name, word = _DRIFT[kind]
-    values = record.numbers.get(name, {}).get(layer)
-    return "" if values is None else f"{word} {drift.mean_of_finite(values):.3g}"
+    name, word = _CHANGE[kind]
+    found = run.summary(step).numbers.get(name, {}).get(layer)
+    return "" if found is None or not found.finite else f"{word} changed by {percent(found.mean)}"
 
 
 def cmap_of(run: Run, wanted: Wanted, kind: Kind) -> str:

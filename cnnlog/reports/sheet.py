@@ -77,7 +77,7 @@ def _block(
         if picture is None:
             continue
         shape = (kind.shape(layer) or ())[1 if kind.per_image else 0 :]
-        number = number_of(record, kind, layer.name)
+        number = number_of(run, kind, layer.name, record.step)
         facts = "  ".join(part for part in [" × ".join(map(str, shape)), in_words(picture.limits), number] if part)
         pictures.append(((f"{layer.name} {kind.words}", facts), pixels_of(picture.grid(wanted.width // 2))))
     return pictures

@@ -5,8 +5,13 @@ The sides are called A, B, ... The layer `00_conv1`, say, has these tags:
 - `compare_filters/00_conv1/A`, `.../B` and `.../B-A`: the filters of each side, and their difference
 - `compare_feature_maps/00_conv1/A`, `.../B` and `.../B-A`: the same of feature maps; with several probe images each has
   its own tag, `.../A/image0`, `.../A/image1`, ...
-- `compare_distance/00_conv1/B-A`: the mean cosine distance of the filters
-- `compare_cka/00_conv1/B-A`: the linear CKA of the feature maps
+- `compare_numbers/function_distance/00_conv1/B-A`: `|B - A| / |A|` of the shown feature maps
+- `compare_numbers/weight_distance/00_conv1/B-A`: `|B - A| / |A|` of the shown filters
+- `compare_numbers/angle_between/00_conv1/B-A`: the median angle between the shown filters, in degrees
+- `compare_numbers/cka_between/00_conv1/B-A`: the debiased linear CKA of the shown feature maps
+
+Where A is B's own baseline these are B's own `function_change`, `weight_change`, `filter_angle` and `cka_positions`,
+of all channels, under `compare_numbers/function_change/00_conv1/B` and so on.
 
 Ranges are those of the comparison: the same at all steps and, unless you asked for own ones, for all sides. The card of
 a tag tells them, and each PNG's text holds them as JSON under `cnnlog`, so that a picture can be read without the runs.
@@ -24,7 +29,7 @@ from typing import Any
 
 from cnnlog.comparison.comparison import Comparison
 from cnnlog.comparison.pictures import Key, pictures
-from cnnlog.comparison.rows import letter
+from cnnlog.comparison.rows import BETWEEN, letter
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import encode_png
 from cnnlog.rendering.shared_ranges import in_words
@@ -164,10 +169,12 @@ def _numbers(comparison: Comparison) -> dict[int, list[tuple[str, float]]]:
     curves, by_label = comparison.curves(), {side.label: letter(i) for i, side in enumerate(comparison.sides)}
     tags = {layer.name: layer.tag for layer in comparison.layers}
     numbers: dict[int, list[tuple[str, float]]] = {}
-    for measure, prefix in (("distance_cosine", "compare_distance"), ("cka_between", "compare_cka")):
-        for layer, sides in curves.get(measure, {}).items():
+    between = [column.number for column in BETWEEN if column.number in curves]
+    own = ["function_change", "weight_change", "filter_angle", "cka_positions"]
+    for measure in between or [number for number in own if number in curves]:
+        for layer, sides in curves[measure].items():
             for label, curve in sides.items():
+                whose = f"{by_label[label]}-{letter(0)}" if between else by_label[label]
                 for step, value in curve:
-                    tag = f"{prefix}/{tags[layer]}/{by_label[label]}-{letter(0)}"
-                    numbers.setdefault(step, []).append((tag, value))
+                    numbers.setdefault(step, []).append((f"compare_numbers/{measure}/{tags[layer]}/{whose}", value))
     return numbers

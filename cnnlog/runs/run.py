@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import warnings
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from collections.abc import Callable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +18,10 @@ from cnnlog.messages import by, near, some
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.ranges import AnchoredRange, Limits
 from cnnlog.rendering.shared_ranges import Extremes, shared_limits
-from cnnlog.runs.manifest import Manifest, StoreError, WatchedLayer
+from cnnlog.runs import numbers as names
+from cnnlog.runs import over_steps
+from cnnlog.runs.manifest import Manifest, MeasuredLayer, StoreError, WatchedLayer
+from cnnlog.runs.numbers import Number, OldNumber
 from cnnlog.runs.spread import Summary, summary_of
 from cnnlog.runs.store import RunStore
 from cnnlog.runs.table import Table
@@ -28,24 +33,8 @@ if TYPE_CHECKING:
 Which = int | Literal["baseline", "last"]
 """A step: its number, the baseline, or the last one that can be read."""
 
-Measure = Literal["cosine", "l2", "update", "norm", "dead_share", "cka", "active", "mean", "max"]
-"""What a number is called in `Run.numbers` and `Run.drift`."""
-
 Progress = Callable[[str, int, int], None]
 """A function that is told how far the work is: `progress("reading run a", done, total)`."""
-
-NUMBER: Mapping[Measure, str] = {
-    "cosine": "filter_drift_cosine",
-    "l2": "filter_drift_l2",
-    "update": "filter_update_l2",
-    "norm": "filter_norm",
-    "dead_share": "dead_share",
-    "cka": "cka",
-    "active": "map_active",
-    "mean": "map_mean",
-    "max": "map_max",
-}
-"""What a number is called in the files."""
 
 _KEPT_RECORDS = 4
 
@@ -92,14 +81,31 @@ class Run:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The names of the watched layers, in the order of their tags."""
+        """The names of the watched layers, those that are pictured, in the order of their tags."""
         return tuple(layer.name for layer in self.manifest.layers)
+
+    @cached_property
+    def measured(self) -> tuple[str, ...]:
+        """The names of all layers that there are numbers of, pictured or not, in order of depth.
+
+        Numbers are kept of every convolution and linear layer; format 1 has those of the watched layers alone.
+        """
+        found = [layer.name for layer in self.manifest.measured]
+        before = -1
+        for name in self.layers:  # what is pictured and no such layer, as an activation, stands behind the one before
+            if name in found:
+                before = found.index(name)
+            else:
+                before += 1
+                found.insert(before, name)
+        return tuple(found)
 
     def layer(self, name: str) -> WatchedLayer:
         """What the manifest says of a layer: its tag, kind, shapes and view.
 
         Args:
-            name: the name of a watched layer, one of `layers`.
+            name: the name of a layer, one of `layers` or of `measured`; shapes are of what is pictured, and a layer
+                that is only measured has none here.
 
         Raises:
             ValueError: the run has no such layer; the message offers near ones.
@@ -107,8 +113,19 @@ class Run:
         for layer in self.manifest.layers:
             if layer.name == name:
                 return layer
-        offered = near(name, self.layers) or self.layers[:5]
+        measured = self.measured_layer(name)
+        if measured is not None:
+            return WatchedLayer(measured.name, measured.tag, measured.kind)
+        offered = near(name, self.measured) or self.layers[:5]
         raise ValueError(f"{self.name} watched no layer {name!r}; there is {', '.join(offered)}")
+
+    def measured_layer(self, name: str) -> MeasuredLayer | None:
+        """What the manifest says of the numbers of a layer; None in format 1, and for what is pictured alone.
+
+        Args:
+            name: the name of a layer.
+        """
+        return next((layer for layer in self.manifest.measured if layer.name == name), None)
 
     def step(self, which: Which) -> int:
         """The number of a step.
@@ -154,7 +171,7 @@ class Run:
         while len(self._records) > _KEPT_RECORDS:
             self._records.popitem(last=False)
         if step not in self._summaries:
-            self._summaries[step] = summary_of(record)
+            self._summaries[step] = summary_of(record, self._of_today(record))
         return record
 
     def summary(self, step: int) -> Summary:
@@ -233,47 +250,87 @@ class Run:
         """
         return self._array(layer, Kind.FEATURE_MAPS, step)
 
-    def numbers(self, name: str, layer: str, step: Which = "last") -> npt.NDArray[np.float64]:
-        """A number of a layer at one step, for all its channels, also those that are not shown.
+    def measured_at(self, number: str, layer: str, step: int) -> int | None:
+        """The nearest step that can be read, has a number of a layer, and is not after `step`; None without one.
 
         Args:
-            name: of filters: `cosine` (cosine distance to the baseline, 0 to 2), `l2` (distance to the baseline as a
-                share of the filter's length there), `update` (the same from the snapshot before), `norm` (length). Of
-                feature maps: `active` (share of positions above 0), `mean`, `max`; and one value for the layer:
-                `dead_share` (share of channels that are nowhere above 0 on the probe) and `cka` (linear CKA with the
-                maps at the baseline, 0 to 1). The names in the files, such as `filter_drift_l2`, do as well.
-            layer: the name of a watched layer, one of `layers`.
+            number: by its full name, such as `filter_norm`.
+            layer: the name of a layer.
+            step: any step's number; it need not be a stored one.
+        """
+        if layer not in self.measured:
+            return None
+        for at in range(bisect_right(self._listed, step) - 1, -1, -1):
+            known = self._listed[at]
+            if self._readable(known) and layer in self._summaries[known].numbers.get(number, {}):
+                return known
+        return None
+
+    def numbers(self, name: str, layer: str, step: Which = "last") -> npt.NDArray[np.float64]:
+        """A number of a layer at one step, of all its filters or channels, also those that are not shown.
+
+        Args:
+            name: one value for the layer, each against the baseline: `function_change` (`|F - F0| / |F0|` of its
+                output on the probe), `weight_change` (`|W - W0| / |W0|`; where a normalisation follows, of filters
+                scaled to length 1), `cka_positions` (debiased linear CKA of its output at the positions of the probe);
+                `update_ratio` (`|W' - W| / |W|` of the last optimiser step before the snapshot) or `mean_update_ratio`
+                (the way since the snapshot before, divided by its steps); `dead_share` (of the channels that are
+                nowhere above 0 behind the next activation). One value for each filter: `filter_angle` (from its
+                baseline, in degrees), `filter_norm` or `norm` (length). One for each channel of pictured feature maps:
+                `map_active` or `active` (share of positions above 0), `map_mean` or `mean`, `map_max` or `max`.
+                `cosine`, `l2`, `update` and `cka` are the numbers of version 0.1: they warn, and will go.
+            layer: the name of a layer, one of `measured`.
             step: a step's number, `"baseline"` or `"last"`.
 
         Returns:
-            float64 `[O]`, one value for each channel; `[1]` for `dead_share` and `cka`. NaN where it is undefined.
+            float64 `[k]`, one value for each measured filter (`Manifest.measured` says which those are), `[C]` for each
+            channel, or `[1]` for the layer. NaN where it is undefined.
 
         Raises:
             ValueError: the step has no such number of this layer; the message names those that it has.
         """
-        number = NUMBER.get(name, name)  # type: ignore[call-overload]
-        stored = self.record(self.step(step)).numbers
-        if number not in stored or self.layer(layer).name not in stored[number]:
-            have = [known for known, stored_as in NUMBER.items() if layer in stored.get(stored_as, {})]
+        at = self.step(step)
+        if name in names.STORED_AS:
+            return self._old_number(name, self.layer(layer).name, at)
+        stored = self._of_today(self.record(at))
+        number = names.SHORT.get(name, name)
+        if self.layer(layer).name not in stored.get(number, {}):
+            have = [known for known in get_args(Number) if layer in stored.get(known, {})]
             raise ValueError(
-                f"{self.name} has no {name!r} of {layer} at step {self.step(step)}; it has {some(have, len(NUMBER))}"
+                f"{self.name} has no {name!r} of {layer} at step {at}; it has {some(have, len(have) or 1)}"
             )
         return np.asarray(stored[number][layer], dtype=np.float64)
 
     def weights(self, which: Literal["baseline", "last"]) -> tuple[dict[str, FloatArray], int]:
-        """All filters of the watched layers, also those that are not shown.
+        """All weights of the layers, also of filters that are not shown.
 
         Args:
             which: `"baseline"` or `"last"`; of other steps only the shown filters are stored.
 
         Returns:
-            For each layer float32 `[O, I, kH, kW]`, and the step that they are of.
+            For each layer float32 `[O, I, kH, kW]`, or the measured filters `[k, ...]` of a layer without pictures
+            (`Manifest.measured` says which those are); and the step that they are of.
 
         Raises:
             FileNotFoundError: no filters were watched.
             ValueError: the file is damaged.
         """
         return self._store.read_weights("latest" if which == "last" else which)
+
+    def outputs(self, which: Literal["baseline", "last"]) -> tuple[dict[str, FloatArray], int]:
+        """The outputs of the layers on the probe, at a few positions of each image.
+
+        Args:
+            which: `"baseline"` or `"last"`; of other steps they are not stored.
+
+        Returns:
+            For each layer float32 `[positions, C]`, and the step that they are of.
+
+        Raises:
+            FileNotFoundError: the run had no probe, or ended before they were written.
+            ValueError: the file is damaged.
+        """
+        return self._store.read_outputs("latest" if which == "last" else which)
 
     def probe(self) -> FloatArray:
         """The probe as the network got it: float32 `[N, C, H, W]`, or clips `[N, C, T, H, W]`.
@@ -341,48 +398,42 @@ class Run:
         rule = (self.manifest.settings.get(kind) or {}).get("value_range", "channel")
         return shared_limits(self._extremes[kind, layer], signed=kind.signed, rule=rule)
 
-    def drift(self, measure: Measure = "cosine", layer: str | None = None) -> Any:
-        """A number over all steps, as a table: by default how far the layers are from their baseline.
+    def over_steps(self, name: Number, layer: str | None = None) -> Any:
+        """A number over all steps, as a table.
 
         Args:
-            measure: of filters: `cosine` (cosine distance to the baseline, 0 to 2), `l2` (distance to the baseline as a
-                share of the filter's length there), `update` (the same from the snapshot before), `norm` (length). Of
-                feature maps: `active` (share of positions above 0), `mean`, `max`; and one value for the layer:
-                `dead_share` (share of channels that are nowhere above 0 on the probe) and `cka` (linear CKA with the
-                maps at the baseline, 0 to 1).
-            layer: the name of a watched layer, for its channels one by one; None for all layers, each summed up.
+            name: as in `numbers`: `function_change`, `weight_change`, `filter_angle`, `update_ratio`,
+                `mean_update_ratio`, `cka_positions`, `dead_share`, `filter_norm`, `map_active`, `map_mean`, `map_max`.
+            layer: the name of a layer, one of `measured`, for its filters or channels one by one; None for all layers.
 
         Returns:
-            A pandas DataFrame if pandas is installed, else a small table that prints itself. Its columns are step,
-            layer, mean, lower_quartile, median, upper_quartile; for one layer they are step, channel, value. Damaged
-            steps are left out; `skipped` tells of them.
+            A pandas DataFrame if pandas is installed, else a small table that prints itself. For numbers that a layer
+            has one of, its columns are step, layer, value. For those of filters and channels they are step, layer,
+            mean, lower_quartile, median, upper_quartile, left_out (how many are NaN); and step, channel, value for one
+            layer. Damaged steps are left out; `skipped` tells of them.
+
+        Raises:
+            ValueError: there is no such number or layer, or nothing of it is stored.
+        """
+        return over_steps.over_steps(self, name, layer)
+
+    def drift(self, measure: str = "cosine", layer: str | None = None) -> Any:
+        """The table that `over_steps` replaces. It warns for one release.
+
+        Args:
+            measure: a name that `over_steps` takes, or `cosine` (cosine distance to the baseline, 0 to 2) or `l2`
+                (distance to the baseline as a share of the filter's length there), which are derived from what is
+                stored.
+            layer: the name of a layer; None for all layers, each summed up.
+
+        Returns:
+            A table with the columns step, layer, mean, lower_quartile, median, upper_quartile; for one layer they are
+            step, channel, value.
 
         Raises:
             ValueError: there is no such measure or layer, or nothing of it is stored.
         """
-        if measure not in get_args(Measure):
-            raise ValueError(f"measure must be one of {', '.join(get_args(Measure))}; got {measure!r}")
-        names = self.layers if layer is None else (self.layer(layer).name,)
-        number = NUMBER[measure]
-        rows: list[tuple[Any, ...]] = []
-        for step in self._listed:
-            if not self._readable(step):
-                continue
-            spreads = self._summaries[step].numbers.get(number, {})
-            for name in names:
-                if name not in spreads:
-                    continue
-                if layer is None:
-                    spread = spreads[name]
-                    rows.append((step, name, spread.mean, spread.lower, spread.median, spread.upper))
-                else:
-                    values = self.record(step).numbers[number][name]
-                    rows += [(step, channel, float(value)) for channel, value in enumerate(values)]
-        if not rows:
-            raise ValueError(f"{self.name} has no {measure!r} of {'any layer' if layer is None else layer}")
-        spread_columns = ("step", "layer", "mean", "lower_quartile", "median", "upper_quartile")
-        table = Table(spread_columns if layer is None else ("step", "channel", "value"), tuple(rows))
-        return table.to_frame()
+        return over_steps.drift(self, measure, layer)
 
     def figure(
         self,
@@ -435,10 +486,34 @@ class Run:
             raise ValueError(f"{self.name} holds no {kind.words} of {layer} at step {number}; {hint}")
         return arrays[layer]
 
+    def _of_today(self, record: Record) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
+        """The numbers of a step under their names of today."""
+        old = names.STORED_AS["cosine"] in record.numbers
+        return names.of_today(record.numbers, self._first_norms if old else {}, version=self.manifest.version)
+
+    @cached_property
+    def _first_norms(self) -> dict[str, npt.NDArray[np.float64]]:
+        """The length of each filter at the baseline; nothing if that cannot be read."""
+        try:
+            record = self._store.read_record(self.manifest.baseline_step, numbers_only=True)
+        except (OSError, StoreError):
+            return {}
+        return dict(record.numbers.get("filter_norm", {}))
+
+    def _old_number(self, name: str, layer: str, step: int) -> npt.NDArray[np.float64]:
+        """A number of version 0.1, derived where it is not stored. It warns."""
+        what = f"{name!r} is replaced by {names.INSTEAD[name]}; it goes with the next release"
+        warnings.warn(what, FutureWarning, stacklevel=3)
+        found = names.old_number(cast("OldNumber", name), self.record(step).numbers, layer, self._first_norms)
+        if found is None:
+            raise ValueError(f"{self.name} has no {name!r} of {layer} at step {step}; take {names.INSTEAD[name]}")
+        return np.asarray(found, dtype=np.float64)
+
     def _readable(self, step: int) -> bool:
         if step not in self._damaged and step not in self._summaries:
             try:
-                self._summaries[step] = summary_of(self._store.read_record(step, numbers_only=True))
+                record = self._store.read_record(step, numbers_only=True)
+                self._summaries[step] = summary_of(record, self._of_today(record))
             except StoreError as error:
                 self._skip(step, str(error))
             except OSError as error:

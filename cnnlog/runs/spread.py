@@ -22,6 +22,7 @@ class Spread:
         median: the median; NaN if the number is finite in no channel.
         upper: the third quartile; NaN if the number is finite in no channel.
         finite: in how many channels the number is finite.
+        left_out: in how many it is not.
     """
 
     mean: float
@@ -29,6 +30,7 @@ class Spread:
     median: float
     upper: float
     finite: int
+    left_out: int = 0
 
     @classmethod
     def of(cls, values: npt.ArrayLike) -> Spread:
@@ -38,15 +40,15 @@ class Spread:
             values: an array of any shape.
 
         >>> Spread.of([4.0, 1.0, 2.0, 3.0, float("nan")])
-        Spread(mean=2.5, lower=1.75, median=2.5, upper=3.25, finite=4)
+        Spread(mean=2.5, lower=1.75, median=2.5, upper=3.25, finite=4, left_out=1)
         """
         array = np.asarray(values, dtype=np.float64)
         finite = np.sort(array[np.isfinite(array)])
         if not finite.size:
-            return cls(math.nan, math.nan, math.nan, math.nan, 0)
+            return cls(math.nan, math.nan, math.nan, math.nan, 0, array.size)
         at = np.array([0.25, 0.5, 0.75]) * (finite.size - 1)
         lower, median, upper = (float(v) for v in np.interp(at, np.arange(finite.size), finite))
-        return cls(float(finite.mean()), lower, median, upper, int(finite.size))
+        return cls(float(finite.mean()), lower, median, upper, int(finite.size), int(array.size - finite.size))
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Summary:
         global_step: how many optimiser steps were complete.
         filters: the names of the layers whose filters the step holds.
         feature_maps: the names of the layers whose feature maps the step holds.
-        numbers: for each number (by its name in the files), for each layer, its spread.
+        numbers: for each number, by its name of today, for each layer, its spread.
     """
 
     epoch: int
@@ -68,14 +70,14 @@ class Summary:
     numbers: Mapping[str, Mapping[str, Spread]]
 
 
-def summary_of(record: Record) -> Summary:
+def summary_of(record: Record, numbers: Mapping[str, Mapping[str, npt.NDArray[np.float64]]]) -> Summary:
     """What a record holds, and how each of its numbers is spread.
 
     Args:
         record: of one step.
+        numbers: its numbers, under their names of today.
     """
-    numbers = {
-        name: {layer: Spread.of(values) for layer, values in by_layer.items()}
-        for name, by_layer in record.numbers.items()
+    spreads = {
+        name: {layer: Spread.of(values) for layer, values in by_layer.items()} for name, by_layer in numbers.items()
     }
-    return Summary(record.epoch, record.global_step, frozenset(record.filters), frozenset(record.feature_maps), numbers)
+    return Summary(record.epoch, record.global_step, frozenset(record.filters), frozenset(record.feature_maps), spreads)

@@ -72,7 +72,7 @@ def test_the_table_and_every_file(cnnlog: Any, runs: tuple[Path, Path], tmp_path
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["layer"] for row in rows] == ["conv1", "conv2"]
-    assert float(rows[1]["distance_cosine_B_mean"]) == expected.table().rows[1][4]
+    assert float(rows[1]["weight_distance_B"]) == pytest.approx(expected.rows()[1].weight_distance[0])
     assert page.read_text(encoding="utf-8").lstrip().lower().startswith("<!doctype html>")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["board", "numbers.json", "page.html", "table.csv"]
     assert f"Written: {page}, {numbers}, {table}, {tmp_path / 'board'}" in out
@@ -271,7 +271,8 @@ def test_the_tensorboard_run_holds_all_sides_and_steps(runs: tuple[Path, Path], 
     layers = ("00_conv1", "01_conv2")
     kinds = ("compare_filters", "compare_feature_maps")
     assert set(images) == {f"{k}/{layer}/{s}" for k in kinds for layer in layers for s in ("A", "B", "B-A")}
-    assert set(numbers) == {f"{k}/{layer}/B-A" for k in ("compare_distance", "compare_cka") for layer in layers}
+    between = ("function_distance", "weight_distance", "angle_between", "cka_between")
+    assert set(numbers) == {f"compare_numbers/{k}/{layer}/B-A" for k in between for layer in layers}
     steps = [[step for step, _ in found] for found in images.values()]
     steps += [[step for step, _ in found] for found in numbers.values()]
     assert all(found == [0, 1, 2, 3, 4] for found in steps)
@@ -283,8 +284,10 @@ def test_the_tensorboard_run_holds_all_sides_and_steps(runs: tuple[Path, Path], 
     assert limits is not None
     drawn = pixels_of(images["compare_filters/00_conv1/B-A"][4][1])
     np.testing.assert_array_equal(drawn, filters_grid(change, limits, view="rgb").pixels)
-    distances = [value for _, value in comparison.curves()["distance_cosine"]["conv1"]["fast"]]
-    assert [value for _, value in numbers["compare_distance/00_conv1/B-A"]] == pytest.approx(distances, rel=1e-6)
+    distances = [value for _, value in comparison.curves()["angle_between"]["conv1"]["fast"]]
+    assert [value for _, value in numbers["compare_numbers/angle_between/00_conv1/B-A"]] == pytest.approx(
+        distances, rel=1e-6
+    )
 
 
 def test_a_board_that_fails_half_way_leaves_nothing(
@@ -328,10 +331,9 @@ def test_a_run_and_the_checkpoints_of_any_network(tmp_path: Path) -> None:
     assert "run and last.ckpt are matched without the prefix 'model.'" in comparison.notes
     assert [side.label for side in comparison.sides] == ["run", "last.ckpt"]
     for row in comparison.rows():
-        assert row.distance_cosine[0] is not None
-        assert row.distance_cosine[0].mean == 0  # the run's last step is what was saved
-        assert row.drift_cosine[1] is None
-        assert not row.shown_only
+        assert row.weight_distance[0] == 0  # the run's last step is what was saved
+        assert row.filter_angle[1] is None
+        assert not row.shown_weights
     first = comparison.difference(comparison.layer("conv1"), "filters", 0)
     np.testing.assert_array_equal(first, filters["conv1"] - moving(0, 0.1)(0)[0]["conv1"])
     assert comparison.step_of(1, 3) is None
@@ -347,7 +349,7 @@ def test_a_checkpoint_with_adapters_says_that_it_is_shown_without_them(tmp_path:
     torch.save({"state_dict": {**state, **adapters}}, tmp_path / "lora.ckpt")
     comparison = compare(run, tmp_path / "lora.ckpt")
     assert [layer.names for layer in comparison.layers] == [("conv1", "model.conv1"), ("conv2", "model.conv2")]
-    assert [row.distance_l2[0].mean for row in comparison.rows() if row.distance_l2[0]] == [0, 0]
+    assert [row.weight_distance[0] for row in comparison.rows()] == [0, 0]
     (said,) = (note for note in comparison.notes if note.startswith("lora.ckpt: "))
     assert "the filters of model.conv1 are shown without the adapters of PEFT's" in said
     torch.save(adapters, tmp_path / "adapters.pt")  # what save_pretrained writes
@@ -362,12 +364,13 @@ def test_weights_make_feature_maps_of_an_image(tmp_path: Path, squeezenet: nn.Mo
     safetensors.torch.save_file(moved, tmp_path / "b.safetensors")
     comparison = compare(tmp_path / "a.ckpt", tmp_path / "b.safetensors", image=image)
     assert comparison.steps == (0,)
-    assert len(comparison.layers) <= 8  # as the monitors would choose
+    pictured = [layer for layer in comparison.layers if layer.has_filters]
+    assert len(pictured) <= 8  # as the monitors would choose
+    assert [layer for layer in comparison.layers if layer.has_maps] == pictured
+    assert len(comparison.layers) == 26
     rows = {row.layer: row for row in comparison.rows()}
-    assert rows["features.0"].distance_cosine[0] is not None
-    assert rows["features.0"].distance_cosine[0].mean > 0
-    still = [row.distance_cosine[0] for name, row in rows.items() if name != "features.0"]
-    assert [spread.mean for spread in still if spread is not None] == [0] * (len(rows) - 1)
+    assert (rows["features.0"].weight_distance[0] or 0) > 0
+    assert [row.weight_distance[0] for name, row in rows.items() if name != "features.0"] == [0] * 25
     assert rows["classifier.1"].cka_between[0] is not None
     assert rows["classifier.1"].cka_between[0] < 1
     probe = Probe.from_images(image, transform=default_transform("squeezenet1_1"))
@@ -378,8 +381,9 @@ def test_weights_make_feature_maps_of_an_image(tmp_path: Path, squeezenet: nn.Mo
     shown = comparison.shown(0, comparison.layer("features.0"), "feature_maps", 0)
     assert shown is not None
     assert shown.shape[1] == 64
-    assert rows["features.0"].dead_share[0] == pytest.approx(float((held <= 0).all(axis=(0, 2, 3)).mean()))
-    assert "features.0 differs most" in comparison.verdict()
+    assert rows["features.0"].dead_share == (None, None)  # what follows the layer is not known here
+    assert comparison.verdict().startswith("features.0 changed most from a.ckpt to b.safetensors: its weights by")
+    assert comparison.verdict().endswith("; 25 of 26 layers did not change at all.")
 
 
 def test_a_checkpoint_tells_its_architecture_among_its_hyperparameters(
@@ -423,4 +427,4 @@ def test_the_example_runs(
     out = capsys.readouterr().out
     assert compare(*runs).verdict() in out
     names = sorted(path.name for path in tmp_path.iterdir())
-    assert names == ["drift.csv", "fast-minus-slow-conv2.png"]
+    assert names == ["fast-minus-slow-conv1.png", "numbers.csv"]

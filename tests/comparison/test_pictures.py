@@ -85,5 +85,5 @@ def test_a_kind_is_given_by_its_name_and_a_wrong_one_is_refused(comparison: Comp
 def test_curves_are_computed_once_and_may_be_changed(comparison: Comparison) -> None:
     curves = comparison.curves()
     assert comparison._curves is comparison._curves
-    curves["drift_cosine"].clear()
-    assert comparison.curves()["drift_cosine"]
+    curves["filter_angle"].clear()
+    assert comparison.curves()["filter_angle"]

@@ -280,18 +280,18 @@ def test_numbers_of_filters_are_kept_to_16_bits(page: Seen, runs: tuple[Path, Pa
     run = cnnlog.open_run(runs[0])
     entry = page.data["numbers"]["1"]["0"]
     raw = zlib.decompress(base64.b64decode(page.scripts[entry["block"]]), wbits=-15)
-    measure = next(m for m in entry["measures"] if m["name"] == "drift")
+    measure = next(m for m in entry["measures"] if m["name"] == "angle")
     before = sum(2 * 5 * m["n"] for m in entry["measures"][: entry["measures"].index(measure)])
     planes = np.frombuffer(raw, np.uint8)[before : before + 2 * 5 * measure["n"]].reshape(2, 5, measure["n"])
     values = measure["low"] + (measure["high"] - measure["low"]) * (planes[0] * 256.0 + planes[1]) / 65534
-    expected = np.stack([run.numbers("cosine", "conv2", step) for step in range(5)])[:, : measure["n"]]
+    expected = np.stack([run.numbers("filter_angle", "conv2", step) for step in range(5)])[:, : measure["n"]]
     np.testing.assert_allclose(values, expected, atol=1e-4 * expected.max())
 
 
 def test_the_farthest_filters_come_first(page: Seen) -> None:
     for rows in page.data["moved"]:
-        drifts = [drift for _, _, drift in rows]
-        assert drifts == sorted(drifts, reverse=True)
+        angles = [angle for _, _, angle in rows]
+        assert angles == sorted(angles, reverse=True)
         assert len(rows) == 10
 
 

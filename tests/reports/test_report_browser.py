@@ -405,14 +405,15 @@ def test_swipe_and_blink_lay_one_over_the_other(page: Page, address: str) -> Non
     assert seen == {("visible", "hidden"), ("hidden", "visible")}
 
 
-def test_the_filters_that_moved_most_are_drawn_and_open(page: Page, address: str) -> None:
+def test_the_filters_that_turned_most_are_drawn_and_open(page: Page, address: str) -> None:
     page.goto(address)
     wait(page, "document.querySelectorAll('#sheet .card').length == 10")
-    drifts = [float(text.split()[-1]) for text in page.locator("#sheet .card > .soft").all_inner_texts()]
-    assert drifts == sorted(drifts, reverse=True)
+    angles = [float(text.split()[-1].rstrip("°")) for text in page.locator("#sheet .card > .soft").all_inner_texts()]
+    assert angles == sorted(angles, reverse=True)
+    page.locator("#sheet").scroll_into_view_if_needed()  # what is far below is drawn when it comes near
     wait(page, "[...document.querySelectorAll('#sheet canvas')].every(canvas => canvas.picture)")
     most = int(page.evaluate("JSON.parse(document.querySelector('#data').textContent).moved[1][0][1]"))
-    assert f"filter {most} · drift" in page.locator("#sheet .card").first.inner_text()
+    assert f"filter {most} · turned" in page.locator("#sheet .card").first.inner_text()
     cut = "[...document.querySelectorAll('#sheet .card > *')].filter(part => part.scrollWidth > part.clientWidth + 1)"
     assert page.evaluate(f"{cut}.map(part => part.textContent).filter(text => text.includes('conv'))") == []
     page.select_option("#moved-layer", "1")
@@ -425,7 +426,7 @@ def test_a_picked_layer_stands_out_and_is_read_out(page: Page, address: str) -> 
     page.goto(f"{address}#step=2")
     page.click("#legend [data-layer='1']")
     assert page.locator(".measure path.picked").count() > 4
-    text = page.text_content("[data-measure='drift_cosine'] h3") or ""
+    text = page.text_content("[data-measure='filter_angle'] h3") or ""
     assert f"{EVIL}conv2: A " in text
     assert " · B " in text
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from support.measured import measured_layers, snapshot_of
+from support.measuring import Arrays, write_measured
 
 from cnnlog.kinds import Unit
 from cnnlog.recording.drawer import LoggedPicture, Look
 from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.runs.store import RunStore
-from cnnlog.snapshot import FloatArray
+from cnnlog.snapshot import Snapshot
 
-Arrays = Mapping[str, FloatArray]
 FILTERS = {"conv1": (4, 3, 5, 5), "conv2": (6, 4, 3, 3)}
+__all__ = ["FILTERS", "MAPS", "Arrays", "moving", "write_run"]
+
 MAPS = {"conv1": (1, 4, 8, 8), "conv2": (1, 6, 4, 4)}
 
 
@@ -48,6 +49,9 @@ def write_run(
     maps_every: int = 1,
     probe: str = "a probe",
     max_filters: int = 64,
+    also: Callable[[int], tuple[Arrays, Arrays]] | None = None,
+    normalised: Collection[str] = (),
+    only: Mapping[str, Sequence[int]] | None = None,
 ) -> Path:
     """Store a run in `folder/cnnlog`.
 
@@ -58,6 +62,9 @@ def write_run(
         maps_every: store feature maps at every n-th step.
         probe: its fingerprint.
         max_filters: filters and slices that are shown.
+        also: step -> weights, and outputs `[rows, C]`, of layers that are only measured.
+        normalised: layers that a normalisation follows.
+        only: layer -> which of its filters are measured, as of very large layers.
     """
     at = arrays or moving(0, 0.1)
     filters, maps = at(steps[0])
@@ -82,13 +89,12 @@ def write_run(
         versions={"cnnlog": "0.1.0", "torch": "2", "lightning": "2"},
         architecture="Net",
         created="2026-01-01T00:00:00+00:00",
-        measured=measured_layers(layers),
     )
     tensor = np.random.default_rng(5).standard_normal((1, 3, 16, 16)).astype(np.float32)
     pixels = _png()
     recorder = Recorder(
         layers,
-        measured=manifest.measured,
+        measured=(),  # `write_measured` writes the numbers, by a computation of its own
         filters=look,
         maps=look,
         store=RunStore(str(folder / "cnnlog"), manifest),
@@ -97,11 +103,12 @@ def write_run(
     )
     for step in steps:
         filters, maps = at(step)
-        recorder.record(snapshot_of(step, filters, maps if step % maps_every == 0 else {}))
+        recorder.record(Snapshot(step, step, 10 * step, filters, maps if step % maps_every == 0 else {}))
     recorder.finish()
     recorder.close()
     problems = recorder.take_problems()
     assert not [p for p in problems if p.what not in ("finite", "dead")], problems
+    write_measured(folder, at, steps, also=also, normalised=normalised, only=only)
     return folder
 
 

@@ -13,8 +13,9 @@ import numpy.typing as npt
 from cnnlog.comparison.comparison import Comparison
 from cnnlog.kinds import Kind
 
-Name = Literal["norm", "cosine", "active"]
-_NAMES: tuple[Name, ...] = ("norm", "cosine", "active")
+Name = Literal["norm", "angle", "active"]
+_NAMES: tuple[Name, ...] = ("norm", "angle", "active")
+_NUMBERS: Mapping[Name, str] = {"norm": "filter_norm", "angle": "filter_angle", "active": "map_active"}
 _NOT_FINITE = 65535
 
 
@@ -90,8 +91,7 @@ class Lives:
                 if len(rows) != len(life.steps) or len({len(row) for row in rows}) != 1:
                     continue  # not at every step: no curve
                 low, high, scaled = _sixteen_bits(np.stack(rows))
-                called = "drift" if name == "cosine" else name
-                measures.append({"name": called, "low": low, "high": high, "n": scaled.shape[1]})
+                measures.append({"name": name, "low": low, "high": high, "n": scaled.shape[1]})
                 parts += [(scaled >> 8).astype(np.uint8).tobytes(), (scaled & 255).astype(np.uint8).tobytes()]
             if measures:
                 deflate = zlib.compressobj(6, zlib.DEFLATED, -15)
@@ -110,11 +110,11 @@ def of_channels(
         comparison: the comparison.
         number: the position of the layer in the comparison.
         side: the position of the side in the comparison.
-        name: which number: `"norm"`, `"cosine"` (drift) or `"active"`.
+        name: which number: `"norm"`, `"angle"` (from the side's own baseline, in degrees) or `"active"`.
         step: a step of the comparison.
 
     Returns:
-        `[n]`, one value for each channel; None if the side has none.
+        `[n]`, one value for each channel, NaN for filters that are not measured; None if the side has none.
     """
     run, own = comparison.sides[side].run, comparison.layers[number].names[side]
     at = comparison.step_of(side, step)
@@ -122,9 +122,15 @@ def of_channels(
         return None
     held = run.holding(own, Kind.FEATURE_MAPS if name == "active" else Kind.FILTERS, at)
     try:
-        return None if held is None else run.numbers(name, own, held)
+        values = None if held is None else run.numbers(_NUMBERS[name], own, held)
     except ValueError:
         return None
+    layer = run.measured_layer(own)
+    if values is None or name == "active" or layer is None or layer.filters is None:
+        return values
+    everyone = np.full(layer.weight_shape[0], np.nan)
+    everyone[list(layer.filters)] = values
+    return everyone
 
 
 def _sixteen_bits(values: npt.NDArray[np.float64]) -> tuple[float, float, npt.NDArray[np.uint16]]:

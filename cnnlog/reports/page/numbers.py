@@ -1,12 +1,14 @@
-"""The numbers of a page: curves over steps, the table of layers, and the filters that moved most."""
+"""The numbers of a page: curves over steps, the table of layers, and the filters that turned most."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import Any
 
 from cnnlog.comparison.comparison import Comparison
 from cnnlog.comparison.pictures import Key
+from cnnlog.comparison.rows import BETWEEN, OF_A_SIDE, Column, Row
 from cnnlog.kinds import Kind
 from cnnlog.reports.page import charts
 from cnnlog.reports.page.film import Film
@@ -16,15 +18,60 @@ from cnnlog.runs.spread import Spread
 
 _MOVED = 60
 
+_BASE = "from the side's own baseline"
+
+# The measures of a chart: name, title, what it is and its unit, and what it is multiplied with.
 _MEASURES = (
-    ("drift_cosine", "Drift", "cosine distance of the filters from the side's own baseline, mean of a layer (0 to 2)"),
-    ("drift_l2", "Drift, relative", "|w − baseline| / |baseline|, mean of a layer's filters"),
-    ("update_l2", "Update size", "|w − step before| / |step before|, mean of a layer's filters"),
-    ("distance_cosine", "Distance from A", "cosine distance of the shown filters from those of the first side"),
-    ("dead_share", "Dead share", "share of channels that are nowhere above 0 on the probe (0 to 1)"),
-    ("cka", "CKA with the baseline", "linear CKA of the feature maps on the probe with those of the own baseline"),
-    ("cka_between", "CKA with A", "linear CKA of the shown feature maps with those of the first side"),
+    ("function_change", "Output", f"change of a layer's output on the probe {_BASE}, |F − F₀| / |F₀|, in %", 100),
+    (
+        "weight_change",
+        "Weights",
+        f"change of a layer's weights {_BASE}, |W − W₀| / |W₀|, in %; where a normalisation follows, of filters scaled "
+        "to length 1",
+        100,
+    ),
+    ("filter_angle", "Angle", f"median angle of a layer's filters {_BASE}, in degrees (0 to 180)", 1),
+    (
+        "update_ratio",
+        "Update",
+        "|W after − W before| / |W before| of the last optimiser step, in % (0.1 is usual)",
+        100,
+    ),
+    (
+        "mean_update_ratio",
+        "Mean update",
+        "|W − W of the snapshot before| / |W before|, divided by its steps, in %",
+        100,
+    ),
+    ("to_go", "Way to go", "distance to the last step over the whole way, in %; of the shown maps, else filters", 100),
+    ("dead_share", "Dead", "share of channels nowhere above 0 on the probe behind the next activation, in %", 100),
+    (
+        "cka_positions",
+        "CKA with the baseline",
+        "debiased linear CKA of the output at the positions of the probe: 1 is alike, about 0 is noise",
+        1,
+    ),
+    ("function_distance", "Output, from A", "|F − F of A| / |F of A| of the shown feature maps, in %", 100),
+    ("weight_distance", "Weights, from A", "|W − W of A| / |W of A| of the shown filters, in %", 100),
+    ("angle_between", "Angle, from A", "median angle of the shown filters from those of the first side, in degrees", 1),
+    ("cka_between", "CKA with A", "debiased linear CKA of the shown feature maps with those of the first side", 1),
 )
+
+# What the head of a table's column says when one points at it.
+_TITLES = {
+    "function_change": f"change of the output on the probe {_BASE}, |F − F₀| / |F₀|",
+    "weight_change": f"change of the weights {_BASE}, |W − W₀| / |W₀|",
+    "filter_angle": f"angle of the filters {_BASE}, median (quartiles)",
+    "update_ratio": "|W after − W before| / |W before| of the last optimiser step",
+    "mean_update_ratio": "|W − W of the snapshot before| / |W before|, divided by its steps",
+    "cka_positions": f"debiased linear CKA at the positions of the probe {_BASE}; below it what noise gives",
+    "dead_share": "share of channels nowhere above 0 on the probe behind the next activation",
+    "half_way": "the first step from which on at most half of the way was to go",
+    "function_distance": "|F − F of A| / |F of A| of the output on the probe",
+    "weight_distance": "|W − W of A| / |W of A|",
+    "angle_between": "angle of the filters from those of the first side, median (quartiles)",
+    "cka_between": "debiased linear CKA with the first side; below it what noise gives",
+}
 
 
 def curves(comparison: Comparison, sides: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -37,11 +84,11 @@ def curves(comparison: Comparison, sides: list[dict[str, Any]]) -> list[dict[str
     found = comparison.curves()
     steps = float(comparison.steps[0]), float(comparison.steps[-1])
     measures = []
-    for name, title, about in _MEASURES:
+    for name, title, about, factor in _MEASURES:
         by_layer = found.get(name, {})
         lines = {
             side["index"]: [
-                (layer.name, number, by_layer[layer.name][side["label"]])
+                (layer.name, number, _times(factor, by_layer[layer.name][side["label"]]))
                 for number, layer in enumerate(comparison.layers)
                 if side["label"] in by_layer.get(layer.name, {})
             ]
@@ -72,14 +119,22 @@ def curve_points(comparison: Comparison, sides: list[dict[str, Any]]) -> dict[st
     return {
         name: [
             [
-                [[step, short(value)] for step, value in found[name].get(layer.name, {}).get(side["label"], ())]
+                [
+                    [step, short(value)]
+                    for step, value in _times(factor, found[name].get(layer.name, {}).get(side["label"], ()))
+                ]
                 for side in sides
             ]
             for layer in comparison.layers
         ]
-        for name, _, _ in _MEASURES
+        for name, _, _, factor in _MEASURES
         if name in found
     }
+
+
+def _times(factor: float, curve: Iterable[tuple[int, float]]) -> list[tuple[int, float]]:
+    """A curve in the unit that is shown."""
+    return [(step, factor * value) for step, value in curve]
 
 
 def table(comparison: Comparison) -> dict[str, Any]:
@@ -89,65 +144,66 @@ def table(comparison: Comparison) -> dict[str, Any]:
         comparison: what the page shows.
     """
     rows = comparison.rows()
-    columns: list[tuple[str, str, int | None, list[Any]]] = [("filters", "", None, [row.filters for row in rows])]
-    for text, title, name, between in (
-        ("drift", "cosine distance from the side's own baseline, mean (quartiles)", "drift_cosine", False),
-        ("from A", "cosine distance from the first side, mean (quartiles)", "distance_cosine", True),
-        ("dead share", "share of channels nowhere above 0 on the probe", "dead_share", False),
-        ("CKA", "linear CKA with the side's own baseline", "cka", False),
-        ("CKA with A", "linear CKA with the first side, of the shown feature maps", "cka_between", True),
-    ):
-        for side in range(1 if between else 0, len(comparison.sides)):
-            cells = [getattr(row, name)[side - 1 if between else side] for row in rows]
-            if any(cell is not None for cell in cells):
-                columns.append((text, title, side, cells))
     head: list[dict[str, Any]] = [{"text": "layer", "title": "", "side": None}]
-    head += [{"text": text, "title": title, "side": side} for text, title, side, _ in columns]
-    caption = (
-        "At the last step. Means of a layer's filters, with their quartiles; drift is from the side's own baseline."
-    )
-    if any(row.shown_only for row in rows):
-        caption += " Distances are of the shown part of the filters where a side stores no more at that step."
+    head += [{"text": "filters", "title": "", "side": None}]
+    columns: list[list[tuple[str, str]]] = [[(as_text(row.filters), "") for row in rows]]
+    for column in (*OF_A_SIDE, *BETWEEN):
+        for side in range(1 if column.between else 0, len(comparison.sides)):
+            at = side - 1 if column.between else side
+            values = [column.value(row, at) for row in rows]
+            if all(value is None for value in values) or (column.number == "dead_share" and not any(values)):
+                continue
+            text = f"{column.word}{' from A' if column.between else ''} {column.unit}".strip()
+            head.append({"text": text, "title": _TITLES[column.number], "side": side})
+            columns.append([_cell(column, row, at) for row in rows])
+    caption = f"At the last step. Each number is {_BASE}, or from the first side (from A)."
+    if any(row.shown_weights or row.shown_outputs for row in rows):
+        caption += " Numbers from A are of the shown filters and maps where a side stores no more at that step."
     return {
         "head": head,
         "rows": [
-            {"number": number, "name": row.layer, "cells": [_cell(cells[number]) for *_, cells in columns]}
+            {"number": number, "name": row.layer, "cells": [cells[number] for cells in columns]}
             for number, row in enumerate(rows)
         ],
         "caption": caption,
     }
 
 
-def _cell(value: Spread | float | None) -> tuple[str, str]:
-    """A number, and the quartiles around it where it is a mean.
-
-    Args:
-        value: a number, its spread over channels, or None.
-    """
-    if isinstance(value, Spread):
-        return as_text(value.mean), f"{as_text(value.lower)} to {as_text(value.upper)}" if value.finite > 1 else ""
-    return as_text(value), ""
+def _cell(column: Column, row: Row, at: int) -> tuple[str, str]:
+    """A number, and below it the quartiles around it, or what noise gives."""
+    found = getattr(row, column.number)[at]
+    below = ""
+    if isinstance(found, Spread) and found.finite > 1:
+        below = f"{as_text(found.lower)} to {as_text(found.upper)}"
+    noise = {"cka_positions": row.noise, "cka_between": row.noise_between}.get(column.number)
+    if noise is not None and (band := noise[at]) is not None:
+        below = f"noise ±{as_text(band)}"
+    return column.text(row, at, as_text), below
 
 
 def moved_rows(comparison: Comparison, film: Film) -> list[list[list[Any]]]:
-    """The shown filters that moved farthest from their baseline, at the last step.
+    """The shown filters that turned farthest from their baseline, at the last step.
 
     Args:
         comparison: the comparison.
         film: the pictures, which say which filters are shown.
 
     Returns:
-        For each side a list, the farthest first: the layer's position, the filter's number, its drift.
+        For each side a list, the farthest first: the layer's position, the filter's number, its angle in degrees.
     """
     sides: list[list[list[Any]]] = []
     for index in range(len(comparison.sides)):
         rows: list[list[Any]] = []
+        of = comparison.sides[index]
+        if of.run is not None and of.step == of.run.manifest.baseline_step:
+            sides.append([])  # each of its angles is 0 by definition
+            continue
         for number in range(len(comparison.layers)):
             reel = film.reels.get(Key(number, Kind.FILTERS, index))
-            drift = of_channels(comparison, number, index, "cosine", comparison.steps[-1])
-            if reel is None or reel.last is None or drift is None:
+            angles = of_channels(comparison, number, index, "angle", comparison.steps[-1])
+            if reel is None or reel.last is None or angles is None:
                 continue
-            shown = drift[: layout(reel.last)["n"]]
+            shown = angles[: layout(reel.last)["n"]]
             rows += [[number, channel, short(v)] for channel, v in enumerate(shown) if math.isfinite(v)]
         rows.sort(key=lambda row: (-row[2], row[0], row[1]))
         # Enough for the sheet of all layers, and of any one of them.
@@ -162,7 +218,7 @@ def moved_rows(comparison: Comparison, film: Film) -> list[list[list[Any]]]:
 
 
 def moved(comparison: Comparison, sides: list[dict[str, Any]], rows: list[list[list[Any]]]) -> dict[str, Any]:
-    """The table of the filters that moved most.
+    """The table of the filters that turned most.
 
     Args:
         comparison: the comparison.
@@ -173,23 +229,21 @@ def moved(comparison: Comparison, sides: list[dict[str, Any]], rows: list[list[l
     first = max(with_rows, key=lambda side: rows[side["index"]][0][2], default=None)
     listed = []
     for number, channel, _ in rows[first["index"]][:20] if first else []:
-        drifts = []
+        turned = []
         for side in with_rows:
-            values = of_channels(comparison, number, side["index"], "cosine", comparison.steps[-1])
-            drifts.append(as_text(values[channel]) if values is not None and channel < len(values) else "–")
-        listed.append({"layer": comparison.layers[number].name, "filter": channel, "drift": drifts})
-    about = "Sorted by cosine distance from the own baseline at the last step; of the filters that are shown."
+            values = of_channels(comparison, number, side["index"], "angle", comparison.steps[-1])
+            turned.append(as_text(values[channel]) if values is not None and channel < len(values) else "–")
+        listed.append({"layer": comparison.layers[number].name, "filter": channel, "turned": turned})
+    about = "Sorted by the angle from the own baseline at the last step, in degrees; of the filters that are shown."
     if not with_rows:
-        about = "No side has stored how far its filters moved."
+        about = "No side has stored how far its filters turned."
     return {"about": about, "sides": with_rows, "first": first["index"] if first else 0, "rows": listed}
 
 
 def as_text(value: float | None) -> str:
-    """Three digits; a dash where there is no number.
-
-    Args:
-        value: the number; None without one.
-    """
+    """Three digits, of whole numbers all; a dash where there is no number."""
+    if value is not None and math.isfinite(value) and float(value).is_integer():
+        return f"{value:,.0f}".replace("-", "−")
     return "–" if value is None or not math.isfinite(value) else f"{value:.3g}".replace("-", "−")
 
 

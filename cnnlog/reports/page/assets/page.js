@@ -600,7 +600,7 @@
     if (token !== lifeToken) return;
     lifeNumbers = numbers;
     const charts = make("div", { class: "life-charts" });
-    for (const [name, title] of [["drift", "Drift from its own baseline (cosine distance)"], ["norm", "Norm (L2)"],
+    for (const [name, title] of [["angle", "Angle from its own baseline (degrees)"], ["norm", "Norm (L2)"],
       ["active", "Active share of its feature map on the probe"]]) {
       const curves = lifeNumbers.map((numbers, side) => state.runs[side] && numbers?.[name]?.[0].length > channel
         ? { side, points: numbers.steps.map((step, f) => [step, numbers[name][f][channel]]) } : null).filter(Boolean);
@@ -673,7 +673,7 @@
     const said = lifeNumbers.map((numbers, side) => {
       if (!numbers || !state.runs[side] || numbers.at[state.i] < 0) return null;
       const value = (name) => numbers[name]?.[numbers.at[state.i]][channel];
-      const parts = [["drift", "drift"], ["norm", "norm"], ["active", "active share"]]
+      const parts = [["angle", "turned °"], ["norm", "norm"], ["active", "active share"]]
         .filter(([name]) => value(name) !== undefined).map(([name, word]) => `${word} ${number(value(name))}`);
       return `${data.sides[side].letter}: ${parts.join(", ")}`;
     }).filter(Boolean);
@@ -756,9 +756,9 @@
     const side = Number($("moved-side").value), layer = $("moved-layer").value;
     const rows = (data.moved[side] || []).filter((row) => layer === "" || row[0] === Number(layer)).slice(0, 36);
     cards = [];
-    sheet.replaceChildren(...rows.map(([at, channel, drift]) => {
+    sheet.replaceChildren(...rows.map(([at, channel, angle]) => {
       const card = make("button", { type: "button", class: "card" });
-      card.append(make("b", {}, data.layers[at].name), make("span", { class: "soft" }, `filter ${channel} · drift ${number(drift)}`));
+      card.append(make("b", {}, data.layers[at].name), make("span", { class: "soft" }, `filter ${channel} · turned ${number(angle)}°`));
       const thumbs = make("span", { class: "thumbs" });
       const own = picturesOf(at, "filters");
       const add = (picture, now) => {
