@@ -195,7 +195,8 @@ def test_layers_of_another_start_have_no_difference_and_say_why(tmp_path: Path, 
     with pytest.raises(ValueError, match="to draw for other minus slow at step 3: the filters of slow and other did"):
         comparison.figure("conv2")
     row = comparison.rows()[1]
-    assert row.weight_distance == row.angle_between == (None,)
+    assert row.weight_distance == (None,)
+    assert row.angle_between == (None,)
     assert row.cka_between[0] is not None, "CKA does not care for the order of the channels"
 
 
