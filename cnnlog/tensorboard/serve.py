@@ -26,8 +26,13 @@ from cnnlog.messages import near
 ALL_IMAGES = "images=1000000000"
 """Keeps every step. The entry point asks for that, too, but it may be switched off or not installed."""
 
-KINDS: tuple[str, ...] = tuple(Kind)
-"""The pictures of a layer that a link pins: the tags `filters/00_conv1` and `feature_maps/00_conv1`, say."""
+KINDS: tuple[str, ...] = (Kind.FEATURE_MAPS, Kind.FILTERS)
+"""The pictures of a layer that a link pins, in this order: the tags `feature_maps/00_conv1` and `filters/00_conv1`, say.
+
+Where a probe has several images, the first one's maps are pinned: `feature_maps/00_conv1/image0`.
+"""
+
+_IMAGE = re.compile(r"/image\d+$")
 
 # A proxy of the environment must not stand between two processes of one machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -117,7 +122,7 @@ class Server:
                     f"choose one of: {', '.join(offer)}"
                 )
         wanted = [(f"{kind}/{tag}", run) for kind in kinds for tag in chosen for run in sorted(tags, key=_counting)]
-        cards = [(tag, run) for tag, run in wanted if tag in tags[run]]
+        cards = [(found, run) for tag, run in wanted for found in (tag, f"{tag}/image0") if found in tags[run]]
         return pinned_url(self.url, cards) if cards else None
 
     def wait(self) -> None:
@@ -226,7 +231,7 @@ def pinned_url(url: str, cards: Sequence[tuple[str, str]]) -> str:
 
 def _layers(tags: Mapping[str, Sequence[str]], kinds: Sequence[str]) -> dict[str, int]:
     """For each layer, as the tags name it, how many runs have it, in the order of the tags."""
-    parts = [(run, *name.partition("/")) for run, names in tags.items() for name in names]
+    parts = [(run, *_IMAGE.sub("", name).partition("/")) for run, names in tags.items() for name in names]
     pairs = {(layer, run) for run, kind, _, layer in parts if layer and kind in kinds}
     return dict(sorted(Counter(layer for layer, _ in pairs).items()))
 
