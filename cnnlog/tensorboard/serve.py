@@ -27,7 +27,7 @@ ALL_IMAGES = "images=1000000000"
 """Keeps every step. The entry point asks for that, too, but it may be switched off or not installed."""
 
 KINDS: tuple[str, ...] = (Kind.FEATURE_MAPS, Kind.FILTERS)
-"""The pictures of a layer that a link pins, in this order: the tags `feature_maps/00_conv1` and `filters/00_conv1`, say.
+"""The pictures of a layer that a link pins, in this order: `feature_maps/00_conv1` and `filters/00_conv1`, say.
 
 Where a probe has several images, the first one's maps are pinned: `feature_maps/00_conv1/image0`.
 """
