@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -189,3 +190,35 @@ def typed(*arguments: object, encoding: str) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, encoding=encoding, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def test_maps_of_an_image_as_tutorials_take_it(tmp_path: Path, weights: Path, image: Path) -> None:
+    output = tmp_path / "maps.png"
+    layer = ("--layer", "features.3.squeeze", "--range", "layer", "--max", 4, "--width", 900)
+    how = ("--resize", "96x64", "--no-normalize")
+    said = run(
+        "show", "maps", "squeezenet1_1", "--weights", weights, "--image", image, *layer, *how, "-o", output
+    ).output
+    assert "features.3.squeeze: drawn is what the network computes there, as convolution 2 of 26" in said
+    model = torchvision.models.squeezenet1_1(num_classes=4).eval()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    with torch.no_grad(), Image.open(image) as picture:
+        values = torchvision.transforms.functional.to_tensor(
+            picture.convert("RGB").resize((64, 96), Image.Resampling.BILINEAR)
+        )
+        expected = model.features[3].squeeze(model.features[:3](values[None]))[0, :4].numpy()
+    grid = maps_grid(expected, tight_limits(expected, rule="layer"), width=900)
+    with Image.open(output) as picture:
+        assert np.abs(np.asarray(picture).astype(int) - grid.pixels).max() <= 1
+        facts = json.loads(picture.text["cnnlog"])
+    np.testing.assert_allclose(facts["high"], np.abs(expected).max(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["0", "12x", "1x2x3", "big"])
+def test_a_size_that_is_none_is_refused(size: str, tmp_path: Path, weights: Path, image: Path) -> None:
+    options = ("--image", image, "--layer", "features.0", "--resize", size, "-o", tmp_path / "maps.png")
+    done = CliRunner().invoke(app, [str(each) for each in ("show", "maps", weights, *options)])
+    assert done.exit_code != 0
+    assert f"such as 512 or 480x640 (height x width); got '{size}'" in " ".join(
+        (done.output + str(done.exception)).split()
+    )
