@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -264,8 +264,18 @@ class Column:
             at: the position in the row's numbers.
             show: a function that gives the text of a number.
         """
-        value = self.value(row, at)
-        return counted(show(value), *self.missing(row, at)) + (" (noise)" if self.is_noise(row, at) else "")
+        beside = [text for text in (self.left_out_text(row, at), "noise" if self.is_noise(row, at) else "") if text]
+        return show(self.value(row, at)) + "".join(f" ({text})" for text in beside)
+
+    def left_out_text(self, row: Row, at: int) -> str:
+        """How many filters or channels are not in the number, in words; empty where all are.
+
+        Args:
+            row: of a layer.
+            at: the position in the row's numbers.
+        """
+        count, of = self.missing(row, at)
+        return f"{count}{'' if of is None else f' of {of}'} left out" if count else ""
 
     def is_noise(self, row: Row, at: int) -> bool:
         """Whether the number is within what independent noise of that shape gives.
@@ -295,8 +305,10 @@ BETWEEN = (
     Column("angle_between", "turned", "°", between=True),
     Column("cka_between", "CKA", "", f"{_CHANNELS}_between", between=True, noise="noise_between"),
 )
-# A terminal has room for a few.
-_LEFT_TO_OTHERS = ("update_ratio", "mean_update_ratio", "half_way", "weight_distance")
+# A table has room for a few; files, curves and `run.over_steps` have all.
+_LEFT_TO_OTHERS = ("update_ratio", "mean_update_ratio", "half_way")
+# Where the left one is known, the right one says little more.
+_INSTEAD = {"function_change": "weight_change", "function_distance": "weight_distance"}
 
 
 def rows_table(rows: Sequence[Row], sides: int) -> Table:
@@ -308,36 +320,42 @@ def rows_table(rows: Sequence[Row], sides: int) -> Table:
     """
     columns: list[str] = ["layer"]
     cells: list[list[Any]] = [[row.layer for row in rows]]
+    for column, side, at in shown_columns(rows, sides):
+        whose = f"{letter(0)}-{letter(side)}" if column.between else letter(side)
+        columns.append(f"{column.word} {whose} {column.unit}".strip())
+        cells.append(
+            [
+                column.text(row, at, cell_text)
+                if column.missing(row, at)[0] or column.is_noise(row, at)
+                else column.value(row, at)
+                for row in rows
+            ]
+        )
+    return Table(tuple(columns), tuple(zip(*cells, strict=True)))
+
+
+def shown_columns(rows: Sequence[Row], sides: int) -> Iterator[tuple[Column, int, int]]:
+    """The columns of a table for people: those that have a number, and not two that say about the same.
+
+    How far the weights moved is shown where it is not known how far the output did.
+
+    Args:
+        rows: the rows.
+        sides: how many sides there are.
+
+    Yields:
+        A column, the side that it is of, counted from 0, and the position of that side in the row's numbers.
+    """
+    known = set()
     for column in (*OF_A_SIDE, *BETWEEN):
         for side in range(1 if column.between else 0, sides):
             at = side - 1 if column.between else side
             values = [column.value(row, at) for row in rows]
-            nothing = all(value is None for value in values) or (column.word == "dead" and not any(values))
-            if nothing or column.number in _LEFT_TO_OTHERS:
+            nothing = all(value is None for value in values) or (column.number == "dead_share" and not any(values))
+            if nothing or column.number in _LEFT_TO_OTHERS or (column.number, side) in known:
                 continue
-            whose = f"{letter(0)}-{letter(side)}" if column.between else letter(side)
-            columns.append(f"{column.word} {whose} {column.unit}".strip())
-            cells.append(
-                [
-                    column.text(row, at, cell_text) if column.missing(row, at)[0] or column.is_noise(row, at) else value
-                    for row, value in zip(rows, values, strict=True)
-                ]
-            )
-    return Table(tuple(columns), tuple(zip(*cells, strict=True)))
-
-
-def counted(text: str, left_out: int, of: int | None) -> str:
-    """A number's text with how many filters or channels are not in it; the text alone where all are.
-
-    Args:
-        text: the number.
-        left_out: how many.
-        of: of how many, if that is known.
-
-    >>> counted("0.12", 3, 64), counted("0.12", 0, 64)
-    ('0.12 (3 of 64 left out)', '0.12')
-    """
-    return f"{text} ({left_out}{'' if of is None else f' of {of}'} left out)" if left_out else text
+            known.add((_INSTEAD.get(column.number), side))
+            yield column, side, at
 
 
 def rows_csv(rows: Sequence[Row], sides: int) -> str:

@@ -266,7 +266,7 @@ def test_one_run_alone_is_compared_with_its_baseline(runs: tuple[Path, Path]) ->
         assert row.weight_change[1] is not None
         assert row.function_change[1] is not None
     columns = c.table().columns
-    assert columns == ("layer", "output B %", "weights B %", "turned B °", "CKA B")
+    assert columns == ("layer", "output B %", "turned B °", "CKA B")
     assert set(c.curves()) == {
         *("function_change", "weight_change", "filter_angle", "cka_positions"),
         *("mean_update_ratio", "dead_share", "to_go"),
@@ -722,7 +722,6 @@ def test_what_is_nan_is_left_out_of_a_value_and_counted_beside_it(tmp_path: Path
     assert row.filter_angle[1] is not None
     assert (row.filter_angle[1].finite, row.filter_angle[1].left_out) == (4, 2)
     cells = dict(zip(c.table().columns, c.table().rows[1], strict=True))
-    assert cells["weights B %"].endswith(" (2 of 6 left out)")
     assert cells["turned B °"].endswith(" (2 of 6 left out)")
     assert cells["output B %"].endswith(" (1 of 6 left out)")
     head, *lines = (line.split(",") for line in c.to_csv().splitlines())

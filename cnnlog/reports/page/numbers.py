@@ -8,7 +8,7 @@ from typing import Any
 
 from cnnlog.comparison.comparison import Comparison
 from cnnlog.comparison.pictures import Key
-from cnnlog.comparison.rows import BETWEEN, OF_A_SIDE, Column, Row
+from cnnlog.comparison.rows import Column, Row, shown_columns
 from cnnlog.kinds import Kind
 from cnnlog.reports.page import charts
 from cnnlog.reports.page.film import Film
@@ -147,15 +147,10 @@ def table(comparison: Comparison) -> dict[str, Any]:
     head: list[dict[str, Any]] = [{"text": "layer", "title": "", "side": None}]
     head += [{"text": "filters", "title": "", "side": None}]
     columns: list[list[tuple[str, str]]] = [[(as_text(row.filters), "") for row in rows]]
-    for column in (*OF_A_SIDE, *BETWEEN):
-        for side in range(1 if column.between else 0, len(comparison.sides)):
-            at = side - 1 if column.between else side
-            values = [column.value(row, at) for row in rows]
-            if all(value is None for value in values) or (column.number == "dead_share" and not any(values)):
-                continue
-            text = f"{column.word}{' from A' if column.between else ''} {column.unit}".strip()
-            head.append({"text": text, "title": _TITLES[column.number], "side": side})
-            columns.append([_cell(column, row, at) for row in rows])
+    for column, side, at in shown_columns(rows, len(comparison.sides)):
+        text = f"{column.word}{' from A' if column.between else ''} {column.unit}".strip()
+        head.append({"text": text, "title": _TITLES[column.number], "side": side})
+        columns.append([_cell(column, row, at) for row in rows])
     caption = f"At the last step. Each number is {_BASE}, or from the first side (from A)."
     if any(row.shown_weights or row.shown_outputs for row in rows):
         caption += " Numbers from A are of the shown filters and maps where a side stores no more at that step."
@@ -170,15 +165,16 @@ def table(comparison: Comparison) -> dict[str, Any]:
 
 
 def _cell(column: Column, row: Row, at: int) -> tuple[str, str]:
-    """A number, and below it the quartiles around it, or what noise gives."""
+    """A number, and below it the quartiles around it, or what noise gives, and how many are left out."""
     found = getattr(row, column.number)[at]
-    below = ""
+    below = []
     if isinstance(found, Spread) and found.finite > 1:
-        below = f"{as_text(found.lower)} to {as_text(found.upper)}"
-    noise = {"cka_positions": row.noise, "cka_between": row.noise_between}.get(column.number)
-    if noise is not None and (band := noise[at]) is not None:
-        below = f"noise ±{as_text(band)}"
-    return column.text(row, at, as_text), below
+        below.append(f"{as_text(found.lower)} to {as_text(found.upper)}")
+    if column.noise and (band := getattr(row, column.noise)[at]) is not None:
+        below.append(f"noise ±{as_text(band)}")
+    if left_out := column.left_out_text(row, at):
+        below.append(left_out)
+    return as_text(column.value(row, at)), "; ".join(below)
 
 
 def moved_rows(comparison: Comparison, film: Film) -> list[list[list[Any]]]:
