@@ -112,7 +112,7 @@ def with_shown(
     """
     if of.says_itself(side):
         return found
-    if kind is Kind.FILTERS:
+    if not kind.per_image:
         return _with_filters(of, found, layer, side, pair) if of.same_start(side, layer) else found
     return _with_outputs(of, found, layer, side, (_sampled(pair[0]), _sampled(pair[1])))
 

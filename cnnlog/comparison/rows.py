@@ -12,7 +12,6 @@ from cnnlog.comparison.apart import Between, Stored
 from cnnlog.comparison.between import Distances
 from cnnlog.comparison.side_by_side import SideBySide
 from cnnlog.comparison.sides import LayerMatch, filters_shape
-from cnnlog.kinds import Kind
 from cnnlog.runs.spread import Spread
 from cnnlog.runs.table import Table, cell_text
 
@@ -206,7 +205,7 @@ def _note_what_is_shown(of: SideBySide, distances: Distances, rows: Sequence[Row
     by_filters = [
         row.layer
         for row in rows
-        if any(distances.settling.kind(side, row.layer) is Kind.FILTERS for side in range(len(of.sides)))
+        if any(distances.settling.of_filters(side, row.layer) for side in range(len(of.sides)))
     ]
     if by_filters and any(row.layer not in by_filters for row in rows if any(at is not None for at in row.half_way)):
         of.note(f"half way is of the shown filters of {', '.join(by_filters)}, and of the shown feature maps of others")

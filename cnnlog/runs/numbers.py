@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -30,9 +31,6 @@ Number = Literal[
 ]
 """What a number is called in `Run.numbers` and `Run.over_steps`; the last four are short for those before them."""
 
-OldNumber = Literal["cosine", "l2", "update", "cka"]
-"""Numbers that version 0.1 had. They warn for one release."""
-
 SHORT: Mapping[str, str] = {"norm": "filter_norm", "active": "map_active", "mean": "map_mean", "max": "map_max"}
 """Short names, and what they are short for."""
 
@@ -56,6 +54,38 @@ INSTEAD: Mapping[str, str] = {
 """What is to be used in the place of an old number."""
 
 _NEAR_ZERO = 0.01
+
+
+def in_depth_order(measured: Sequence[str], pictured: Sequence[str]) -> tuple[str, ...]:
+    """All layers of a run. What is pictured and not measured, as an activation, stands behind the layer before it.
+
+    Args:
+        measured: the names of the layers that numbers are kept of, in order of depth.
+        pictured: the names of the pictured layers, in order of depth.
+
+    >>> in_depth_order(["conv1", "conv2", "fc"], ["conv1", "relu1", "conv2"])
+    ('conv1', 'relu1', 'conv2', 'fc')
+    """
+    found = list(measured)
+    before = -1
+    for name in pictured:
+        if name in found:
+            before = found.index(name)
+        else:
+            before += 1
+            found.insert(before, name)
+    return tuple(found)
+
+
+def warn_of_old(name: str, *, stacklevel: int) -> None:
+    """Warn that a number has another name now.
+
+    Args:
+        name: the old one.
+        stacklevel: how many calls above this function the reader's own line is.
+    """
+    text = f"{name!r} is replaced by {INSTEAD[name]}; it goes with the next release"
+    warnings.warn(text, FutureWarning, stacklevel=stacklevel)
 
 
 def of_today(numbers: Mapping[str, ByLayer], first_norms: ByLayer, *, version: int) -> dict[str, dict[str, Values]]:
@@ -89,7 +119,7 @@ def of_today(numbers: Mapping[str, ByLayer], first_norms: ByLayer, *, version: i
     return found
 
 
-def old_number(name: OldNumber, numbers: Mapping[str, ByLayer], layer: str, first_norms: ByLayer) -> Values | None:
+def old_number(name: str, numbers: Mapping[str, ByLayer], layer: str, first_norms: ByLayer) -> Values | None:
     """An old number of a layer's filters: as it is stored, or derived from those of today; None if it cannot be.
 
     Args:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import html
-import warnings
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from cnnlog.rendering.shared_ranges import Extremes, shared_limits
 from cnnlog.runs import numbers as names
 from cnnlog.runs import over_steps
 from cnnlog.runs.manifest import Manifest, MeasuredLayer, StoreError, WatchedLayer
-from cnnlog.runs.numbers import Number, OldNumber
+from cnnlog.runs.numbers import Number
 from cnnlog.runs.spread import Summary, summary_of
 from cnnlog.runs.store import RunStore
 from cnnlog.runs.table import Table
@@ -90,15 +89,7 @@ class Run:
 
         Numbers are kept of every convolution and linear layer; format 1 has those of the watched layers alone.
         """
-        found = [layer.name for layer in self.manifest.measured]
-        before = -1
-        for name in self.layers:  # what is pictured and no such layer, as an activation, stands behind the one before
-            if name in found:
-                before = found.index(name)
-            else:
-                before += 1
-                found.insert(before, name)
-        return tuple(found)
+        return names.in_depth_order([layer.name for layer in self.manifest.measured], self.layers)
 
     def layer(self, name: str) -> WatchedLayer:
         """What the manifest says of a layer: its tag, kind, shapes and view.
@@ -502,9 +493,8 @@ class Run:
 
     def _old_number(self, name: str, layer: str, step: int) -> npt.NDArray[np.float64]:
         """A number of version 0.1, derived where it is not stored. It warns."""
-        what = f"{name!r} is replaced by {names.INSTEAD[name]}; it goes with the next release"
-        warnings.warn(what, FutureWarning, stacklevel=3)
-        found = names.old_number(cast("OldNumber", name), self.record(step).numbers, layer, self._first_norms)
+        names.warn_of_old(name, stacklevel=4)
+        found = names.old_number(name, self.record(step).numbers, layer, self._first_norms)
         if found is None:
             raise ValueError(f"{self.name} has no {name!r} of {layer} at step {step}; take {names.INSTEAD[name]}")
         return np.asarray(found, dtype=np.float64)

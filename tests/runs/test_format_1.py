@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import doctest
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from support.stored_runs import moving
 
 from cnnlog.comparison.comparison import compare
 from cnnlog.metrics.drift import change
+from cnnlog.runs import numbers
 from cnnlog.runs.finding import open_run
 from cnnlog.runs.run import Run
 
@@ -84,3 +86,8 @@ def test_it_is_compared_with_itself_and_shown_on_a_page(tmp_path: Path) -> None:
     _, seen = written(c, tmp_path / "page.html")
     assert seen.wrong == []
     assert "(1 of 6 left out)" in seen.text
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(numbers).failed == 0
+    assert doctest.testmod(numbers).attempted > 0
