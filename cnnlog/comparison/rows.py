@@ -84,6 +84,9 @@ def letter(side: int) -> str:
 
     Args:
         side: its position in the comparison, counted from 0.
+
+    >>> letter(0), letter(25), letter(26)
+    ('A', 'Z', 'S27')
     """
     return chr(ord("A") + side) if side < 26 else f"S{side + 1}"
 

@@ -695,7 +695,9 @@ def test_nothing_but_nan_has_no_number_and_stops_nothing(tmp_path: Path, runs: t
     start = fixed(*({"conv1": arrays["conv1"]} for arrays in moving(0, 0.1)(0)))
     c = compare(runs[0], write_run(tmp_path / "lost", lambda step: (lost if step else start)(step)))
     row = c.rows()[0]
-    assert row.angle_between == (None,)  # nothing says that they are of one start
+    angle = row.angle_between[0]
+    assert angle is not None
+    assert (angle.finite, angle.left_out) == (0, 4)
     assert math.isnan(row.cka_between[0] or 0)
     assert math.isnan(row.weight_change[1] or 0)
     assert json.loads(json.dumps(c.to_dict(), allow_nan=False))["layers"][0]["cka_between"] == [None]
