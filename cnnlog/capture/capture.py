@@ -14,7 +14,7 @@ from torch import nn
 
 from cnnlog.capture.layers import LayerInfo, layer_names
 from cnnlog.capture.loan import borrow
-from cnnlog.capture.measuring import Measured, peaks, sampled
+from cnnlog.capture.measuring import Measured, packed, peaks, sampled
 from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type, reshard
 from cnnlog.capture.transfer import departures, sent, to_host
@@ -23,7 +23,8 @@ from cnnlog.capture.used_weights import (
     filters_of,
     has_one_weight,
     has_weights,
-    takes_its_weight,
+    indexed,
+    stored_weight,
     weight_shape,
     weights_of,
 )
@@ -159,7 +160,7 @@ def capture(
         if taken.sharded:
             reshard(model)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
         taken.complete()
-        stepped = {name: to_host(weight) for name, weight in (before or {}).items()}
+        stepped = packed(before or {})
     missing = [name for name in map_layers if name not in taken.maps]
     if missing:
         raise ValueError(f"No feature maps: {', '.join(map(repr, missing))} did not run on the probe.")
@@ -212,7 +213,11 @@ class _Taken:
         self._into = {layer.at: layer for layer in measured if layer.at is not None}
         names = [*filter_layers, *map_layers, *self._measured, *self._into]
         self.watched = {name: _known(modules, name) for name in dict.fromkeys(names)}
-        computing = {layer.name: layer.filters for layer in measured if not takes_its_weight(self.watched[layer.name])}
+        plain = {} if sharded else {layer.name: stored_weight(self.watched[layer.name]) for layer in measured}
+        self._plain = {
+            name: weight for name, weight in plain.items() if weight is not None and name not in filter_layers
+        }
+        computing = {layer.name: layer.filters for layer in measured if layer.name not in self._plain}
         computing |= dict.fromkeys(filter_layers)  # all filters of those that are pictured
         self.used = UsedWeights({self.watched[name]: filters for name, filters in computing.items()})
 
@@ -223,7 +228,7 @@ class _Taken:
         self.ran[name] = _shape(output)
         if name in self._map_layers:
             self.maps[name] = _feature_maps(name, output)
-        if not self.sharded and (name in self._filter_layers or name in self._measured):
+        if not self.sharded and name not in self._plain and (name in self._filter_layers or name in self._measured):
             self._take_weights(name)
         tensor = _first_tensor(output)
         if name in self._measured and tensor is not None:
@@ -237,7 +242,9 @@ class _Taken:
                 self.peaks[layer.name] = highest
 
     def complete(self) -> None:
-        """Take the weights that are still missing: of a sharded model, or of an auxiliary head that did not run."""
+        """Take the weights that are still missing: of plain layers, of a sharded model, of heads that did not run."""
+        plain = {name: indexed(weight, self._measured[name].filters) for name, weight in self._plain.items()}
+        self.weights |= packed(plain)
         for name in dict.fromkeys([*self._filter_layers, *self._measured]):
             self._take_weights(name)
 

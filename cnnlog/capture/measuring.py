@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,17 @@ from cnnlog.capture.transfer import to_host
 from cnnlog.capture.used_weights import indexed, stored_weight
 from cnnlog.snapshot import FloatArray
 
-WEIGHTS_LIMIT = 1 << 20
-"""Of a layer with more weights some whole filters are measured, that many weights at most."""
+WEIGHTS_LIMIT = 1 << 18
+"""Of a layer with more weights some whole filters are measured, that many weights at most.
+
+All weights of a large network are more than a snapshot may copy beside a training: with a limit of a million, those of
+ResNet-50 alone would cost a tenth of a forward pass.
+"""
 
 POSITIONS_LIMIT = 64
 """How many positions of an image are compared, at most."""
+
+_PIECE = 1 << 20  # values; larger blocks of memory are given back to the system, and cost more to get again
 
 ROWS_LIMIT = 256
 """How many positions are compared over all images, at most, if there are no more images than that."""
@@ -100,10 +106,15 @@ def sampled(output: torch.Tensor, *, channels_last: bool) -> FloatArray | None:
     """
     if output.dim() < 2 or 0 in output.shape:
         return None
-    values = output if channels_last else output.movedim(1, -1)
-    stride = _stride(tuple(values.shape[1:-1]), values.shape[0])
-    lattice = (slice(None), *(slice((size - 1) % stride // 2, None, stride) for size in values.shape[1:-1]))
-    return to_host(values[lattice].reshape(-1, values.shape[-1]))
+    shape = tuple(output.shape[1:-1] if channels_last else output.shape[2:])
+    stride = _stride(shape, len(output))
+    lattice = tuple(slice((size - 1) % stride // 2, None, stride) for size in shape)
+    at = (slice(None), *lattice) if channels_last else (slice(None), slice(None), *lattice)
+    if type(output) is torch.Tensor and output.device.type == "cpu" and output.dtype == torch.float32:
+        values: FloatArray = output.detach().numpy()[at].copy()  # a third of the time that torch takes for it
+    else:
+        values = to_host(output[at])
+    return values.reshape(-1, values.shape[-1]) if channels_last else _channels_last(values)
 
 
 def peaks(output: torch.Tensor, *, channels_last: bool) -> FloatArray | None:
@@ -119,11 +130,11 @@ def peaks(output: torch.Tensor, *, channels_last: bool) -> FloatArray | None:
     if output.dim() < 2 or 0 in output.shape:
         return None
     axis = output.dim() - 1 if channels_last else 1
-    return to_host(output.amax(dim=[dim for dim in range(output.dim()) if dim != axis]))
+    return to_host(output.amax(dim=[dim for dim in range(output.dim()) if dim != axis]), fresh=True)
 
 
 def weights_now(modules: Mapping[str, nn.Module], layers: Iterable[Measured]) -> dict[str, torch.Tensor]:
-    """The weights that plain layers hold at this moment, on their device; others, which compute theirs, are left out.
+    """Copies of the weights that plain layers hold at this moment, on their device; other layers are left out.
 
     Nothing runs and nothing is written, so this may stand between a backward pass and the optimiser's step.
 
@@ -131,13 +142,56 @@ def weights_now(modules: Mapping[str, nn.Module], layers: Iterable[Measured]) ->
         modules: layer -> its module.
         layers: which layers, and which of their filters.
     """
-    found = {}
     with torch.no_grad():
-        for layer in layers:
-            weight = stored_weight(modules[layer.name]) if layer.name in modules else None
-            if weight is not None:
-                found[layer.name] = indexed(weight, layer.filters).clone()
+        held = {layer.name: stored_weight(modules[layer.name]) for layer in layers if layer.name in modules}
+        chosen = {layer.name: layer.filters for layer in layers}
+        plain = {name: indexed(weight, chosen[name]) for name, weight in held.items() if weight is not None}
+        copied: dict[str, torch.Tensor] = {}
+        for names, flat in _flat(plain):
+            sizes = [plain[name].numel() for name in names]
+            parts = zip(names, torch.split(flat, sizes), strict=True)
+            copied |= {name: part.reshape(plain[name].shape) for name, part in parts}
+        return copied
+
+
+def packed(tensors: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
+    """Copies of many tensors on the host, made at once: to begin a copy costs more than to make a small one.
+
+    Args:
+        tensors: name -> on any device, of any floating-point type.
+
+    Returns:
+        Name -> float32.
+    """
+    found: dict[str, FloatArray] = {}
+    for names, flat in _flat(tensors):
+        host = to_host(flat, fresh=True)
+        ends = np.cumsum([tensors[name].numel() for name in names])
+        parts = zip(names, np.split(host, ends[:-1]), strict=True)
+        found |= {name: part.reshape(tensors[name].shape) for name, part in parts}
     return found
+
+
+def _flat(tensors: Mapping[str, torch.Tensor]) -> Iterator[tuple[list[str], torch.Tensor]]:
+    """Tensors of one device and type end to end, in pieces that the allocator keeps for the next time; their names."""
+    alike: dict[tuple[torch.device, torch.dtype], list[list[str]]] = {}
+    sizes: dict[tuple[torch.device, torch.dtype], int] = {}
+    for name, tensor in tensors.items():
+        key = tensor.device, tensor.dtype
+        sizes[key] = sizes.get(key, _PIECE) + tensor.numel()
+        if sizes[key] > _PIECE:
+            alike.setdefault(key, []).append([])
+            sizes[key] = tensor.numel()
+        alike[key][-1].append(name)
+    for names in (names for pieces in alike.values() for names in pieces):
+        yield names, torch.cat([tensors[name].reshape(-1) for name in names])
+
+
+def _channels_last(values: FloatArray) -> FloatArray:
+    """`[N, C, ...]` as `[positions, C]`; of one image it is a view, for whoever reads it can copy in the background."""
+    images, channels = values.shape[:2]
+    rows = values.reshape(images, channels, -1).transpose(0, 2, 1)
+    return np.asarray(rows.reshape(-1, channels), np.float32)
 
 
 def _stride(spatial: tuple[int, ...], images: int) -> int:

@@ -65,7 +65,7 @@ def weights_of(name: str, module: nn.Module, filters: Sequence[int] | None) -> F
     weight = _weight(module)
     if weight is None:
         raise ValueError(f"Layer {name!r} has no weight any more: its structure has changed since it was chosen.")
-    return to_host(indexed(weight, filters))
+    return to_host(indexed(weight, filters), fresh=filters is not None)
 
 
 def indexed(weight: torch.Tensor, filters: Sequence[int] | None) -> torch.Tensor:

@@ -158,7 +158,7 @@ class _Monitor(L.Callback):
             self._session.after_epoch()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the evolution, write what is waiting. No snapshot: weight averaging swaps weights in this hook.
+        """Draw the strips, write what is waiting. No snapshot: weight averaging swaps weights in this hook.
 
         Args:
             trainer: the one that has trained.
@@ -241,9 +241,10 @@ class FilterMonitor(_Monitor):
             `"mean"`: as one cell, averaged over the input channels. `"auto"` takes rgb, gray or slices, whichever fits.
         max_slices: how many rows (filters) and columns (input channels) the slices view has at most.
         value_range: what full colour stands for. `"channel"`: for each filter, its largest magnitude at the baseline.
-            `"layer"`: for all filters of a layer, the largest of these. If a value exceeds such a range by more than
-            1/62, the range doubles; it never shrinks. `"step"`: for each filter, its largest magnitude at that step;
-            you cannot compare the colours of two steps then.
+            `"layer"`: for all filters of a layer, the largest of these. The range has room: it is 1.5 times that. It
+            doubles when more than 2 % of a filter lie beyond it, and never shrinks; a notch above the cell then says
+            so. `"step"`: for each filter, its largest magnitude at that step; you cannot compare the colours of two
+            steps then.
         cmap: the colours. `"auto"` runs from blue over white at 0 to red. `"gray"` or the name of any matplotlib colour
             map replaces it. RGB filters have their own colours, with gray at 0.
         width: the width of a grid in pixels, from 16 to 10,000, at most. TensorBoard shows 350 pixels unscaled. Small
@@ -339,8 +340,9 @@ class FeatureMapMonitor(_Monitor):
             The numbers cover all channels.
         value_range: what full colour stands for. `"channel"`: for each channel, its peak at the baseline: the largest
             value, or the largest magnitude if the layer goes below 0. `"layer"`: for all channels of a layer, the
-            largest of these. If a value exceeds such a range by more than 1/62, the range doubles; it never shrinks.
-            `"step"`: for each channel, its peak at that step; you cannot compare the colours of two steps then.
+            largest of these. The range has room: it is 1.5 times that. It doubles when more than 2 % of a channel lie
+            beyond it, and never shrinks; a notch above the cell then says so. `"step"`:
+            for each channel, its peak at that step; you cannot compare the colours of two steps then.
         cmap: the colours. `"auto"` runs from black at 0 to yellow, or, if the layer goes below 0, from blue over white
             at 0 to red. `"gray"` or the name of any matplotlib colour map replaces it.
         width: the width of a grid in pixels, from 16 to 10,000, at most. TensorBoard shows 350 pixels unscaled. Small

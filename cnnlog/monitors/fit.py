@@ -290,7 +290,7 @@ class Session:
             self.memory.step = step
 
     def end(self, *, failed: bool = False) -> None:
-        """Draw the evolution strips and wait until everything is written.
+        """Draw the strips and wait until everything is written.
 
         Args:
             failed: this process is leaving the training, and the others are not waited for any more.

@@ -292,7 +292,7 @@ class LiveRun:
     # ---- the end
 
     def finish(self) -> None:
-        """Draw the evolution strips and wait until everything is written."""
+        """Draw the strips and wait until everything is written."""
         if self._recorder is not None:
             self._recorder.finish()
 

@@ -99,8 +99,9 @@ def watch(
         max_slices: how many rows (filters) and columns (input channels) the slices view has at most.
         value_range: what full colour stands for. `"channel"`: for each channel, its peak at the baseline: the largest
             value, or the largest magnitude where values below 0 are shown. `"layer"`: for all channels of a layer, the
-            largest of these. If a value exceeds such a range by more than 1/62, the range doubles; it never shrinks.
-            `"step"`: for each channel, its peak at that step; you cannot compare the colours of two steps then.
+            largest of these. The range has room: it is 1.5 times that. It doubles when more than 2 % of a channel lie
+            beyond it, and never shrinks; a notch above the cell then says so. `"step"`:
+            for each channel, its peak at that step; you cannot compare the colours of two steps then.
         cmap: the colours. `"auto"` runs from blue over white at 0 to red, or from black at 0 to yellow for feature maps
             that are nowhere below 0. `"gray"` or the name of any matplotlib colour map replaces it. RGB filters have
             their own colours, with gray at 0.
@@ -278,7 +279,7 @@ class Watcher:
         self._live.report()
 
     def close(self, *, failed: bool = False) -> None:
-        """Draw the evolution strips, write what is waiting and end the background threads. A second call does nothing.
+        """Draw the strips, write what is waiting and end the background threads. A second call does nothing.
 
         A `with` block calls this for you.
 
