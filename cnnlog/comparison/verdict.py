@@ -177,7 +177,7 @@ def _second(first: _Order, second: _Order) -> str:
 
 
 def _least_alike(rows: Sequence[Row], labels: Sequence[str]) -> str:
-    """For sides that nothing but CKA can compare: the layer that sees the probe least alike. Empty without any."""
+    """For sides that nothing but CKA can compare: the layer that is least alike in them. Empty without any."""
     found = [
         (value, row.layer, side, row.noise_between[side])
         for row in rows
@@ -187,8 +187,8 @@ def _least_alike(rows: Sequence[Row], labels: Sequence[str]) -> str:
     if not found:
         return ""
     cka, layer, side, noise = min(found, key=lambda one: one[0])
-    within = ", within what noise of that shape gives" if noise is not None and abs(cka) <= noise else ""
-    return f"{layer} sees the probe least alike in {labels[0]} and {labels[side + 1]} (CKA {cka:.2f}{within})"
+    within = ", no more than noise" if noise is not None and abs(cka) <= noise else ""
+    return f"{layer} is least alike in {labels[0]} and {labels[side + 1]} (CKA {cka:.2f}{within})"
 
 
 def _finite(values: Mapping[str, float | None]) -> dict[str, float]:

@@ -602,7 +602,8 @@ def test_runs_of_different_starts_have_no_distances_and_say_why(tmp_path: Path, 
     assert any("did not start from the same weights" in note for note in c.notes)
     assert not {"weight_distance", "angle_between", "function_distance"} & set(c.curves())
     assert "A-B" not in " ".join(column for column in c.table().columns if not column.startswith("CKA"))
-    assert "sees the probe least alike in slow and scratch (CKA 0." in c.verdict()
+    assert "is least alike in slow and scratch (CKA 0." in c.verdict()
+    assert len(c.verdict()) <= 220
 
 
 def test_one_quantity_has_one_value_in_a_table(tmp_path: Path) -> None:
@@ -956,3 +957,17 @@ def test_the_examples_in_the_docstrings_hold() -> None:
 
 def test_every_file_that_weights_are_read_from_may_be_a_side() -> None:
     assert set(sides.WEIGHT_SUFFIXES) == set(files.SUFFIXES)
+
+
+def test_cka_that_noise_gives_is_said_to_be_noise(tmp_path: Path, runs: tuple[Path, Path]) -> None:
+    def noise(step: int) -> tuple[Arrays, Arrays]:
+        drawn = np.random.default_rng(50 + step).standard_normal(MAPS["conv2"]).astype(np.float32)
+        return moving(0, 0.1)(step)[0], {**moving(0, 0.1)(step)[1], "conv2": drawn}
+
+    c = compare(write_run(tmp_path / "noise", noise, steps=(0, 1)))
+    row = c.rows()[1]
+    assert row.noise[1] is not None
+    assert abs(row.cka_positions[1] or 0) <= row.noise[1]
+    assert c.table().rows[1][c.table().columns.index("CKA B")].endswith(" (noise)")
+    assert c.verdict().startswith("conv2 changed most: its output on the probe by 1")
+    assert c.verdict().endswith(", and its CKA is within what noise of that shape gives.")
