@@ -43,3 +43,12 @@ Shown = Annotated[int, typer.Option("--max", min=1, help="Channels to draw at mo
 Width = Annotated[int, typer.Option(min=16, help="Widest grid, in pixels.")]
 AsFigure = Annotated[bool, typer.Option("--figure", help="A figure with title, channel numbers and colour bar.")]
 Size = Annotated[int, typer.Option(min=16, help="Height and width of the input.")]
+Resize = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE|HxW", help="Scale the image to this size and cut nothing off, as tutorials do (512, 480x640)."
+    ),
+]
+Normalize = Annotated[
+    bool, typer.Option("--normalize/--no-normalize", help="Whether to subtract the mean and divide by the deviation.")
+]

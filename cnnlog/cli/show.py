@@ -7,7 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cnnlog.cli.options import Arch, AsFigure, Cmap, Layer, Of, Output, RangeRule, Shown, Size, View, Weights, Width
+from cnnlog.cli.options import (
+    Arch,
+    AsFigure,
+    Cmap,
+    Layer,
+    Normalize,
+    Of,
+    Output,
+    RangeRule,
+    Resize,
+    Shown,
+    Size,
+    View,
+    Weights,
+    Width,
+)
 from cnnlog.messages import by
 
 if TYPE_CHECKING:
@@ -61,14 +76,14 @@ def show_filters(
     from cnnlog.kinds import Kind
     from cnnlog.models.torchvision import load_classifier
     from cnnlog.rendering.picture import Picture
-    from cnnlog.rendering.ranges import AnchoredRange
+    from cnnlog.rendering.ranges import tight_limits
     from cnnlog.rendering.views import resolve_view, select_filters
 
     found = load_classifier(model, weights, arch=arch)
     weight = _captured(found.model, None, layer, Kind.FILTERS)
     drawn = select_filters(weight, view=view, max_filters=shown)
     resolved = resolve_view(weight.shape, view)
-    limits = AnchoredRange(value_range, signed=Kind.FILTERS.signed).update(drawn)
+    limits = tight_limits(drawn, rule=value_range, signed=Kind.FILTERS.signed)
     title = f"Filters of {layer} in {found.name} ({by(weight.shape)})"
     picture = Picture.of(Kind.FILTERS, drawn, limits, view=resolved, cmap=cmap)
     _save(picture, output, title=title if figure else None, width=width)
@@ -84,30 +99,45 @@ def show_maps(
     layer: Layer,
     output: Output,
     arch: Of = None,
+    resize: Resize = None,
+    normalize: Normalize = True,
     value_range: RangeRule = "channel",
     cmap: Cmap = "auto",
     shown: Shown = 64,
     width: Width = 350,
     figure: AsFigure = False,
 ) -> None:
-    """Draw the feature maps that one layer makes of an image: its own output, before any layer that follows."""
+    """Draw the feature maps that one layer makes of an image: its own output, before any layer that follows.
+
+    The image is scaled, cut and normalised as the network's weights want it, unless you say otherwise.
+    """
     from cnnlog.capture.probe import Probe
     from cnnlog.kinds import Kind
     from cnnlog.models.torchvision import load_classifier
+    from cnnlog.models.tutorials import place_among_tutorials, prepared
     from cnnlog.rendering.picture import Picture
-    from cnnlog.rendering.ranges import AnchoredRange
+    from cnnlog.rendering.ranges import tight_limits
     from cnnlog.rendering.views import cell_width, grid_columns, select_maps
 
     found = load_classifier(model, weights, arch=arch)
-    probe = Probe.from_images(image, transform=found.transform)
+    size = None if resize is None else _height_and_width(resize)
+    probe = Probe.from_images(image, transform=prepared(found.transform, size=size, normalize=normalize))
     maps = _captured(found.model, probe, layer, Kind.FEATURE_MAPS)
     cell = None if figure else cell_width(grid_columns(min(shown, maps.shape[1])), width)
     drawn = select_maps(maps, max_maps=shown, cell=cell)
-    limits = AnchoredRange(value_range).update(Kind.FEATURE_MAPS.by_channel(drawn))
+    limits = tight_limits(Kind.FEATURE_MAPS.by_channel(drawn), rule=value_range)
     title = f"Feature maps of {layer} in {found.name} ({by(maps.shape[1:])}), {image.name}"
     picture = Picture.of(Kind.FEATURE_MAPS, drawn, limits, cmap=cmap)
     _save(picture, output, title=title if figure else None, width=width)
     typer.echo(f"{title}: {drawn.shape[1]} of {maps.shape[1]}, in {output}")
+    typer.echo(place_among_tutorials(found.model, layer))
+
+
+def _height_and_width(text: str) -> tuple[int, int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() and int(side) >= 1 for side in sides):
+        raise ValueError(f"--resize takes a size in pixels, such as 512 or 480x640 (height x width); got {text!r}")
+    return int(sides[0]), int(sides[-1])
 
 
 def _captured(model: nn.Module, probe: Probe | None, layer: str, kind: Kind) -> FloatArray:
@@ -139,6 +169,8 @@ def _save(picture: Picture, output: Path, *, title: str | None, width: int) -> N
         title: of the figure; None draws a grid.
         width: of a grid, in pixels.
     """
+    import json
+
     from cnnlog.rendering import figures
     from cnnlog.rendering.png import encode_png
 
@@ -147,7 +179,9 @@ def _save(picture: Picture, output: Path, *, title: str | None, width: int) -> N
     elif output.suffix.lower() != ".png":
         raise ValueError(f"a grid is written as .png, got {str(output)!r}; .pdf and .svg need --figure")
     else:
-        _writable(output).write_bytes(encode_png(picture.grid(width), level=6))
+        grid = picture.grid(width)
+        text = {"cnnlog": json.dumps({"kind": str(picture.kind), **picture.facts(grid)})}
+        _writable(output).write_bytes(encode_png(grid, text=text, level=6))
 
 
 def _writable(output: Path) -> Path:

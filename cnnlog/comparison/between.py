@@ -11,7 +11,7 @@ from cnnlog.comparison.side_by_side import SideBySide, minus
 from cnnlog.comparison.sides import LayerMatch
 from cnnlog.kinds import Kind
 from cnnlog.metrics import drift
-from cnnlog.rendering.ranges import ChangeRange, Limits, peak
+from cnnlog.rendering.ranges import ChangeRange, Limits
 from cnnlog.runs.run import Progress
 from cnnlog.runs.spread import Spread
 from cnnlog.snapshot import FloatArray
@@ -125,7 +125,7 @@ class Distances:
             first, other = pair
             key = (side, layer.name, kind)
             if key not in ranges:
-                ranges[key] = ChangeRange(peak(first))
+                ranges[key] = ChangeRange()
             limits = ranges[key].update(minus(other, first))
             high[kind] = (float(limits.high[0]), int(limits.doubled[0]))
             if kind is Kind.FILTERS:

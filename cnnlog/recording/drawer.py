@@ -12,12 +12,15 @@ import numpy.typing as npt
 
 from cnnlog.kinds import Kind
 from cnnlog.messages import by
+from cnnlog.rendering.colours import ends_in_words
+from cnnlog.rendering.facts import facts_of
 from cnnlog.rendering.grids import STRIP_CHANNELS, strip_grid
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import encode_png
-from cnnlog.rendering.ranges import AnchoredRange, ChangeRange, Limits, RangeRule, peak
-from cnnlog.rendering.views import View, cell_width, grid_columns, select_filters, select_maps
+from cnnlog.rendering.ranges import ONE_IN, ROOM, AnchoredRange, ChangeRange, Limits, RangeRule, tight_limits
+from cnnlog.rendering.views import View, cell_width, grid_columns, most_changed, select_filters, select_maps
 from cnnlog.runs.manifest import WatchedLayer
+from cnnlog.runs.steps import Strided
 from cnnlog.snapshot import FloatArray, Record, Snapshot
 
 
@@ -95,6 +98,8 @@ class Drawer:
         if self.kind is Kind.FILTERS:
             assert self.layer.view is not None, "a layer whose filters are watched has a view"
             return select_filters(array, view=self.layer.view, max_filters=look.shown, max_slices=look.slices)
+        if self.baseline is not None:  # of a run of before, whose cells may have been a pixel wider
+            return select_maps(array, max_maps=look.shown, cell=self.baseline.shape[-1])
         cell = cell_width(grid_columns(min(array.shape[1], look.shown)), look.width)
         return select_maps(array, max_maps=look.shown, cell=cell)
 
@@ -107,12 +112,14 @@ class Drawer:
         if self.baseline is None:
             self.baseline = shown
         if self._change_range is None:
-            self._change_range = ChangeRange(peak(self.baseline))
+            self._change_range = ChangeRange()
         self._limits = self._range.update(self.kind.by_channel(shown))
         self._change_limits = self._change_range.update(self.kind.by_channel(self._difference(shown)))
 
     def pictures(self, shown: FloatArray, step: int, since: int) -> list[LoggedPicture]:
-        """Draw a step and its difference to the baseline.
+        """Draw a step and, from the first step after the baseline on, its difference to that.
+
+        TensorBoard keeps the first description of a tag, and only a step with a difference can tell its range.
 
         Args:
             shown: the step's shown part, as `see` took it last.
@@ -120,32 +127,40 @@ class Drawer:
             since: the number of the baseline's step.
         """
         drawn = self._draw(shown, self._limits, "", step, since)
-        if self.look.change:
+        if self.look.change and step != since:
             drawn += self._draw(self._difference(shown), self._change_limits, "_change", step, since)
         return drawn
 
-    def strip(self, steps: Sequence[int], shown: Sequence[FloatArray]) -> LoggedPicture:
-        """Draw the evolution: a row for each of the first channels, a column for each step.
+    def strip(self, chosen: Strided, shown: Sequence[FloatArray]) -> LoggedPicture:
+        """Draw the channels that changed most, a row each, over some steps, a column each.
 
-        Of filters drawn as slices a row is the first slice; of feature maps it is the first probe image.
+        Of filters drawn as slices a row is the first slice; of feature maps it is the first probe image. A channel has
+        one range, which just holds what its row shows.
 
         Args:
-            steps: the numbers of the steps.
+            chosen: the steps.
             shown: the shown part of each step.
         """
-        name = self.layer.name
-        pictures = [Picture.of(self.kind, step, self._limits, view=self.layer.view) for step in shown]
-        first = [picture.first(STRIP_CHANNELS) for picture in pictures]
-        cells = np.stack([picture.values for picture in first])
+        look, name = self.look, self.layer.name
+        limits = tight_limits(self.kind.by_channel(shown[0]), signed=self.kind.signed)
+        pictures = [Picture.of(self.kind, step, limits, view=self.layer.view) for step in shown]
+        cells = np.stack([picture.values for picture in pictures])
         if cells.ndim == 5 and self.layer.view != "rgb":
             cells = cells[:, :, 0]
-        grid = strip_grid(cells, first[0].limits, cmap=self.look.cmap, width=self.look.width)
-        png = encode_png(grid, text={"cnnlog": json.dumps({"layer": name, "steps": list(steps)})})
-        description = (
-            f"{self.kind.words.capitalize()} of `{name}` over the training. Rows: the first {STRIP_CHANNELS} channels "
-            f"at most. Columns: steps {', '.join(map(str, steps))}."
-        )
-        return LoggedPicture(f"evolution/{self.kind}/{self.layer.tag}", png, grid.size, description)
+        rows = most_changed(cells, STRIP_CHANNELS)
+        cells = cells[:, rows]
+        limits = tight_limits(cells.swapaxes(0, 1), signed=self.kind.signed)
+        grid = strip_grid(cells, limits, cmap=look.cmap, width=look.width)
+        facts = {
+            "layer": name,
+            "kind": f"{self.kind}_strip",
+            "steps": list(chosen.steps),
+            "view": self.layer.view if self.kind is Kind.FILTERS else None,
+            **facts_of(grid, limits, channels=rows, cells=len(cells)),
+        }
+        png = encode_png(grid, text={"cnnlog": json.dumps(facts)})
+        description = self._describe_strip(chosen, rows, limits)
+        return LoggedPicture(f"{self.kind}_strip/{self.layer.tag}", png, grid.size, description)
 
     def states(self) -> dict[str, dict[str, npt.NDArray[Any]]]:
         """Picture kind (`filters`, `filters_change`, ...) -> the state of its range."""
@@ -164,7 +179,6 @@ class Drawer:
         name = self.layer.name
         self.baseline = baseline
         self._range = AnchoredRange.from_state(ranges[self.kind][name])
-        self._limits = self._range.update(self.kind.by_channel(baseline))  # in its own range: only tells the limits
         self._change_range = ChangeRange.from_state(ranges[f"{self.kind}_change"][name])
 
     def _difference(self, shown: FloatArray) -> FloatArray:
@@ -177,30 +191,79 @@ class Drawer:
         pictures = Picture.several(self.kind, shown, limits, view=self.layer.view, cmap=look.cmap)
         tag = f"{self.kind}{suffix}/{self.layer.tag}"
         tags = [tag] if len(pictures) == 1 else [f"{tag}/image{i}" for i in range(len(pictures))]
-        grown = {int(i): int(limits.doubled[i]) for i in np.flatnonzero(limits.doubled)}
-        facts = {"layer": self.layer.name, "step": step, "range": look.value_range, "doubled": grown}
         drawn = []
         for image, (tag, picture) in enumerate(zip(tags, pictures, strict=True)):
             grid = picture.grid(look.width)
+            facts = {
+                "layer": self.layer.name,
+                "kind": f"{self.kind}{suffix}",
+                "step": step,
+                "since": since,
+                "image": image if self.kind.per_image else None,
+                "range": "change" if suffix else look.value_range,
+                **picture.facts(grid),
+            }
             png = encode_png(grid, text={"cnnlog": json.dumps(facts)})
-            drawn.append(LoggedPicture(tag, png, grid.size, self._describe(suffix, image, since)))
+            description = self._describe(suffix, image, limits, step, since)
+            drawn.append(LoggedPicture(tag, png, grid.size, description))
         return drawn
 
-    def _describe(self, suffix: str, image: int, since: int) -> str:
-        layer, look = self.layer, self.look
-        if self.kind is Kind.FILTERS:
-            what = f"Filters of `{layer.name}` ({layer.kind} {by(layer.weight_shape)}), shown as {layer.view}"
-        else:
-            shape = by((layer.output_shape or ())[1:])
-            what = f"Feature maps of `{layer.name}` ({layer.kind}, {shape}) of probe image {image}"
+    def _describe(self, suffix: str, image: int, limits: Limits, step: int, since: int) -> str:
+        """What a picture shows and what its colours mean, with the numbers of this step."""
+        shown = f"The first {self.look.shown} channels at most, always the same ones."
         if suffix:
-            return f"{what}: difference to step {since}. One range for the layer; it doubles when outgrown."
-        ranges = {
-            "channel": f"Each channel has the range it had at step {since}; it doubles when outgrown, never shrinks.",
-            "layer": f"All channels share the range of step {since}; it doubles when outgrown, never shrinks.",
-            "step": "Each channel is scaled afresh at every step.",
-        }
-        return f"{what}. {ranges[look.value_range]} The first {look.shown} channels at most, always the same ones."
+            return f"{self._what(image)}: difference to step {since}. {self._change_in_words(limits, step)} {shown}"
+        rule = self.look.value_range
+        ends = f"{_from_to(limits.high)} (the range of step {step})"
+        of = {
+            "channel": f"Each channel has an end of its own, {ends}: {ROOM:g} times its peak at step {since}.",
+            "layer": f"All channels have one end, {ends}: {ROOM:g} times the layer's peak at step {since}.",
+            "step": f"Each channel has an end of its own, {ends}: its peak at each step, afresh.",
+        }[rule]
+        grows = "" if rule == "step" else f" {_GROWS}"
+        return f"{self._what(image)}. {self._colours(limits)} {of}{grows} {shown}"
+
+    def _change_in_words(self, limits: Limits, step: int) -> str:
+        assert self._change_range is not None, "see() comes first"
+        if not self._change_range.is_set:
+            return f"Nothing has changed up to step {step}. {self._colours(limits)} {_GROWS}"
+        end = f"{limits.high[0]:.3g}"
+        ends = f"The ends are −{end} and {end} for all channels (the range of step {step})."
+        return f"{self._colours(limits)} {ends} {_GROWS}"
+
+    def _describe_strip(self, chosen: Strided, rows: Sequence[int], limits: Limits) -> str:
+        slices = ", of each the first input channel" if self.layer.view == "slices" and not self.kind.per_image else ""
+        columns = f"Columns: steps {', '.join(map(str, chosen.steps))}"
+        columns += "." if chosen.is_even else f", the stored ones that are nearest to one in {chosen.stride}."
+        return (
+            f"{self._what(0)}, over the training. Rows: the channels that changed most, {', '.join(map(str, rows))}"
+            f"{slices}. {columns} {self._colours(limits)} Each channel has one end for all columns, "
+            f"its peak over them: {_from_to(limits.high)}."
+        )
+
+    def _what(self, image: int) -> str:
+        layer = self.layer
+        if self.kind is Kind.FILTERS:
+            return f"Filters of `{layer.name}` ({layer.kind} {by(layer.weight_shape)}), shown as {layer.view}"
+        shape = by((layer.output_shape or ())[1:])
+        return f"Feature maps of `{layer.name}` ({layer.kind}, {shape}) of probe image {image}"
+
+    def _colours(self, limits: Limits) -> str:
+        if self.kind is Kind.FILTERS and self.layer.view == "rgb":
+            return "Mid gray is 0 and full colour the end; beyond it colours stay full. A chequer is NaN or infinity."
+        ends, beyond = ends_in_words(self.look.cmap, limits.symmetric)
+        return f"{ends[0].upper()}{ends[1:]}; {beyond}."
+
+
+_GROWS = (
+    f"A range doubles when more than {100 // ONE_IN} % of a channel lie beyond it, and never shrinks; a notch above a "
+    "cell says that it did."
+)
+
+
+def _from_to(high: FloatArray) -> str:
+    low, top = f"{high.min():.3g}", f"{high.max():.3g}"
+    return low if low == top else f"from {low} to {top}"
 
 
 class Drawers:
@@ -278,18 +341,20 @@ class Drawers:
             for picture in self._by_kind[kind][name].pictures(array, record.step, since)
         ]
 
-    def strips(self, records: Sequence[Record]) -> list[LoggedPicture]:
-        """Draw the evolution of every layer over some steps.
+    def strips(self, records: Sequence[Record], chosen: Strided) -> list[LoggedPicture]:
+        """Draw the strip of every layer over some steps.
 
         Args:
-            records: of the steps, rising; a layer's strip shows those that hold the layer.
+            records: of the chosen steps, rising; a layer's strip shows those that hold the layer.
+            chosen: the steps.
         """
         drawn = []
         for kind, drawers in self._by_kind.items():
             for name, drawer in drawers.items():
                 holding = [record for record in records if name in kind.of(record)]
-                steps = [record.step for record in holding]
-                drawn.append(drawer.strip(steps, [kind.of(record)[name] for record in holding]))
+                steps = tuple(record.step for record in holding)
+                of_layer = replace(chosen, steps=steps, is_even=chosen.is_even and steps == chosen.steps)
+                drawn.append(drawer.strip(of_layer, [kind.of(record)[name] for record in holding]))
         return drawn
 
     def histograms(self, snapshot: Snapshot) -> dict[str, FloatArray]:
@@ -304,13 +369,3 @@ class Drawers:
             for name, array in kind.of(snapshot).items()
             if (drawer := self._by_kind[kind][name]).look.histograms
         }
-
-
-def at_baseline(pictures: Sequence[LoggedPicture]) -> list[LoggedPicture]:
-    """Copies of the baseline's pictures under tags of one step each, which no viewer's limit on images can drop.
-
-    Args:
-        pictures: all of that step; those of changes are left out, for nothing has changed yet.
-    """
-    alone = [picture for picture in pictures if not picture.tag.split("/")[0].endswith("_change")]
-    return [replace(picture, tag=f"baseline/{picture.tag}") for picture in alone]

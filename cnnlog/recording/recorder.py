@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cnnlog.kinds import Kind
-from cnnlog.recording.drawer import Drawers, LoggedPicture, Look, at_baseline
+from cnnlog.recording.drawer import Drawers, LoggedPicture, Look
 from cnnlog.recording.mailbox import Mailbox
 from cnnlog.recording.measured import broken_or_dead, scalars_by_tag
 from cnnlog.recording.outbox import Outbox, Parcel
@@ -21,7 +21,7 @@ from cnnlog.recording.store_writer import StoreWriter
 from cnnlog.recording.yardstick import Latest, Yardstick, stored_weights
 from cnnlog.rendering.grids import STRIP_STEPS
 from cnnlog.runs.manifest import VERSION, MeasuredLayer, WatchedLayer
-from cnnlog.runs.steps import evenly
+from cnnlog.runs.steps import strided
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import FloatArray, Record, Snapshot
 from cnnlog.trackers import Tracker
@@ -226,10 +226,8 @@ class Recorder:
         """What the trackers get of the step that the drawers took in last."""
         pictures = self._drawers.pictures(record, self._yardstick.baseline_step)
         self.step_pictures_bytes = sum(len(picture.png) for picture in pictures)
-        if is_baseline:
-            pictures += at_baseline(pictures)
-            if self._probe_picture is not None:
-                pictures.append(self._probe_picture)
+        if is_baseline and self._probe_picture is not None:
+            pictures.append(self._probe_picture)
         return Parcel(
             step=record.step,
             pictures=tuple(pictures),
@@ -257,12 +255,13 @@ class Recorder:
         self._outbox.catch_up(store.steps, parcel_of)
 
     def _draw_evolution(self, store: RunStore) -> None:
-        """Draw a strip for each layer and kind, of steps that are spread evenly over the training."""
+        """Draw a strip for each layer and kind, of steps at one distance from each other."""
         steps = store.steps
         if not steps:
             return
-        records = [store.read_record(step) for step in evenly(steps, STRIP_STEPS)]
-        self._outbox.send(Parcel(steps[-1], tuple(self._drawers.strips(records))))
+        chosen = strided(steps, STRIP_STEPS)
+        records = [store.read_record(step) for step in chosen.steps]
+        self._outbox.send(Parcel(steps[-1], tuple(self._drawers.strips(records, chosen))))
 
 
 def _if_there(read: Callable[[], _T]) -> _T | None:

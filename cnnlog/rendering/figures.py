@@ -144,8 +144,8 @@ def _pixels(cell: FloatArray, limits: Limits, channel: int, cmap: str) -> Pixels
     """One cell as the grids draw it: `[h, w]`, or `[3, h, w]` for rgb, to uint8 `[h, w, 3]`."""
     own = limits.only([channel])
     if cell.ndim == 3:
-        return filters_grid(cell[None], own, view="rgb", width=None).pixels
-    grid = maps_grid(cell[None], own, cmap=cmap, width=None)
+        return filters_grid(cell[None], own, view="rgb", width=None, bare=True).pixels
+    grid = maps_grid(cell[None], own, cmap=cmap, width=None, bare=True)
     return _table(cmap, limits.symmetric)[grid.pixels]
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cnnlog.kinds import Kind
+from cnnlog.rendering.facts import facts_of
 from cnnlog.rendering.grids import filters_grid, maps_grid
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import Limits
@@ -39,7 +40,7 @@ class Picture:
 
     @property
     def columns(self) -> int:
-        """How many cells stand in a row of the grid."""
+        """How many cells stand in a row of the bare grid."""
         return self.values.shape[1] if self.view == "slices" else grid_columns(len(self.values))
 
     @classmethod
@@ -89,15 +90,25 @@ class Picture:
             raise ValueError(f"image must be from 0 to {len(pictures) - 1}, the probe's images; got {image}")
         return pictures[image if kind.per_image else 0]
 
-    def grid(self, width: int | None = 350) -> Grid:
+    def grid(self, width: int | None = 350, *, bare: bool = False) -> Grid:
         """One cell a channel.
 
         Args:
             width: of the grid in pixels, at most; None draws one pixel a value, however wide that is.
+            bare: leave out the frame and the notches, and have `columns` cells in a row.
         """
         if self.view is None:
-            return maps_grid(self.values, self.limits, cmap=self.cmap, width=width)
-        return filters_grid(self.values, self.limits, view=self.view, cmap=self.cmap, width=width)
+            return maps_grid(self.values, self.limits, cmap=self.cmap, width=width, bare=bare)
+        return filters_grid(self.values, self.limits, view=self.view, cmap=self.cmap, width=width, bare=bare)
+
+    def facts(self, grid: Grid) -> dict[str, Any]:
+        """What it takes to read the values off the grid's pixels: the view, and what `facts_of` says.
+
+        Args:
+            grid: what `grid` gave.
+        """
+        cells = self.values.shape[1] if self.view == "slices" else 1
+        return {"view": self.view, **facts_of(grid, self.limits, channels=range(len(self.values)), cells=cells)}
 
     def figure(self, title: str = "") -> Figure:
         """A matplotlib figure with channel numbers and a colour bar.

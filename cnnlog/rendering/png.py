@@ -17,16 +17,35 @@ _PNG_HEADER_END = 33
 
 
 @dataclass(frozen=True)
+class Layout:
+    """Where the cells of a grid lie.
+
+    Attributes:
+        columns: how many cells stand in a row.
+        height: how many values a cell has from top to bottom.
+        width: how many values a cell has from left to right.
+        factor: how many pixels a value has on each side.
+    """
+
+    columns: int
+    height: int
+    width: int
+    factor: int
+
+
+@dataclass(frozen=True)
 class Grid:
     """A drawn picture: cells as pixels, side by side.
 
     Attributes:
         pixels: uint8 `[H, W]` palette indices, or `[H, W, 3]` colours.
         palette: the colours of the indices from 0 on, 3 bytes each; None where the pixels are colours.
+        layout: where the cells lie; None where that is not known.
     """
 
     pixels: Pixels
     palette: bytes | None
+    layout: Layout | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Literal, get_args
 
@@ -87,12 +88,13 @@ def select_maps(maps: FloatArray, *, max_maps: int = 64, cell: int | None) -> Fl
     return np.array(fit_width(maps[:, :max_maps], cell), dtype=np.float32, order="C")
 
 
-def cell_width(n_columns: int, width: int | None = 350) -> int | None:
-    """How wide a cell of a grid may be, in pixels, if there is a gap of 1 px between cells.
+def cell_width(n_columns: int, width: int | None = 350, *, bare: bool = False) -> int | None:
+    """How wide a cell of a grid may be, in pixels, if there is a gap of 1 px around each cell.
 
     Args:
         n_columns: how many cells stand in a row.
         width: of the grid in pixels, at most; None for no limit.
+        bare: whether the grid has gaps between its cells only, and none at its edges.
 
     Returns:
         1 or more, however many columns there are; None for no limit.
@@ -101,12 +103,69 @@ def cell_width(n_columns: int, width: int | None = 350) -> int | None:
     if width is None:
         return None
     _at_least_one(width=width)
-    return max(1, (width - (n_columns - 1)) // n_columns)
+    gaps = n_columns - 1 if bare else n_columns + 1
+    return max(1, (width - gaps) // n_columns)
 
 
 def grid_columns(n: int) -> int:
     """Columns of a nearly square grid of `n` cells: the square root, rounded up (64 cells: 8)."""
     return math.isqrt(n - 1) + 1 if n > 0 else 1
+
+
+@functools.lru_cache(maxsize=1024)
+def columns_that_fill(n: int, size: tuple[int, int], width: int | None = 350) -> int:
+    """Columns of the nearly square grid that fills its width best, where cells are enlarged by whole factors only.
+
+    Cells wider than their place are averaged to it and fill the grid anyway: `grid_columns` then decides, and also
+    where it fills 9 tenths of the width. Else the largest cells are taken, of these the widest grid, of these the
+    squarest, among grids that are at most 1.5 times as long as wide, or as wide as long, counted in cells.
+
+    Args:
+        n: how many cells there are.
+        size: `(h, w)`, how many values a cell has on each side.
+        width: of the grid in pixels, at most; None for no limit, and then `grid_columns` decides.
+
+    Example:
+        >>> columns_that_fill(64, (13, 13)), columns_that_fill(64, (11, 11)), columns_that_fill(64, (27, 27))
+        (8, 7, 10)
+    """
+    square = grid_columns(n)
+    least = cell_width(square, width)
+    if width is None or least is None or size[1] >= least:
+        return square
+    filled: dict[int, tuple[int, int]] = {}  # columns -> how wide a cell is, and the grid
+    for columns in range(1, n + 1):
+        rows, cell = -(-n // columns), cell_width(columns, width)
+        if columns == square or (2 * max(columns, rows) <= 3 * min(columns, rows) and cell and size[1] <= cell):
+            drawn = size[1] * max(1, (cell or 1) // max(size))
+            filled[columns] = (drawn, columns * (drawn + 1) + 1)
+    if filled[square][1] >= 0.9 * width:
+        return square
+    return max(filled, key=lambda columns: (*filled[columns], -abs(columns - square), -columns))
+
+
+def most_changed(steps: FloatArray, at_most: int) -> list[int]:
+    """The channels that changed most over some steps, the one that changed most first.
+
+    A channel's change is the largest `|x_t - x_0| / max(|x_0|, m / 10)` over the steps t, with Euclidean lengths, and m
+    the median of `|x_0|` over the channels: so one that is nearly 0 at first cannot lead by a change that is nearly 0,
+    too. Of equal changes the lower number comes first. Changes that are NaN come last.
+
+    Args:
+        steps: `[t, n, ...]`, the channels at each step, the baseline first.
+        at_most: how many channels, at most.
+
+    Example:
+        >>> most_changed(np.array([[[1.0], [1.0], [1.0]], [[1.1], [1.0], [3.0]]], np.float32), 2)
+        [2, 0]
+    """
+    flat = steps.reshape(*steps.shape[:2], -1).astype(np.float64)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        lengths = np.linalg.norm(flat[0], axis=1)
+        least = np.median(lengths[np.isfinite(lengths)]) / 10 if np.isfinite(lengths).any() else 0.0
+        moved = np.linalg.norm(flat - flat[0], axis=2).max(axis=0)
+        change = np.where(moved == 0, 0.0, moved / np.maximum(lengths, least))
+    return [int(channel) for channel in np.argsort(-change, kind="stable")[:at_most]]
 
 
 def _at_least_one(**numbers: int) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -24,3 +27,60 @@ def evenly(steps: Sequence[_T], at_most: int) -> tuple[_T, ...]:
     if len(steps) <= at_most:
         return tuple(steps)
     return tuple(steps[at] for at in np.unique(np.linspace(0, len(steps) - 1, at_most).round().astype(int)))
+
+
+@dataclass(frozen=True)
+class Strided:
+    """Steps at one distance from each other, from the first one on.
+
+    Attributes:
+        steps: the steps that were chosen, rising.
+        stride: the distance that was aimed at.
+        is_even: whether it was met; else the stored steps nearest to it were taken.
+    """
+
+    steps: tuple[int, ...]
+    stride: int
+    is_even: bool
+
+
+def strided(steps: Sequence[int], at_most: int = 8, *, at_least: int = 4) -> Strided:
+    """Some of the stored steps at one distance from each other, so that a strip of them has an even axis.
+
+    The first step is always among them. The last one is, if a stride that gives `at_least` to `at_most` steps divides
+    the way to it; of several, one that meets stored steps is taken, then the smallest. Else it is the smallest stride
+    that fits and meets stored steps. If none does, the smallest that fits is aimed at.
+
+    Args:
+        steps: all stored steps, rising, at least one.
+        at_most: how many to take, at most; 2 or more.
+        at_least: how few are still a strip.
+
+    Example:
+        >>> strided(range(101)).steps, strided(range(12)).steps
+        ((0, 20, 40, 60, 80, 100), (0, 2, 4, 6, 8, 10))
+        >>> strided([0, 1, 2, 4, 8])
+        Strided(steps=(0, 2, 4, 8), stride=2, is_even=False)
+    """
+    first, span, stored = steps[0], steps[-1] - steps[0], frozenset(steps)
+    if span == 0:
+        return Strided((first,), 0, True)
+    enough = min(at_least, len(steps))
+    whole = [span // parts for parts in range(at_most - 1, enough - 2, -1) if parts and span % parts == 0]
+    smallest = math.ceil(span / (at_most - 1))
+    met = [step - first for step in steps if step - first >= smallest and span // (step - first) + 1 >= enough]
+    is_regular = len({after - before for before, after in pairwise(steps)}) == 1
+    by_choice = [
+        *(stride for stride in whole if _aims(first, span, stride) <= stored),
+        *([] if is_regular else whole),
+        *(stride for stride in met if _aims(first, span, stride) <= stored),
+        smallest,
+    ]
+    stride = by_choice[0]
+    aims = _aims(first, span, stride)
+    nearest = {min(steps, key=lambda step: abs(step - aim)) for aim in aims}
+    return Strided(tuple(sorted(nearest)), stride, aims <= stored)
+
+
+def _aims(first: int, span: int, stride: int) -> frozenset[int]:
+    return frozenset(range(first, first + span + 1, stride))

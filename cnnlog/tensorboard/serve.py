@@ -26,8 +26,13 @@ from cnnlog.messages import near
 ALL_IMAGES = "images=1000000000"
 """Keeps every step. The entry point asks for that, too, but it may be switched off or not installed."""
 
-KINDS: tuple[str, ...] = tuple(Kind)
-"""The pictures of a layer that a link pins: the tags `filters/00_conv1` and `feature_maps/00_conv1`, say."""
+KINDS: tuple[str, ...] = (Kind.FEATURE_MAPS, Kind.FILTERS)
+"""The pictures of a layer that a link pins, in this order: `feature_maps/00_conv1` and `filters/00_conv1`, say.
+
+Where a probe has several images, the first one's maps are pinned: `feature_maps/00_conv1/image0`.
+"""
+
+_IMAGE = re.compile(r"/image\d+$")
 
 # A proxy of the environment must not stand between two processes of one machine.
 _opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -123,7 +128,7 @@ class Server:
                     f"choose one of: {', '.join(offer)}"
                 )
         wanted = [(f"{kind}/{tag}", run) for kind in kinds for tag in chosen for run in sorted(tags, key=_counting)]
-        cards = [(tag, run) for tag, run in wanted if tag in tags[run]]
+        cards = [(found, run) for tag, run in wanted for found in (tag, f"{tag}/image0") if found in tags[run]]
         return pinned_url(self.url, cards) if cards else None
 
     def wait(self) -> None:
@@ -237,7 +242,7 @@ def _layers(tags: Mapping[str, Sequence[str]], kinds: Sequence[str]) -> dict[str
         tags: for each run its image tags.
         kinds: which pictures count, as the tags begin: `filters`, say.
     """
-    parts = [(run, *name.partition("/")) for run, names in tags.items() for name in names]
+    parts = [(run, *_IMAGE.sub("", name).partition("/")) for run, names in tags.items() for name in names]
     pairs = {(layer, run) for run, kind, _, layer in parts if layer and kind in kinds}
     return dict(sorted(Counter(layer for layer, _ in pairs).items()))
 

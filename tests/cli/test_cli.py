@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -20,7 +21,7 @@ from typer.testing import CliRunner, Result
 import cnnlog
 from cnnlog.cli.app import app
 from cnnlog.rendering.grids import maps_grid
-from cnnlog.rendering.ranges import AnchoredRange
+from cnnlog.rendering.ranges import tight_limits
 
 
 def run(*arguments: object) -> Result:
@@ -72,14 +73,15 @@ def test_the_filters_averaged_over_inputs_and_scaled_over_the_layer(tmp_path: Pa
     options = ("--layer", "features.0", "--view", "mean", "--range", "layer", "-o", output)
     run("show", "filters", "squeezenet1_1", "--weights", weights, *options)
     with Image.open(output) as picture:
-        assert picture.size == (343, 343)  # 8 x 8 cells of 3 pixels, 14 times enlarged, 7 gaps
+        assert picture.size == (345, 345)  # 8 x 8 cells of 3 pixels, 14 times enlarged, 9 gaps
         grid = np.asarray(picture.convert("RGB"))
-    assert np.all(grid[..., 0] == grid[..., 1]) or np.count_nonzero(np.ptp(grid, axis=-1)) == 343**2 - 64 * 42**2
+    assert np.all(grid[..., 0] == grid[..., 1]) or np.count_nonzero(np.ptp(grid, axis=-1)) == 345**2 - 64 * 42**2
     means = torch.load(weights, weights_only=True)["features.0.weight"].mean(1).numpy()
     largest = np.abs(means).max()
     for index in (0, 9, 63):
         row, column = divmod(index, 8)
-        cell = grid[row * 43 : row * 43 + 42 : 14, column * 43 : column * 43 + 42 : 14, 0] / 255
+        top, left = 1 + row * 43, 1 + column * 43
+        cell = grid[top : top + 42 : 14, left : left + 42 : 14, 0] / 255
         np.testing.assert_allclose(cell, (means[index] / largest + 1) / 2, atol=1 / 60)
 
 
@@ -101,7 +103,7 @@ def test_the_maps_are_the_named_layers_own(tmp_path: Path, weights: Path, image:
         expected = nn.functional.conv2d(
             transform(picture.convert("RGB"))[None], model.features[0].weight, model.features[0].bias, stride=2
         )[0, :4]
-    limits = AnchoredRange("layer").update(expected.numpy())
+    limits = tight_limits(expected.numpy(), rule="layer")
     grid = maps_grid(expected.numpy(), limits, width=2000)
     with Image.open(output) as picture:
         difference = np.asarray(picture).astype(int) - grid.pixels
@@ -188,3 +190,35 @@ def typed(*arguments: object, encoding: str) -> str:
     done = subprocess.run(command, env=environment, capture_output=True, encoding=encoding, check=False)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
+
+
+def test_maps_of_an_image_as_tutorials_take_it(tmp_path: Path, weights: Path, image: Path) -> None:
+    output = tmp_path / "maps.png"
+    layer = ("--layer", "features.3.squeeze", "--range", "layer", "--max", 4, "--width", 900)
+    how = ("--resize", "96x64", "--no-normalize")
+    said = run(
+        "show", "maps", "squeezenet1_1", "--weights", weights, "--image", image, *layer, *how, "-o", output
+    ).output
+    assert "features.3.squeeze: drawn is what the network computes there, as convolution 2 of 26" in said
+    model = torchvision.models.squeezenet1_1(num_classes=4).eval()
+    model.load_state_dict(torch.load(weights, weights_only=True))
+    with torch.no_grad(), Image.open(image) as picture:
+        values = torchvision.transforms.functional.to_tensor(
+            picture.convert("RGB").resize((64, 96), Image.Resampling.BILINEAR)
+        )
+        expected = model.features[3].squeeze(model.features[:3](values[None]))[0, :4].numpy()
+    grid = maps_grid(expected, tight_limits(expected, rule="layer"), width=900)
+    with Image.open(output) as picture:
+        assert np.abs(np.asarray(picture).astype(int) - grid.pixels).max() <= 1
+        facts = json.loads(picture.text["cnnlog"])
+    np.testing.assert_allclose(facts["high"], np.abs(expected).max(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", ["0", "12x", "1x2x3", "big"])
+def test_a_size_that_is_none_is_refused(size: str, tmp_path: Path, weights: Path, image: Path) -> None:
+    options = ("--image", image, "--layer", "features.0", "--resize", size, "-o", tmp_path / "maps.png")
+    done = CliRunner().invoke(app, [str(each) for each in ("show", "maps", weights, *options)])
+    assert done.exit_code != 0
+    assert f"such as 512 or 480x640 (height x width); got '{size}'" in " ".join(
+        (done.output + str(done.exception)).split()
+    )

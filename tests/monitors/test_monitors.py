@@ -47,13 +47,11 @@ def store(folder: Path) -> RunStore:
 def test_every_epoch_is_in_the_event_file_and_in_the_store(tmp_path: Path) -> None:
     fit(trainer(tmp_path, monitors()), TinyCNN())
     steps = image_steps(events(tmp_path / "run" / "v0"))
-    for kind in ("filters", "filters_change", "feature_maps", "feature_maps_change"):
-        for layer in LAYERS:
-            assert steps.pop(f"{kind}/{layer}") == [0, 1, 2, 3]
     for kind in ("filters", "feature_maps"):
         for layer in LAYERS:
-            assert steps.pop(f"baseline/{kind}/{layer}") == [0]
-            assert steps.pop(f"evolution/{kind}/{layer}") == [3]
+            assert steps.pop(f"{kind}/{layer}") == [0, 1, 2, 3]
+            assert steps.pop(f"{kind}_change/{layer}") == [1, 2, 3]
+            assert steps.pop(f"{kind}_strip/{layer}") == [3]
     assert steps.pop("probe") == [0]
     assert not steps
     assert store(tmp_path).steps == [0, 1, 2, 3]
@@ -100,14 +98,14 @@ def test_the_stored_maps_are_the_named_layers_own_output(tmp_path: Path) -> None
 
 @pytest.mark.filterwarnings("ignore:cnnlog. no channel:UserWarning")
 def test_pictures_say_what_their_range_is(tmp_path: Path) -> None:
-    fit(trainer(tmp_path, [FilterMonitor()], max_epochs=1), TinyCNN(lr=1.0))
+    fit(trainer(tmp_path, [FilterMonitor()], max_epochs=1), TinyCNN(lr=3.0))
     last = events(tmp_path / "run" / "v0").Images("filters/00_net.0")[-1]
     with Image.open(io.BytesIO(last.encoded_image_string)) as picture:
         facts = json.loads(picture.text["cnnlog"])
     doubled = store(tmp_path).read_record(1).ranges["filters"]["net.0"]["doubled"]
     assert facts["layer"] == "net.0"
     assert facts["doubled"] == {str(i): int(n) for i, n in enumerate(doubled) if n}
-    assert facts["doubled"], "with a learning rate of 1 some filter outgrows its range"
+    assert facts["doubled"], "with a learning rate of 3 some filter outgrows its range"
 
 
 def test_several_probe_images_get_a_tag_each(tmp_path: Path) -> None:
@@ -322,7 +320,7 @@ def test_a_resume_in_the_same_folder_goes_on(tmp_path: Path) -> None:
     assert run.steps == [0, 1, 2, 3, 4]
     steps = image_steps(events(tmp_path / "run" / "v0"))
     assert steps["filters/00_net.0"] == [0, 1, 2, 3, 4]
-    assert steps["baseline/filters/00_net.0"] == [0]
+    assert steps["filters_change/00_net.0"] == [1, 2, 3, 4]
     numbers = run.read_record(3).numbers
     assert numbers["update_ratio"]["net.0"].mean() > 0
 

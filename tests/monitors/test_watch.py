@@ -196,14 +196,17 @@ def test_the_first_snapshot_is_the_baseline_whatever_its_step(tmp_path: Path) ->
     assert run.numbers("weight_change", "net.0", 10) == 0 < run.numbers("weight_change", "net.0", 20)
     record = RunStore.open(watcher.folder).read_record(20)
     assert (record.epoch, record.global_step) == (0, 20)
-    assert image_steps(events(tmp_path))["baseline/filters/00_net.0"] == [10]
+    assert image_steps(events(tmp_path))["filters/00_net.0"] == [10, 20]
 
 
 def test_without_a_probe_filters_alone_are_watched(tmp_path: Path) -> None:
     with watch(model(), None, tmp_path) as watcher:
         watcher.snapshot(0)
+        watcher.snapshot(1)
     assert {tag.split("/")[0] for tag in image_steps(events(tmp_path))} == {
-        *("filters", "filters_change", "baseline", "evolution")
+        "filters",
+        "filters_change",
+        "filters_strip",
     }
     assert not (tmp_path / "cnnlog" / "probe.png").exists()
 
@@ -296,7 +299,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path: Path) -> None:
     assert files(tmp_path / "parts") == files(tmp_path / "whole")
     steps = image_steps(events(tmp_path / "parts"))
     assert steps["filters/00_net.0"] == [0, 1, 2, 3, 4]
-    assert steps["baseline/filters/00_net.0"] == [0]
+    assert steps["filters_change/00_net.0"] == [1, 2, 3, 4]
 
 
 def stored(folder: Path) -> None:

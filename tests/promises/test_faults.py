@@ -348,8 +348,9 @@ def test_what_was_queued_is_written_when_the_training_is_stopped(
     assert no_threads()
     assert store(tmp_path).steps == [0, 1, 2]
     steps = image_steps(events(tmp_path / "run" / "v0"))
-    assert steps["filters/00_net.0"] == steps["feature_maps_change/01_net.3"] == [0, 1, 2]
-    assert steps["evolution/filters/00_net.0"] == [2]
+    assert steps["filters/00_net.0"] == steps["feature_maps/01_net.3"] == [0, 1, 2]
+    assert steps["feature_maps_change/01_net.3"] == [1, 2]
+    assert steps["filters_strip/00_net.0"] == [2]
 
 
 @pytest.mark.parametrize("on_error", ["warn", "raise"])

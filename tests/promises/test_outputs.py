@@ -64,7 +64,7 @@ def test_the_same_training_makes_the_same_files(twice: list[Made], fingerprints:
         f"{run}/events/feature_maps_change/03_mix/image1@2",
         f"{run}/events/numbers/weight_change/00_colours@2",
         f"{loop}/cnnlog/step-00000002.safetensors/filters/colours",
-        f"{loop}/events/evolution/filters/00_colours@2",
+        f"{loop}/events/filters_strip/00_colours@2",
         "given/epoch=1.ckpt/FilterMonitor",
     ):
         assert name in first

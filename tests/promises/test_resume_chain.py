@@ -24,7 +24,7 @@ from cnnlog.runs.store import RunStore
 EPOCHS = 12
 KILLS = (3, 6, 9)  # stored steps in all, at which the training is killed
 CHAINS = {"same": ("v0", "v0", "v0", "v0"), "new": ("v0", "v1", "v2", "v3"), "back": ("v0", "v1", "v1", "v2")}
-OURS = ("filters", "feature_maps", "baseline/", "evolution/", "numbers/", "probe")
+OURS = ("filters", "feature_maps", "baseline/", "numbers/", "probe")
 
 
 def train(where: str, version: str, checkpoint: str | None) -> None:

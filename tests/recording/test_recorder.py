@@ -33,7 +33,7 @@ LAYERS = (
     WatchedLayer("stem", "00_stem", "Conv2d", (6, 3, 5, 5), (1, 6, 12, 12), "rgb"),
     WatchedLayer("body.0", "01_body.0", "Conv2d", (8, 6, 3, 3), (1, 8, 6, 6), "slices"),
 )
-PICTURES_A_STEP = 2 * 2 * 2  # layers, kinds, and the change of each
+PICTURES_A_STEP = 2 * 2 * 2  # layers, kinds, and the change of each, from the second step on
 
 
 def snapshot(step: int, *, maps: bool = True, filters: bool = True) -> Snapshot:
@@ -131,20 +131,21 @@ def test_every_snapshot_is_stored_and_drawn_in_order(tmp_path: Path) -> None:
     made.close()
     assert whats(made) == []
     assert store(tmp_path).steps == [0, 1, 2, 3, 4, 5]
-    assert tracker.committed == [0, 1, 2, 3, 4, 5, 5]  # the evolution comes last
-    plain = [step for step, tag in tracker.images if not tag.startswith(("baseline/", "evolution/"))]
-    assert plain == [step for step in range(6) for _ in range(PICTURES_A_STEP)]
+    assert tracker.committed == [0, 1, 2, 3, 4, 5, 5]  # the strips come last
+    plain = [step for step, tag in tracker.images if "_strip/" not in tag]
+    assert plain == [step for step in range(6) for _ in range(PICTURES_A_STEP if step else PICTURES_A_STEP // 2)]
+    assert [tag for step, tag in tracker.images if step == 0 and "_change/" in tag] == []
     assert_no_threads()
 
 
-def test_the_evolution_is_drawn_once_for_what_is_new(tmp_path: Path) -> None:
+def test_a_strip_is_drawn_once_for_what_is_new(tmp_path: Path) -> None:
     tracker = Keeping()
     made = recorder(store(tmp_path), tracker)
     made.record(snapshot(0))
     for _ in range(3):
         made.finish()
     made.close()
-    assert [step for step, tag in tracker.images if tag.startswith("evolution/filters/00")] == [0]
+    assert [step for step, tag in tracker.images if tag.startswith("filters_strip/00")] == [0]
 
 
 def test_nothing_is_kept_or_lost_without_a_store() -> None:
@@ -424,7 +425,7 @@ def test_errors_of_other_file_systems_are_store_problems_too(tmp_path: Path, mon
     made.finish()
     made.close()
     assert whats(made) == ["store"]
-    assert tracker.committed == [0], "the pictures are sent all the same, and no evolution without steps"
+    assert tracker.committed == [0], "the pictures are sent all the same, and no strip without steps"
 
 
 def test_the_manifest_names_the_baseline_that_was_taken(tmp_path: Path) -> None:
@@ -525,7 +526,7 @@ def test_a_resumed_run_is_equal_to_an_uninterrupted_one(cut: int, tmp_path: Path
         assert_same_records(store(tmp_path / "whole"), store(tmp_path / "parts"), step)
 
 
-def test_an_evolution_after_a_resume_without_new_maps(tmp_path: Path) -> None:
+def test_a_strip_after_a_resume_without_new_maps(tmp_path: Path) -> None:
     first = recorder(store(tmp_path))
     first.record(snapshot(0))
     first.close()
@@ -536,8 +537,8 @@ def test_an_evolution_after_a_resume_without_new_maps(tmp_path: Path) -> None:
     second.finish()
     second.close()
     assert whats(second) == []
-    tags = [tag for _, tag in tracker.images if tag.startswith("evolution/")]
-    assert tags == [f"evolution/{kind}/{layer.tag}" for kind in ("filters", "feature_maps") for layer in LAYERS]
+    tags = [tag for _, tag in tracker.images if "_strip/" in tag]
+    assert tags == [f"{kind}_strip/{layer.tag}" for kind in ("filters", "feature_maps") for layer in LAYERS]
 
 
 def test_no_update_is_measured_across_a_kill_between_two_files(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from cnnlog.rendering import figures
 from cnnlog.rendering.grids import filters_grid, maps_grid
-from cnnlog.rendering.ranges import AnchoredRange, RangeRule
+from cnnlog.rendering.ranges import RangeRule, tight_limits
 from cnnlog.rendering.views import View, select_filters
 
 FloatArray = npt.NDArray[np.float32]
@@ -68,7 +68,7 @@ def test_words_of_filters(shape: tuple[int, int, int, int], view: View, broken: 
     shown = select_filters(noise(*shape), view=view)
     if broken:
         shown[0, 0, 0, 0] = np.nan
-    limits = AnchoredRange(signed=True).update(shown)
+    limits = tight_limits(shown, signed=True)
     check_words(figures.filters_figure(shown, limits, view=view, title="alexnet · features.0 · filters"))
 
 
@@ -78,7 +78,7 @@ def test_words_of_filters(shape: tuple[int, int, int, int], view: View, broken: 
 def test_words_of_maps(n: int, size: tuple[int, int]) -> None:
     shown = noise(n, *size) * 1e-7
     shown[0, 0, 0] = np.inf
-    limits = AnchoredRange("layer").update(shown)
+    limits = tight_limits(shown, rule="layer")
     title = (
         "a_model_with_a_long_name · features.stage3.block12.depthwise · feature maps of a_photo_with_a_long_name.jpg"
     )
@@ -87,7 +87,7 @@ def test_words_of_maps(n: int, size: tuple[int, int]) -> None:
 
 def test_the_check_of_words_can_fail() -> None:
     shown = noise(4, 8, 8)
-    figure = figures.maps_figure(shown, AnchoredRange().update(shown), title="maps")
+    figure = figures.maps_figure(shown, tight_limits(shown), title="maps")
     figure.text(0.98, 0.5, "leaves the page")
     with pytest.raises(AssertionError, match="leaves the page"):
         check_words(figure)
@@ -99,9 +99,9 @@ def test_the_check_of_words_can_fail() -> None:
 def test_every_map_stands_under_its_number_in_the_grids_colours() -> None:
     shown = noise(5, 6, 6)
     shown[2, 1, 1] = np.nan
-    limits = AnchoredRange().update(shown)
+    limits = tight_limits(shown)
     figure = figures.maps_figure(shown, limits, channels=[3, 5, 7, 9, 11])
-    grid = maps_grid(shown, limits, width=None)
+    grid = maps_grid(shown, limits, width=None, bare=True)
     assert grid.palette is not None
     colours = np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[grid.pixels]
     for position, picture in enumerate(pictures(figure)[:5]):
@@ -118,9 +118,9 @@ def test_every_map_stands_under_its_number_in_the_grids_colours() -> None:
 
 def test_slices_have_a_row_a_filter_and_a_column_an_input_channel() -> None:
     shown = noise(4, 2, 3, 3)
-    limits = AnchoredRange().update(shown)
+    limits = tight_limits(shown)
     figure = figures.filters_figure(shown, limits, view="slices")
-    grid = filters_grid(shown, limits, view="slices", width=None)
+    grid = filters_grid(shown, limits, view="slices", width=None, bare=True)
     assert grid.palette is not None
     colours = np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[grid.pixels]
     for position, picture in enumerate(pictures(figure)):
@@ -139,27 +139,26 @@ def test_slices_have_a_row_a_filter_and_a_column_an_input_channel() -> None:
 )
 def test_colour_bar(rule: RangeRule, expected: list[str], label: str) -> None:
     shown = np.array([[[[2.0]]], [[[-0.5]]]], np.float32)
-    figure = figures.filters_figure(shown, AnchoredRange(rule).update(shown), view="gray")
+    figure = figures.filters_figure(shown, tight_limits(shown, rule=rule), view="gray")
     assert ticks(figure) == expected
     assert figure.axes[1].get_ylabel() == label
 
 
 def test_colour_bar_from_zero() -> None:
     shown = np.array([[[4.0]], [[4.0]]], np.float32)
-    figure = figures.maps_figure(shown, AnchoredRange().update(shown))
+    figure = figures.maps_figure(shown, tight_limits(shown))
     assert ticks(figure) == ["0", "1", "2", "3", "4"]
 
 
 def test_rgb_says_its_scale_in_words() -> None:
     shown = noise(4, 3, 5, 5)
-    by_filter = figures.filters_figure(shown, AnchoredRange(signed=True).update(shown), view="rgb")
+    by_filter = figures.filters_figure(shown, tight_limits(shown, signed=True), view="rgb")
     assert len(by_filter.axes) == 1
     text = " ".join(t.get_text() for t in by_filter.axes[0].texts)
     assert "mid gray is 0, full colour the end of each filter's own range" in text
     shown[:, 0, 0, 0] = 8
     text = " ".join(
-        t.get_text()
-        for t in figures.filters_figure(shown, AnchoredRange("layer").update(shown), view="rgb").axes[0].texts
+        t.get_text() for t in figures.filters_figure(shown, tight_limits(shown, rule="layer"), view="rgb").axes[0].texts
     )
     assert "full colour a weight of 8" in text
 
@@ -168,7 +167,7 @@ def test_rgb_says_its_scale_in_words() -> None:
 def test_save(tmp_path: Path, suffix: str, start: bytes) -> None:
     shown = noise(2, 4, 4)
     path = tmp_path / f"maps{suffix}"
-    figure = figures.maps_figure(shown, AnchoredRange().update(shown), title="two maps")
+    figure = figures.maps_figure(shown, tight_limits(shown), title="two maps")
     figures.save(figure, path)
     assert path.read_bytes().startswith(start)
     if suffix == ".png":
@@ -180,13 +179,13 @@ def test_save(tmp_path: Path, suffix: str, start: bytes) -> None:
 def test_other_suffixes_are_refused(tmp_path: Path, name: str) -> None:
     shown = noise(1, 2, 2)
     with pytest.raises(ValueError, match=rf"a figure is saved as \.png, \.pdf, \.svg; got '.*{name}'"):
-        figures.save(figures.maps_figure(shown, AnchoredRange().update(shown)), tmp_path / name)
+        figures.save(figures.maps_figure(shown, tight_limits(shown)), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_wrong_arrays_are_refused() -> None:
     shown = noise(3, 2, 2)
-    limits = AnchoredRange().update(shown)
+    limits = tight_limits(shown)
     with pytest.raises(ValueError, match="each of the 3 maps; got 2 numbers"):
         figures.maps_figure(shown, limits, channels=[0, 1])
     with pytest.raises(ValueError, match=r"\[n, h, w\]; got shape \[1, 3, 2, 2\]"):
@@ -199,7 +198,7 @@ def test_pyplot_is_left_alone(tmp_path: Path) -> None:
     code = (
         "import sys, numpy as np; from cnnlog.rendering import figures, ranges\n"
         "shown = np.ones((2, 3, 3), np.float32)\n"
-        "figures.save(figures.maps_figure(shown, ranges.AnchoredRange().update(shown)), sys.argv[1])\n"
+        "figures.save(figures.maps_figure(shown, ranges.tight_limits(shown)), sys.argv[1])\n"
         "assert 'matplotlib.figure' in sys.modules and 'torch' not in sys.modules\n"
         "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot'\n"
     )

@@ -12,6 +12,7 @@ import io
 import math
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -20,12 +21,35 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from cnnlog.rendering.colours import GAP, NOT_FINITE, RGB_GAP, RGB_NOT_FINITE, RGB_STEP, RGB_ZERO, TOP, ZERO, palette
+from cnnlog.rendering.colours import (
+    ABOVE,
+    BELOW,
+    GAP,
+    NOT_FINITE,
+    NOTCH,
+    RGB_GAP,
+    RGB_NOT_FINITE,
+    RGB_NOTCH,
+    RGB_STEP,
+    RGB_ZERO,
+    TOP,
+    ZERO,
+    palette,
+)
 from cnnlog.rendering.grids import filters_grid, maps_grid, strip_grid
 from cnnlog.rendering.png import Grid, encode_png
-from cnnlog.rendering.ranges import AnchoredRange, ChangeRange, Limits, RangeRule, peak
+from cnnlog.rendering.ranges import AnchoredRange, Limits, tight_limits
 from cnnlog.rendering.shrink import shrink
-from cnnlog.rendering.views import View, cell_width, grid_columns, resolve_view, select_filters, select_maps
+from cnnlog.rendering.views import (
+    View,
+    cell_width,
+    columns_that_fill,
+    grid_columns,
+    most_changed,
+    resolve_view,
+    select_filters,
+    select_maps,
+)
 
 FloatArray = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
@@ -45,31 +69,50 @@ def limits_of(high: list[float] | FloatArray, *, symmetric: bool = True) -> Limi
 def cell_of(pixels: Pixels, position: int, n_columns: int, size: tuple[int, int]) -> Pixels:
     """The cell at a position of a grid whose cells are `size` (h, w) as drawn."""
     row, column = divmod(position, n_columns)
-    top, left = row * (size[0] + 1), column * (size[1] + 1)
+    top, left = 1 + row * (size[0] + 1), 1 + column * (size[1] + 1)
     return pixels[top : top + size[0], left : left + size[1]]
+
+
+def above(pixels: Pixels, position: int, n_columns: int, size: tuple[int, int]) -> Pixels:
+    """The gap pixels right above a cell."""
+    row, column = divmod(position, n_columns)
+    return pixels[row * (size[0] + 1), 1 + column * (size[1] + 1) : (column + 1) * (size[1] + 1)]
 
 
 def drawn_cell_size(pixels: Pixels, n_cells: int, n_columns: int) -> tuple[int, int]:
     n_rows = -(-n_cells // n_columns)
-    height, width = pixels.shape[0] - (n_rows - 1), pixels.shape[1] - (n_columns - 1)
+    height, width = pixels.shape[0] - (n_rows + 1), pixels.shape[1] - (n_columns + 1)
     assert height % n_rows == 0
     assert width % n_columns == 0
     return height // n_rows, width // n_columns
+
+
+def columns_of(grid: Grid) -> int:
+    assert grid.layout is not None
+    return grid.layout.columns
 
 
 def is_gap(pixels: Pixels) -> npt.NDArray[np.bool_]:
     return np.asarray(pixels == GAP if pixels.ndim == 2 else (pixels == RGB_GAP).all(axis=-1))
 
 
+def is_notch(pixels: Pixels, *, rgb: bool) -> npt.NDArray[np.bool_]:
+    return np.asarray((pixels == RGB_NOTCH).all(axis=-1) if rgb else pixels == NOTCH)
+
+
 def check_layout(grid: Grid, n_cells: int, n_columns: int) -> None:
     """The invariant of every grid: cells without gap, gap everywhere else, no index without a colour."""
     h, w = drawn_cell_size(grid.pixels, n_cells, n_columns)
+    assert grid.layout is not None
+    assert (h, w) == (grid.layout.height * grid.layout.factor, grid.layout.width * grid.layout.factor)
+    assert n_columns == grid.layout.columns
     outside = np.ones(grid.pixels.shape[:2], bool)
     for position in range(n_cells):
         cell = cell_of(grid.pixels, position, n_columns, (h, w))
         assert not is_gap(cell).any()
+        assert not is_notch(cell, rgb=grid.palette is None).any()
         cell_of(outside.view(np.uint8), position, n_columns, (h, w))[:] = 0
-    assert is_gap(grid.pixels)[outside].all()
+    assert (is_gap(grid.pixels) | is_notch(grid.pixels, rgb=grid.palette is None))[outside].all()
     if grid.palette is not None:
         assert grid.pixels.max() < len(grid.palette) // 3
 
@@ -95,23 +138,28 @@ def golden_grids() -> dict[str, tuple[Grid, int, int]]:
     """Name -> grid, its cells, its columns."""
     rgb = np.stack([wave(6, 7), wave(6, 7)[::-1], -wave(6, 7)], axis=1)
     rgb[5, 0, 3, 3] = np.nan
+    of_rgb = tight_limits(rgb)
+    of_rgb = Limits(of_rgb.high, True, np.array([0, 0, 0, 0, 1, 1]))
     slices = wave(6, 3).reshape(2, 3, 3, 3).repeat(2, axis=0)
     maps = wave(5, 20, low=0)
     maps[1, 4:8, 4:8] = np.nan
     maps[3, 12, :] = np.inf
-    signed = AnchoredRange().update(wave(5, 20))
+    signed = AnchoredRange()
+    signed.update(wave(5, 20))
+    grown = wave(5, 20) * np.array([1, 1.6, 1.4, 1, 1], np.float32)[:, None, None]
+    grown[2, 9:11, 9:11] *= 1.8
     evolution = np.stack([wave(3, 9) * share for share in (1.0, 0.5, 0.25, 0.0)])
     return {
-        "filters-rgb": (filters_grid(rgb, AnchoredRange(signed=True).update(rgb), view="rgb", width=120), 6, 3),
+        "filters-rgb": (filters_grid(rgb, of_rgb, view="rgb", width=120), 6, 3),
         "filters-slices": (filters_grid(slices, AnchoredRange().update(slices), view="slices", width=80), 12, 3),
         "filters-mean-gray": (
             filters_grid(wave(5, 7)[:, None], limits_of([5.0] * 5), view="mean", cmap="gray", width=80),
             5,
-            3,
+            2,
         ),
-        "maps-from-zero": (maps_grid(maps, AnchoredRange().update(maps), width=100), 5, 3),
-        "maps-signed": (maps_grid(wave(5, 20), signed, width=100), 5, 3),
-        "evolution": (strip_grid(evolution, AnchoredRange().update(evolution[0]), width=100), 12, 4),
+        "maps-from-zero": (maps_grid(maps, AnchoredRange().update(maps), width=100), 5, 2),
+        "maps-signed": (maps_grid(grown, signed.update(grown), width=100), 5, 2),
+        "strip": (strip_grid(evolution, tight_limits(evolution.swapaxes(0, 1)), width=100), 12, 4),
     }
 
 
@@ -192,9 +240,50 @@ def test_grids_are_nearly_square(n: int) -> None:
 def test_cell_width_is_the_widest_that_fits(n: int, width: int) -> None:
     cell = cell_width(n, width)
     assert cell is not None
-    assert cell * n + n - 1 <= width or cell == 1
-    assert (cell + 1) * n + n - 1 > width
+    assert cell * n + n + 1 <= width or cell == 1
+    assert (cell + 1) * n + n + 1 > width
     assert cell_width(n, None) is None
+    bare = cell_width(n, width, bare=True)
+    assert bare is not None
+    assert bare * n + n - 1 <= width or bare == 1
+    assert (bare + 1) * n + n - 1 > width
+
+
+nearly_square = st.tuples(st.integers(1, 300), st.integers(1, 80), st.integers(1, 80), st.integers(1, 400))
+
+
+@few
+@given(nearly_square)
+def test_a_grid_fills_its_width_or_no_nearly_square_grid_fills_it_with_larger_cells(
+    case: tuple[int, int, int, int],
+) -> None:
+    n, h, w, width = case
+    chosen, square = columns_that_fill(n, (h, w), width), grid_columns(n)
+
+    def filled(columns: int) -> tuple[int, int]:
+        cell = (width - columns - 1) // columns
+        size = w * max(1, cell // max(h, w))
+        return size, columns * (size + 1) + 1
+
+    rows = -(-n // chosen)
+    assert chosen == square or max(chosen, rows) <= 1.5 * min(chosen, rows)
+    if chosen != square:
+        assert filled(square)[1] < 0.9 * width
+        assert filled(chosen) >= filled(square)
+        assert filled(chosen)[1] <= width
+    assert columns_that_fill(n, (h, w), None) == square
+
+
+@few
+@given(nearly_square)
+def test_maps_that_were_averaged_to_their_cell_keep_their_columns(case: tuple[int, int, int, int]) -> None:
+    n, h, w, width = case
+    shown = select_maps(np.ones((1, n, h, w), np.float32), max_maps=n, cell=cell_width(grid_columns(n), width))[0]
+    columns = columns_that_fill(n, (h, w), width)
+    assert columns_that_fill(n, (shown.shape[1], shown.shape[2]), width) == columns
+    cell = cell_width(columns, width)
+    assert cell is not None
+    assert shown.shape[2] <= cell, "no value is averaged twice"
 
 
 # --- averaging by area ---------------------------------------------------------------------------------------------
@@ -248,192 +337,6 @@ def test_shrink_never_enlarges() -> None:
         shrink(np.ones((3, 4), np.float32), (3, 5))
 
 
-# --- ranges --------------------------------------------------------------------------------------------------------
-
-
-def test_ranges_by_hand() -> None:
-    baseline = np.array([[0.5, -1.0], [0.25, 0.0], [0.0, 0.0], [np.nan, 3.0]], np.float32)
-    by_channel = AnchoredRange()
-    first = by_channel.update(baseline)
-    assert first.symmetric
-    np.testing.assert_array_equal(first.high, [1, 0.25, 1, 3])  # the flat one: median of 1, 0.25, 3
-    np.testing.assert_array_equal(first.doubled, [0, 0, 0, 0])
-    later = by_channel.update(np.array([[0.1, 0], [0.26, 0], [-4, 0], [np.inf, 7]], np.float32))
-    np.testing.assert_array_equal(later.high, [1, 0.5, 4, 12])
-    np.testing.assert_array_equal(later.doubled, [0, 1, 2, 2])
-    np.testing.assert_array_equal(AnchoredRange("layer").update(baseline).high, [3, 3, 3, 3])
-
-
-def test_a_range_is_kept_where_values_pass_it_by_less_than_a_shade() -> None:
-    anchored = AnchoredRange(signed=True)
-    before = np.array([[[[0.5, -1.0]]], [[[0.25, -0.5]]]], np.float32)
-    drawn = filters_grid(before, anchored.update(before), view="gray", cmap="auto", width=None).pixels
-    after = np.array([[[[0.5, -1.015]]], [[[0.25, -0.51]]]], np.float32)
-    limits = anchored.update(after)
-    np.testing.assert_array_equal(limits.high, [1, 1])  # 1.5 % is kept, 2 % is not
-    np.testing.assert_array_equal(limits.doubled, [0, 1])
-    again = filters_grid(after, limits, view="gray", cmap="auto", width=None).pixels
-    np.testing.assert_array_equal(again[:, :2], drawn[:, :2])
-
-
-def test_positive_values_are_drawn_from_zero() -> None:
-    limits = AnchoredRange().update(np.array([[0.0, 2.0], [1.0, 0.5]], np.float32))
-    assert not limits.symmetric
-    np.testing.assert_array_equal(limits.high, [2, 1])
-    assert AnchoredRange(signed=True).update(np.ones((1, 2), np.float32)).symmetric
-
-
-def test_the_sign_is_decided_at_the_baseline() -> None:
-    anchored = AnchoredRange()
-    anchored.update(np.array([[1.0]], np.float32))
-    later = anchored.update(np.array([[-8.0]], np.float32))
-    assert not later.symmetric
-    np.testing.assert_array_equal(later.high, [1])
-
-
-def test_a_layer_that_is_flat_at_first_has_its_baseline_later() -> None:
-    anchored = AnchoredRange()
-    np.testing.assert_array_equal(anchored.update(np.zeros((2, 3), np.float32)).high, [1, 1])
-    later = anchored.update(np.array([[0, 0, 0], [-0.3, 0, 0]], np.float32))
-    assert later.symmetric
-    np.testing.assert_allclose(later.high, [0.3, 0.3])
-    np.testing.assert_array_equal(later.doubled, [0, 0])
-
-
-def test_a_fresh_range_each_step_on_request() -> None:
-    anchored = AnchoredRange("step")
-    anchored.update(np.array([[4.0], [-1.0]], np.float32))
-    later = anchored.update(np.array([[1.0], [0.0]], np.float32))
-    np.testing.assert_array_equal(later.high, [1, 1])
-    assert later.symmetric
-    np.testing.assert_array_equal(anchored.update(np.zeros((2, 1), np.float32)).high, [1, 1])
-
-
-three_steps = hnp.arrays(np.float32, st.tuples(st.just(3), st.integers(1, 4), st.integers(1, 4)), elements=anything)
-rules = st.sampled_from(["channel", "layer"])
-
-
-@few
-@given(three_steps, rules, st.sampled_from([None, True, False]))
-def test_a_range_never_shrinks_doubles_by_powers_of_two_and_holds_its_values(
-    steps: FloatArray, rule: RangeRule, signed: bool | None
-) -> None:
-    anchored = AnchoredRange(rule, signed=signed)
-    before: Limits | None = None
-    has_baseline = False
-    for values in steps:
-        limits = anchored.update(values)
-        assert np.isfinite(limits.high).all()
-        assert (limits.high > 0).all()
-        shown = np.where(np.isfinite(values), values, 0)
-        peaks = (np.abs(shown) if limits.symmetric else np.maximum(shown, 0)).max(axis=1)
-        assert (peaks <= limits.high.astype(np.float64) * (1 + 1 / TOP)).all()
-        if before is not None and has_baseline:
-            assert limits.symmetric == before.symmetric
-            times = limits.doubled - before.doubled
-            assert (times >= 0).all()
-            exact = np.ldexp(before.high.astype(np.float64), times)
-            np.testing.assert_array_equal(limits.high, np.minimum(exact, np.finfo(np.float32).max).astype(np.float32))
-            # No more often than needed.
-            grown = times > 0
-            needed = peaks if rule == "channel" else np.full_like(peaks, peaks.max())
-            assert (needed[grown] > exact[grown] / 2).all()
-        before, has_baseline = limits, bool(anchored.state()["base"].any())
-
-
-@few
-@given(three_steps, st.sampled_from(["channel", "layer", "step"]))
-def test_a_range_tells_its_limits_without_the_values(steps: FloatArray, rule: RangeRule) -> None:
-    anchored = AnchoredRange(rule)
-    assert anchored.limits() is None
-    for values in steps:
-        limits = anchored.update(values)
-        again = AnchoredRange.from_state(anchored.state())
-        told = again.limits()
-        assert (told is None) == (rule == "step" or not anchored.state()["base"].any())
-        for same in (told or again.update(values), AnchoredRange.from_state(anchored.state()).update(values)):
-            assert same.symmetric == limits.symmetric
-            np.testing.assert_array_equal(same.high, limits.high, strict=True)
-            np.testing.assert_array_equal(same.doubled, limits.doubled, strict=True)
-
-
-@pytest.mark.parametrize(
-    ("values", "largest"),
-    [
-        ([1.0, -3.0, 2.0], 3.0),
-        ([-1.0, 4.0], 4.0),
-        ([np.nan, -2.0, 1.0], 2.0),
-        ([np.inf, 2.0, -np.inf, -5.0], 5.0),
-        ([np.nan, np.inf], 0.0),
-        ([-0.0], 0.0),
-        ([], 0.0),
-    ],
-)
-def test_the_peak_is_the_largest_finite_magnitude(values: list[float], largest: float) -> None:
-    found = peak(np.array(values, np.float32))
-    assert found == largest
-    assert math.copysign(1, found) == 1
-
-
-@few
-@given(three_steps, st.sampled_from(["channel", "layer", "step"]))
-def test_a_restored_range_continues_as_the_first_would(steps: FloatArray, rule: RangeRule) -> None:
-    for stop in range(len(steps)):
-        anchored = AnchoredRange(rule)
-        change = ChangeRange(2.0)
-        for values in steps[:stop]:
-            anchored.update(values)
-            change.update(values)
-        again, change_again = AnchoredRange.from_state(anchored.state()), ChangeRange.from_state(change.state())
-        for one, other in ((anchored, again), (change, change_again)):
-            for values in steps[stop:]:
-                expected, got = one.update(values), other.update(values)
-                np.testing.assert_array_equal(got.high, expected.high)
-                np.testing.assert_array_equal(got.doubled, expected.doubled)
-                assert got.symmetric == expected.symmetric
-
-
-def test_change_range_by_hand() -> None:
-    change = ChangeRange(4.0)
-    np.testing.assert_array_equal(change.update(np.zeros((2, 3), np.float32)).high, [4, 4])
-    first = change.update(np.array([[0.3, -0.9], [0, 0]], np.float32))
-    assert first.symmetric
-    np.testing.assert_array_equal(first.high, [1, 1])  # 4 / 2**2 holds 0.9, 4 / 2**3 does not
-    np.testing.assert_array_equal(first.doubled, [0, 0])
-    np.testing.assert_array_equal(change.update(np.array([[0.1], [np.nan]], np.float32)).high, [1, 1])
-    later = change.update(np.array([[0.1], [-3.0]], np.float32))
-    np.testing.assert_array_equal(later.high, [4, 4])
-    np.testing.assert_array_equal(later.doubled, [2, 2])
-    np.testing.assert_array_equal(ChangeRange(0.0).update(np.array([[0.25]], np.float32)).high, [0.25])
-    np.testing.assert_array_equal(ChangeRange(1.0).update(np.array([[5.0]], np.float32)).high, [8])
-
-
-@few
-@given(st.floats(2**-10, 2**10, width=32), st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=4))
-def test_change_ranges_are_the_baselines_range_times_a_power_of_two(base: float, changes: list[float]) -> None:
-    change, before = ChangeRange(base), 0.0
-    for value in changes:
-        limits = change.update(np.array([[value]], np.float32))
-        power = math.log2(float(limits.high[0]) / base)
-        assert power == round(power)
-        assert abs(value) <= limits.high[0]
-        if before:
-            assert limits.high[0] >= before
-        if any(changes[: changes.index(value) + 1]):
-            before = float(limits.high[0])
-
-
-def test_ranges_refuse_what_they_cannot_take() -> None:
-    anchored = AnchoredRange()
-    anchored.update(np.ones((3, 2), np.float32))
-    with pytest.raises(ValueError, match="the baseline had 3, now 2 arrived"):
-        anchored.update(np.ones((2, 2), np.float32))
-    with pytest.raises(ValueError, match="one of channel, layer, step; got 'image'"):
-        AnchoredRange("image")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="finite number, 0 or above; got nan"):
-        ChangeRange(math.nan)
-
-
 # --- grids ---------------------------------------------------------------------------------------------------------
 
 
@@ -441,7 +344,7 @@ def test_ranges_refuse_what_they_cannot_take() -> None:
 @given(st.integers(1, 70), st.integers(1, 60), st.integers(1, 60), st.integers(1, 400))
 def test_shape_law(n: int, h: int, w: int, width: int) -> None:
     grid = maps_grid(np.ones((n, h, w), np.float32), limits_of([1.0] * n), width=width)
-    n_columns = grid_columns(n)
+    n_columns = columns_that_fill(n, (h, w), width)
     check_layout(grid, n, n_columns)
     drawn_h, drawn_w = drawn_cell_size(grid.pixels, n, n_columns)
     assert grid.size[0] <= width or drawn_w == 1
@@ -470,7 +373,7 @@ def test_shape_law_of_slices(n: int, k: int, h: int, w: int) -> None:
 def test_every_channel_is_in_its_cell_at_every_step(n: int, h: int, w: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
     anchored = AnchoredRange(signed=True)
-    n_columns = grid_columns(n)
+    n_columns = columns_that_fill(n, (h, w))
     for _ in range(3):
         maps = rng.standard_normal((n, h, w)).astype(np.float32)
         limits = anchored.update(maps)
@@ -478,7 +381,9 @@ def test_every_channel_is_in_its_cell_at_every_step(n: int, h: int, w: int, seed
         size = drawn_cell_size(grid.pixels, n, n_columns)
         factor = size[0] // h
         for channel in range(n):
-            alone = maps_grid(maps[channel : channel + 1], limits_of(limits.high[[channel]]), width=None).pixels
+            alone = maps_grid(
+                maps[channel : channel + 1], limits_of(limits.high[[channel]]), width=None, bare=True
+            ).pixels
             cell = cell_of(grid.pixels, channel, n_columns, size)
             np.testing.assert_array_equal(cell, alone.repeat(factor, axis=0).repeat(factor, axis=1))
 
@@ -489,9 +394,10 @@ def test_every_filter_is_in_its_cell(view: View) -> None:
     shown = rng.uniform(-1, 1, (5, 3, 2, 4)).astype(np.float32)
     grid = filters_grid(shown, limits_of([1.0] * 5), view=view)
     if view == "rgb":
-        size = drawn_cell_size(grid.pixels, 5, 3)
+        n_columns = columns_of(grid)
+        size = drawn_cell_size(grid.pixels, 5, n_columns)
         for f in range(5):
-            small = cell_of(grid.pixels, f, 3, size)[:: size[0] // 2, :: size[1] // 4]
+            small = cell_of(grid.pixels, f, n_columns, size)[:: size[0] // 2, :: size[1] // 4]
             expected = RGB_ZERO + RGB_STEP * np.rint(shown[f] * ZERO)
             np.testing.assert_array_equal(np.moveaxis(small, -1, 0), expected)
     else:
@@ -517,13 +423,16 @@ def test_a_strip_has_a_row_a_channel_and_a_column_a_step(n: int, steps: int, see
 def test_a_strip_of_rgb_filters_draws_the_cells_of_the_grid() -> None:
     filters = np.random.default_rng(0).uniform(-1, 1, (2, 3, 5, 5)).astype(np.float32)
     limits = limits_of([1.0, 0.5])
-    grid = filters_grid(filters[:, :, :, :], limits, view="rgb", width=21)
-    strip = strip_grid(np.stack([filters, -filters]), limits, width=21)
+    grid = filters_grid(filters[:, :, :, :], limits, view="rgb", width=23)
+    strip = strip_grid(np.stack([filters, -filters]), limits, width=23)
     size = drawn_cell_size(grid.pixels, 2, 2)
     for channel in range(2):
         np.testing.assert_array_equal(
             cell_of(strip.pixels, 2 * channel, 2, size), cell_of(grid.pixels, channel, 2, size)
         )
+
+
+three_steps = hnp.arrays(np.float32, st.tuples(st.just(3), st.integers(1, 4), st.integers(1, 4)), elements=anything)
 
 
 @few
@@ -552,7 +461,7 @@ def test_what_is_not_finite_has_its_own_colour_and_nothing_else_has(maps: FloatA
     for channel in range(n):
         cell = cell_of(grid.pixels, channel, grid_columns(n), (h, w))
         np.testing.assert_array_equal(cell == NOT_FINITE, ~np.isfinite(maps[channel]))
-        assert (cell[np.isfinite(maps[channel])] <= TOP).all()
+        assert (cell[np.isfinite(maps[channel])] <= TOP).all(), "at the baseline nothing is beyond"
     np.testing.assert_array_equal(maps, kept)
 
 
@@ -563,10 +472,11 @@ def test_in_rgb_too(filters: FloatArray) -> None:
     kept = filters.copy()
     n, _, h, w = filters.shape
     grid = filters_grid(filters, AnchoredRange(signed=True).update(filters), view="rgb")
-    check_layout(grid, n, grid_columns(n))
-    size = drawn_cell_size(grid.pixels, n, grid_columns(n))
+    n_columns = columns_of(grid)
+    check_layout(grid, n, n_columns)
+    size = drawn_cell_size(grid.pixels, n, n_columns)
     for f in range(n):
-        cell = cell_of(grid.pixels, f, grid_columns(n), size)
+        cell = cell_of(grid.pixels, f, n_columns, size)
         lost = (~np.isfinite(filters[f]).all(axis=0)).repeat(size[0] // h, axis=0).repeat(size[1] // w, axis=1)
         marked = np.any([(cell == colour).all(axis=-1) for colour in RGB_NOT_FINITE], axis=0)
         np.testing.assert_array_equal(marked, lost)
@@ -579,22 +489,72 @@ def test_in_rgb_too(filters: FloatArray) -> None:
 @given(hnp.arrays(np.float32, st.integers(2, 30), elements=st.floats(-1, 1, width=32)))
 def test_indices_rise_with_the_values_and_mirror_with_their_sign(values: FloatArray) -> None:
     ordered = np.sort(values)[None, None, :]
-    rising = maps_grid(ordered, limits_of([1.0]), width=None).pixels[0].astype(int)
+    rising = maps_grid(ordered, limits_of([1.0]), width=None, bare=True).pixels[0].astype(int)
     assert (np.diff(rising) >= 0).all()
-    mirrored = maps_grid(-ordered, limits_of([1.0]), width=None).pixels[0].astype(int)
+    mirrored = maps_grid(-ordered, limits_of([1.0]), width=None, bare=True).pixels[0].astype(int)
     np.testing.assert_array_equal(mirrored, TOP - rising)
-    from_zero = maps_grid(ordered, limits_of([1.0], symmetric=False), width=None).pixels[0].astype(int)
-    np.testing.assert_array_equal(from_zero, np.rint(np.maximum(ordered[0, 0], 0) * TOP))
+    from_zero = maps_grid(ordered, limits_of([1.0], symmetric=False), width=None, bare=True).pixels[0].astype(int)
+    np.testing.assert_array_equal(from_zero, np.where(ordered[0, 0] < 0, BELOW, np.rint(ordered[0, 0] * TOP)))
 
 
-def test_zero_and_the_ends_of_the_range() -> None:
-    values = np.array([[[-2.0, -1.0, 0.0, 1.0, 2.0]]], np.float32)
-    assert maps_grid(values, limits_of([1.0]), width=None).pixels.tolist() == [[0, 0, ZERO, TOP, TOP]]
+def test_what_is_beyond_the_range_has_a_colour_that_says_so() -> None:
+    values = np.array([[[-2.0, -1.0, 0.0, 1.0, 2.0, np.nan]]], np.float32)
+    drawn = maps_grid(values, limits_of([1.0]), width=None, bare=True).pixels
+    assert drawn.tolist() == [[BELOW, 0, ZERO, TOP, ABOVE, NOT_FINITE]]
+    from_zero = maps_grid(values, limits_of([1.0], symmetric=False), width=None, bare=True).pixels
+    assert from_zero.tolist() == [[BELOW, BELOW, 0, TOP, ABOVE, NOT_FINITE]]
 
 
-def test_the_range_of_a_flat_channel_between_huge_ones_is_finite() -> None:
-    maps = np.array([3e38, 3e38, 0], np.float32)[:, None, None]
-    np.testing.assert_array_equal(AnchoredRange("channel", signed=False).update(maps).high, np.float32(3e38))
+def test_in_rgb_what_is_beyond_the_range_takes_the_full_colour() -> None:
+    filters = np.array([-2.0, 0.0, 2.0], np.float32).reshape(1, 3, 1, 1)
+    drawn = filters_grid(filters, limits_of([1.0]), view="rgb", width=None, bare=True).pixels
+    assert drawn.tolist() == [[[4, 128, 252]]]
+
+
+@few
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(1, 5), st.booleans(), st.data())
+def test_each_cell_whose_range_changed_has_a_notch_and_no_other(
+    n: int, h: int, w: int, switched: bool, data: st.DataObject
+) -> None:
+    doubled = np.array(data.draw(st.lists(st.integers(0, 2), min_size=n, max_size=n)))
+    limits = Limits(np.ones(n, np.float32), True, doubled, switched)
+    grids = {
+        1: [maps_grid(np.zeros((n, h, w), np.float32), limits)],
+        3: [filters_grid(np.zeros((n, 3, h, w), np.float32), limits, view="slices")],
+    }
+    grids[1].append(filters_grid(np.zeros((n, 3, h, w), np.float32), limits, view="rgb"))
+    for cells, drawn in grids.items():
+        for grid in drawn:
+            n_columns, rgb = columns_of(grid), grid.palette is None
+            check_layout(grid, n * cells, n_columns)
+            size = drawn_cell_size(grid.pixels, n * cells, n_columns)
+            runs = [is_notch(above(grid.pixels, cell, n_columns, size), rgb=rgb) for cell in range(n * cells)]
+            assert [bool(run.any()) for run in runs] == np.repeat((doubled > 0) | switched, cells).tolist()
+            assert is_notch(grid.pixels, rgb=grid.palette is None).sum() == sum(run.sum() for run in runs), (
+                "there is none elsewhere"
+            )
+            for run in runs:
+                assert run.sum() <= min(12, size[1])
+                assert not run.any() or run.sum() >= min(3, size[1])
+    framed = maps_grid(np.zeros((n, h, w), np.float32), limits, width=None)
+    bare = maps_grid(np.zeros((n, h, w), np.float32), limits, width=None, bare=True)
+    framed.pixels[is_notch(framed.pixels, rgb=False)] = GAP
+    np.testing.assert_array_equal(bare.pixels, framed.pixels[1:-1, 1:-1])
+
+
+def test_the_channels_that_changed_most_come_first() -> None:
+    base = np.array([[1.0, 1.0], [10, 10], [1, 1], [0, 0], [1, 1], [1, 1], [1, 1]], np.float32)
+    middle, last = base.copy(), base.copy()
+    middle[0] += 0.5  # and back
+    last[1] += 1  # 10 % of its length
+    last[2] += 0.2
+    last[3] += 0.015  # of a channel of zeros, in shares of a tenth of the median length
+    last[4, 0] = np.nan
+    last[5] += 0.2
+    assert most_changed(np.stack([base, middle, last]), 4) == [0, 2, 5, 3]
+    assert most_changed(np.stack([base, middle, last]), 9) == [0, 2, 5, 3, 1, 6, 4]
+    assert most_changed(base[None], 3) == [0, 1, 2], "of one step, and of equal changes, the lower numbers"
+    assert most_changed(np.full((2, 2, 1), np.nan, np.float32), 8) == [0, 1]
 
 
 def test_limits_of_other_channels_are_refused() -> None:
@@ -621,9 +581,29 @@ def test_zero_is_white_where_there_is_a_sign() -> None:
 def test_gap_and_not_finite_are_far_from_every_value(cmap: str, symmetric: bool) -> None:
     table = colours(cmap, symmetric)
     values = table[: TOP + 1]
-    for special in (GAP, NOT_FINITE):
+    for special in (GAP, NOT_FINITE, NOTCH):
         assert np.linalg.norm(values - table[special], axis=1).min() >= 64
-    assert np.linalg.norm(table[GAP] - table[NOT_FINITE]) >= 64
+    for one, other in ((GAP, NOT_FINITE), (GAP, NOTCH), (NOT_FINITE, NOTCH)):
+        assert np.linalg.norm(table[one] - table[other]) >= 64
+    assert np.linalg.norm(table[NOTCH] - table[GAP]) >= 128, "a notch is seen against the gap"
+
+
+@pytest.mark.parametrize("cmap", ["auto", *matplotlib.colormaps])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_colours_beyond_the_ends_are_apart_from_all_others(cmap: str, symmetric: bool) -> None:
+    table = colours(cmap, symmetric)
+    assert len(table) == NOTCH + 1
+    for special in (BELOW, ABOVE):
+        assert np.linalg.norm(np.delete(table, special, axis=0) - table[special], axis=1).min() >= 48
+
+
+def test_beyond_the_ends_the_colours_go_on_as_before() -> None:
+    signed, from_zero = colours("auto", True), colours("auto", False)
+    assert signed[BELOW].sum() < signed[0].sum(), "darker than the darkest blue"
+    assert signed[BELOW, 2] > signed[BELOW, 0], "and blue"
+    assert signed[ABOVE].sum() < signed[TOP].sum(), "darker than the darkest red"
+    assert signed[ABOVE, 0] > signed[ABOVE, 2], "and red"
+    assert from_zero[ABOVE].sum() > from_zero[TOP].sum(), "brighter than the brightest yellow"
 
 
 def test_gray_is_gray() -> None:
@@ -638,7 +618,7 @@ def test_a_misspelt_colour_map_is_refused_with_a_close_name() -> None:
 
 
 @few
-@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=20), elements=st.integers(0, NOT_FINITE)))
+@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=2, max_dims=2, max_side=20), elements=st.integers(0, NOTCH)))
 def test_a_png_holds_the_grid(indices: Pixels) -> None:
     table = palette("auto", True)
     data = encode_png(Grid(indices, table), text={"cnnlog": "range x2", "ä": "Grüße"})

@@ -119,8 +119,8 @@ def test_a_strip_shows_the_chosen_filters_at_the_chosen_steps_in_one_range(store
     picture = strip(run, Wanted(steps=(1, 2, 5, 10), channels=(0, 3, 7)))
     high = run.limits("stem", "filters", 10).high
     assert high[7] > run.limits("stem", "filters", 1).high[7], "its range must have grown for this test to tell"
-    side = 5 * (((700 - 3) // 4) // 5)
-    right, bottom = picture.width - MARGIN - 1, picture.height - MARGIN - 1
+    side = 5 * (((700 - 5) // 4) // 5)
+    right, bottom = picture.width - MARGIN - 2, picture.height - MARGIN - 2
     for row, channel in enumerate((0, 3, 7)):
         for column, step in enumerate((1, 2, 5, 10)):
             at = (right - (3 - column) * (side + 1), bottom - (2 - row) * (side + 1))
@@ -130,10 +130,10 @@ def test_a_strip_shows_the_chosen_filters_at_the_chosen_steps_in_one_range(store
 
 def test_a_strip_takes_eight_steps_over_the_run_and_the_first_eight_filters(stored: Path) -> None:
     picture = strip(open_run(stored), Wanted())
-    side = 5 * (((700 - 7) // 8) // 5)
-    shown = np.asarray(picture)[MARGIN:-MARGIN, -MARGIN - 8 * side - 7 : -MARGIN]
-    gaps = np.flatnonzero((shown[-8 * side - 7 :] == 0).all(axis=(0, 2)))
-    assert gaps.tolist() == [side + number * (side + 1) for number in range(7)]
+    side = 5 * (((700 - 9) // 8) // 5)
+    shown = np.asarray(picture)[MARGIN:-MARGIN, -MARGIN - 8 * side - 9 : -MARGIN]
+    gaps = np.flatnonzero((shown[-8 * side - 9 :] == 0).all(axis=(0, 2)))
+    assert gaps.tolist() == [number * (side + 1) for number in range(9)]
 
 
 def test_every_step_is_labelled_even_where_there_are_many(stored: Path) -> None:
@@ -172,10 +172,10 @@ def test_in_an_animation_a_colour_means_the_same_in_every_frame(stored: Path, tm
     assert durations[0] == durations[-1] == AT_THE_ENDS
     assert set(durations[1:-1]) == {FRAME[1]}
     high = float(run.limits("stem", "filters", STEPS - 1).high[0])
-    top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
+    top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 5) // 4) // 5)) + 3)
     for step, frame in enumerate(frames):
         np.testing.assert_array_equal(frame, np.asarray(Animation(run, Wanted()).frame(step)))
-        assert frame[top, MARGIN].tolist() == rgb_of(run.filters("stem", step)[0, :, 0, 0], high)
+        assert frame[top, MARGIN + 1].tolist() == rgb_of(run.filters("stem", step)[0, :, 0, 0], high)
 
 
 def test_an_animated_png_of_equal_frames_keeps_each(tmp_path: Path) -> None:
@@ -223,9 +223,9 @@ def test_a_range_fresh_at_each_step_becomes_one_for_all_frames(tmp_path: Path) -
     run = open_run(write(tmp_path / "fresh", rule="step"))
     highs = [run.limits("stem", "filters", step).high for step in range(STEPS)]
     frame = Animation(run, Wanted()).frame(0)
-    top = frame.height - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
+    top = frame.height - MARGIN - (3 * (5 * (((700 - 5) // 4) // 5)) + 3)
     corner = run.filters("stem", 0)[0, :, 0, 0]
-    assert frame.getpixel((MARGIN, top)) == tuple(rgb_of(corner, float(np.max(highs, axis=0)[0])))
+    assert frame.getpixel((MARGIN + 1, top)) == tuple(rgb_of(corner, float(np.max(highs, axis=0)[0])))
 
 
 def test_a_figure_names_what_it_shows(stored: Path) -> None:

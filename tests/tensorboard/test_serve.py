@@ -58,11 +58,11 @@ def test_the_link_pins_the_layer_that_most_runs_share(server: serve.Server) -> N
     assert url.startswith(f"{server.url}?pinnedCards=")
     assert url.endswith("#timeseries")
     assert cards(url) == [
+        (f"feature_maps/{CONV1}", "defaultExperimentId/tuned-logs/version_2"),
+        (f"feature_maps/{CONV1}", "defaultExperimentId/tuned-logs/version_10"),
         (f"filters/{CONV1}", "defaultExperimentId/scratch-logs"),
         (f"filters/{CONV1}", "defaultExperimentId/tuned-logs/version_2"),
         (f"filters/{CONV1}", "defaultExperimentId/tuned-logs/version_10"),
-        (f"feature_maps/{CONV1}", "defaultExperimentId/tuned-logs/version_2"),
-        (f"feature_maps/{CONV1}", "defaultExperimentId/tuned-logs/version_10"),
     ]
 
 
@@ -70,6 +70,14 @@ def test_the_link_pins_a_named_layer_wherever_it_stands(server: serve.Server) ->
     tags = {tag for tag, _ in cards(server.pinned_url("conv1", kinds=["filters"]))}
     assert tags == {"filters/00_conv1", "filters/01_conv1"}
     assert {tag for tag, _ in cards(server.pinned_url("01_conv2"))} == {"filters/01_conv2"}
+
+
+def test_the_link_pins_the_first_image_of_several(tmp_path: Path) -> None:
+    images = [f"feature_maps/{CONV1}/image{number}" for number in range(3)]
+    strips = [f"{kind}_strip/{CONV1}" for kind in ("filters", "feature_maps")]
+    with serve.start(write_run(tmp_path, tags=[*images, *strips, f"filters/{CONV1}"])) as server:
+        pinned = [tag for tag, _ in cards(server.pinned_url("conv1"))]
+    assert pinned == [f"feature_maps/{CONV1}/image0", f"filters/{CONV1}"]
 
 
 def test_an_unknown_layer_is_refused_with_close_names(server: serve.Server) -> None:

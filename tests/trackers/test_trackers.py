@@ -124,7 +124,7 @@ def test_without_a_tracker_pictures_are_files_beside_the_store(logger: Any, tmp_
     assert folder == tmp_path / ("run/v0/cnnlog" if logger else "cnnlog_logs/version_0/cnnlog")
     found = picture_files(folder / "pictures")
     assert sorted(found["filters/00_net.0"]) == ["0", "1", "2", "3"]
-    assert list(found["evolution/feature_maps/01_net.3"]) == ["3"]
+    assert list(found["feature_maps_strip/01_net.3"]) == ["3"]
     assert number_files(folder / "pictures")["numbers/weight_change/00_net.0"]["0"] == 0
     assert (folder / "pictures" / "probe" / "step-00000000.png").read_bytes() == (folder / "probe.png").read_bytes()
     assert not list(folder.rglob("*.tmp"))

@@ -70,7 +70,7 @@ def _figure(comparison: Comparison, film: Film, sides: list[dict[str, Any]], key
     if reel is None or reel.last is None:
         why = _no_difference(comparison, film, key) if key.change else f"{side['label']} has none"
         return {**figure, "alt": f"{what} of {name}: {why}."}
-    grid = reel.last.grid(350)
+    grid = reel.last.grid(350, bare=True)
     when = f"{unit(comparison)} {reel.steps[-1]}" if comparison.sides[key.side].run is not None else ""
     if when and reel.steps[-1] != film.steps[-1]:
         when += " (its last)"

@@ -139,7 +139,7 @@ class Reel:
         Raises:
             ValueError: it has another shape than the frames before.
         """
-        pixels = picture.grid(None).pixels
+        pixels = picture.grid(None, bare=True).pixels
         if self._before is not None and pixels.shape != self._before.shape:
             raise ValueError(
                 f"frames of one picture must have one shape; they had {list(self._before.shape)} and step {step} has "
@@ -191,8 +191,8 @@ def fitting(
     for before, after in pairs:
         for key, picture in after.items():
             pictures[key] = picture
-            now = probe.kept(picture).grid(None).pixels
-            if key in before and (was := probe.kept(before[key]).grid(None).pixels).shape == now.shape:
+            now = probe.kept(picture).grid(None, bare=True).pixels
+            if key in before and (was := probe.kept(before[key]).grid(None, bare=True).pixels).shape == now.shape:
                 rates.setdefault(key, []).append(_packed_size(now - was) / now.size)
     expected = 0.0
     for position, detail in enumerate(DETAILS):
