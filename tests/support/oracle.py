@@ -22,6 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 Array = npt.NDArray[Any]
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1", "BOOL": "?"}
 
+_SHADES = 62  # from one end of a range to the other, in palettes and in colours
+
 VALUE, NOT_FINITE, BELOW, ABOVE = range(4)
 """What a pixel of a cell stands for."""
 
@@ -154,6 +156,9 @@ def decode(png: bytes) -> Decoded:
         AssertionError: the pixels are not laid out as the text says.
     """
     facts, pixels = facts_and_pixels(png)
+    if pixels.ndim == 3:  # NaN is a chequer of two colours
+        green, magenta = np.array([[0, 200, 0], [255, 0, 255]], np.uint8)
+        pixels = np.where((pixels == magenta).all(axis=-1, keepdims=True), green, pixels)
     (h, w), factor, m = facts["cell"], facts["factor"], len(facts["channels"]) * facts["cells"]
     cells, notched, left = [], [], np.ones(pixels.shape[:2], bool)
     gap, notch = ((0, 0, 0), (255, 255, 255)) if pixels.ndim == 3 else (facts["gap"], facts["notch"])
@@ -186,6 +191,8 @@ def _valued(cells: Array, low: Array, high: Array, facts: dict[str, Any]) -> Cel
         cells = np.moveaxis(cells, -1, 1)
         lost = ((cells == 0) | (cells == 255)).any(axis=1)
         means = np.where(lost, NOT_FINITE, VALUE)
+        step = (facts["last"] - facts["first"]) // _SHADES
+        assert ((cells - facts["first"]) % step == 0)[np.broadcast_to(~lost[:, None], cells.shape)].all(), "no shade"
     else:
         means = np.full(cells.shape, VALUE)
         for name, meaning in (("not_finite", NOT_FINITE), ("below", BELOW), ("above", ABOVE)):
@@ -197,7 +204,7 @@ def _valued(cells: Array, low: Array, high: Array, facts: dict[str, Any]) -> Cel
     values = low.reshape(shape) + share * (high - low).reshape(shape)
     hidden = np.broadcast_to(means[:, None] if cells.ndim == 4 else means, values.shape) != VALUE
     values[hidden] = np.nan
-    return Cells(values, means, low, high, (high - low) / (facts["last"] - facts["first"]))
+    return Cells(values, means, low, high, (high - low) / _SHADES)
 
 
 # --- a page ----------------------------------------------------------------------------------------------------------

@@ -351,6 +351,9 @@ def compare_cells(decoded: oracle.Decoded, cells: Array, place: Place, tally: Ta
     if cells.shape[-2:] != tuple(facts["cell"]):
         cells = formulas.area_means(cells, tuple(facts["cell"]))
     within_shades(decoded.cells, cells, place, tally)
+    for mark, words in ((oracle.NOT_FINITE, "not finite"), (oracle.BELOW, "below"), (oracle.ABOVE, "above")):
+        tally.count(f"pixels {words}", place.kind, int((decoded.cells.means == mark).sum()), 0)
+    tally.count("notches", place.kind, int(decoded.notched.sum()), 0)
     doubled = [str(channel) in facts["doubled"] or facts["switched"] for channel in facts["channels"]]
     if decoded.notched.tolist() != np.repeat(doubled, facts["cells"]).tolist():
         tally.fault(place.what, place.where, "a notch is not where the range has changed")
