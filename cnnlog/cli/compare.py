@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -29,6 +29,10 @@ def compare(
     ] = None,
     image: Annotated[Path | None, typer.Option(help="What weights make feature maps of.")] = None,
     arch: Of = None,
+    ranges: Annotated[
+        Literal["shared", "own"],
+        typer.Option("--range", help="Pictures in one range for all sides and steps, or in each side's own."),
+    ] = "shared",
     force: Annotated[bool, typer.Option("--force", help="Replace files that exist.")] = False,
 ) -> None:
     """Compare stored runs, or weights: what moved, where, and how far the sides are apart."""
@@ -47,7 +51,7 @@ def compare(
 
         boards.refuse_folder(board, force=force)
     with progress_bar() as progress:
-        comparison = compared(*sides, image=image, arch=arch, progress=progress)
+        comparison = compared(*sides, image=image, arch=arch, ranges=ranges, progress=progress)
         comparison.measure(progress)
         text = comparison.to_text()
         if json_file is not None:

@@ -26,7 +26,9 @@ def export(
     steps: Annotated[
         str | None, typer.Option(help="Of a strip (by default 8) or animation (by default all): 1,2,5,10,20,30,40,64.")
     ] = None,
-    channels: Annotated[str | None, typer.Option(help="The rows of a strip, by default the first 8: 0,3,5.")] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="The rows of a strip, by default the 8 that changed most: 0,3,5.")
+    ] = None,
     image: Annotated[int, typer.Option(min=0, help="Which of the probe's images feature maps are of.")] = 0,
     cmap: Annotated[
         str | None, typer.Option(help="auto, gray, or any matplotlib colour map; the run's by default.")

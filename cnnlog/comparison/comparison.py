@@ -6,10 +6,11 @@ import html
 import os
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from cnnlog.comparison.between import Distances
 from cnnlog.comparison.curves import Curves, copied, curves_of
+from cnnlog.comparison.ranges import Whose
 from cnnlog.comparison.rows import Row, rows_at, rows_csv, rows_table
 from cnnlog.comparison.side_by_side import SideBySide
 from cnnlog.comparison.sides import Given, LayerMatch, Side, open_sides
@@ -39,11 +40,17 @@ class Comparison:
         sides: what is compared, in the order given.
         layers: the layers, in the order of the first run's tags; those that only some sides have come last.
         steps: the steps of all sides that are not pinned to one step (`RUN@12`), rising.
+        ranges: whose values the range of a picture covers: `"shared"` for those of all sides, `"own"` for the side's.
     """
 
-    def __init__(self, sides: Sequence[Side], layers: Sequence[LayerMatch], notes: Sequence[str]) -> None:
+    def __init__(
+        self, sides: Sequence[Side], layers: Sequence[LayerMatch], notes: Sequence[str], ranges: Whose = "shared"
+    ) -> None:
+        if ranges not in get_args(Whose):
+            raise ValueError(f"ranges must be {' or '.join(map(repr, get_args(Whose)))}; got {ranges!r}")
         self._of = SideBySide(sides, layers, notes)
-        self._distances = Distances(self._of)
+        self._distances = Distances(self._of, ranges)
+        self.ranges = ranges
         self.sides, self.layers, self.steps = self._of.sides, self._of.layers, self._of.steps
         self._rows: dict[int, list[Row]] = {}
 
@@ -51,8 +58,10 @@ class Comparison:
     def notes(self) -> tuple[str, ...]:
         """What you should know of this comparison, in sentences.
 
-        How layers were matched, what a side lacks, which side ends early, and which steps are damaged.
+        How layers were matched, what a side lacks, which side ends early, which started from other weights, and which
+        steps are damaged.
         """
+        self._of.note_starts()
         skipped = (text for side in self.sides if side.run is not None for text in side.run.skipped)
         return tuple(dict.fromkeys([*self._of.notes, *(f"skipped: {text}" for text in skipped)]))
 
@@ -105,7 +114,11 @@ class Comparison:
         return self._of.shown(side, layer, Kind(kind), step)
 
     def limits(self, side: int, layer: LayerMatch, kind: Kind | KindName, step: int) -> Limits | None:
-        """The range that a side's picture of a layer was drawn with: what full colour stands for, for each channel.
+        """The range that a side's picture of a layer is drawn with: what full colour stands for, for each channel.
+
+        It is the same at all steps. Unless you compared with `ranges="own"`, it covers all steps of all sides, so that
+        one colour is one value wherever you look; with that it covers all steps of this side. Sides whose layers have
+        different shapes share no range.
 
         Args:
             side: the side, counted from 0.
@@ -114,9 +127,10 @@ class Comparison:
             step: a step of the comparison.
 
         Returns:
-            The side's own range, anchored at its baseline; None where `shown` gives None.
+            None where `shown` gives None.
         """
-        return self._of.limits(side, layer, Kind(kind), step)
+        kind = Kind(kind)
+        return self._distances.ranges().limits(layer, kind, side) if self._of.shows(side, layer, kind, step) else None
 
     def difference(self, layer: LayerMatch, kind: Kind | KindName, step: int, side: int = 1) -> FloatArray | None:
         """What a further side shows minus what the first side shows.
@@ -129,15 +143,15 @@ class Comparison:
 
         Returns:
             float32, filters `[n, k, kH, kW]` or feature maps `[N, n, h, w]`. None where one of the two sides shows
-            nothing, where their shapes differ, and for feature maps of different probes.
+            nothing, where their shapes differ, where the layers started from different weights (`same_start`), and for
+            feature maps of different probes.
         """
         return self._of.difference(layer, Kind(kind), step, side)
 
     def difference_limits(self, layer: LayerMatch, kind: Kind | KindName, step: int, side: int = 1) -> Limits | None:
-        """The range that `difference` is drawn with: one for all channels of a layer.
+        """The range that `difference` is drawn with: one for all channels, all steps and all further sides.
 
-        It is the peak of what the first side shows first, divided by a power of two. If a difference exceeds it, it
-        doubles; it never shrinks over the steps.
+        It is the largest range of the layer, divided by `gain`.
 
         Args:
             layer: one of `layers`.
@@ -148,7 +162,57 @@ class Comparison:
         Returns:
             None where `difference` gives None.
         """
-        return self._distances.limits(layer, Kind(kind), step, side)
+        kind = Kind(kind)
+        if not self._of.same_start(side, layer) or self._of.pair(layer, kind, step, side) is None:
+            return None
+        return self._distances.ranges().change_limits(layer, kind)
+
+    def gain(self, layer: LayerMatch, kind: Kind | KindName) -> int:
+        """By how much the differences of a layer are enlarged: the layer's largest range over that of `difference`.
+
+        It is the largest of 1, 4, 16 and 64 with which less than 2 % of the values that differ, over all steps and all
+        further sides, lie beyond the end of the scale.
+
+        Args:
+            layer: one of `layers`.
+            kind: `"filters"` or `"feature_maps"`.
+        """
+        return self._distances.ranges().gain(layer, Kind(kind))
+
+    def same_start(self, side: int, layer: LayerMatch) -> bool:
+        """Whether filter i of a side has to do with filter i of the first side: they started from the same weights.
+
+        What is compared are all filters of the layer at the two runs' baselines, or the weights themselves; the shown
+        ones where a run has not stored all.
+
+        Args:
+            side: the side, counted from 0.
+            layer: one of `layers`.
+
+        Returns:
+            False where they started from different weights, and where the shapes of the filters differ; True where one
+            of the sides has no filters that could say so.
+        """
+        return self._of.same_start(side, layer)
+
+    def why_no_difference(self, side: int, layer: LayerMatch, kind: Kind | KindName) -> str:
+        """Why a side has no difference to the first side anywhere, in words; empty where it has one.
+
+        Args:
+            side: the further side, from 1 on.
+            layer: one of `layers`.
+            kind: `"filters"` or `"feature_maps"`.
+        """
+        kind = Kind(kind)
+        ranges = self._distances.ranges()
+        first, other = ranges.shape(layer, kind, 0), ranges.shape(layer, kind, side)
+        if first is None or other is None:
+            return "one side has none"
+        if kind.per_image and not self.same_probe(side):
+            return "the probes are not the same"
+        if first != other:
+            return "their shapes are not the same"
+        return "" if self.same_start(side, layer) else self._of.unlike_starts(side)
 
     def same_probe(self, side: int) -> bool:
         """Whether a side's feature maps are of the same probe as the first side's.
@@ -187,7 +251,10 @@ class Comparison:
             shown, limits = self.shown(side, match, kind, at), self.limits(side, match, kind, at)
             whose = self.sides[side].label
         if shown is None or limits is None:
-            raise ValueError(f"there are no {kind.words} of {layer} to draw for {whose} at step {at}")
+            why = self.why_no_difference(1, match, kind) if side is None else ""
+            raise ValueError(
+                f"there are no {kind.words} of {layer} to draw for {whose} at step {at}" + (f": {why}" if why else "")
+            )
         picture = Picture.of(kind, shown, limits, image=image, view=self.view_of(side or 0, match))
         return picture.figure(f"{kind.words.capitalize()} of {layer}, {whose}, step {at}")
 
@@ -284,6 +351,7 @@ def compare(
     *sides: Given,
     image: str | os.PathLike[str] | None = None,
     arch: str | None = None,
+    ranges: Whose = "shared",
     progress: Progress | None = None,
 ) -> Comparison:
     """Put stored runs and weights side by side, aligned by layer and step.
@@ -300,14 +368,17 @@ def compare(
             the architecture is known: of torchvision's weights, and of files if you give `arch`.
         arch: the architecture of the files of weights, by torchvision's name, such as `"alexnet"`. Only feature maps
             need it. If you give an image alone, the file has to tell its architecture by itself.
+        ranges: what full colour stands for in a side's pictures. `"shared"`: each channel has one range, which covers
+            all steps of all sides, so that one colour is one value wherever you look. `"own"`: it covers all steps of
+            that side, so that a side with small values is not pale beside one with large ones.
         progress: a function that is told how far the reading is: `progress("reading NAME", done, total)`.
 
     Returns:
         A comparison: `print(comparison.to_text())` shows its table, `comparison.verdict()` says it in one sentence.
 
     Raises:
-        ValueError: a side is not what it should be, or the sides have no layer in common.
+        ValueError: a side is not what it should be, the sides have no layer in common, or there are no such ranges.
         FileNotFoundError: a side does not exist.
     """
     found = open_sides(sides, image=image, arch=arch, progress=progress)
-    return Comparison(found.sides, found.layers, found.notes)
+    return Comparison(found.sides, found.layers, found.notes, ranges)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cnnlog.comparison.comparison import Comparison
-from cnnlog.comparison.sides import LayerMatch, Side
+from cnnlog.comparison.sides import LayerMatch
 from cnnlog.kinds import Kind
 from cnnlog.rendering.colours import palette
 from cnnlog.rendering.picture import Picture
@@ -39,7 +39,8 @@ class Key:
 def pictures(comparison: Comparison, step: int) -> Iterator[tuple[Key, Picture]]:
     """Every picture of a comparison at a step, at full size: layer by layer, filters first, each side's, then changes.
 
-    A side's picture has the colours of its run, a difference those that are white at 0.
+    All sides have the colours of the first run, because one colour is one value in all of them. Differences have those
+    that are white at 0.
 
     Args:
         comparison: what to draw.
@@ -57,7 +58,7 @@ def _of_side(comparison: Comparison, key: Key, layer: LayerMatch, step: int) -> 
     shown = comparison.shown(key.side, layer, key.kind, step)
     limits = comparison.limits(key.side, layer, key.kind, step)
     if shown is not None and limits is not None:
-        view, cmap = comparison.view_of(key.side, layer), _cmap(comparison.sides[key.side], key.kind)
+        view, cmap = comparison.view_of(key.side, layer), _cmap(comparison, key.kind)
         yield from _by_image(key, Picture.several(key.kind, shown, limits, view=view, cmap=cmap))
 
 
@@ -73,15 +74,10 @@ def _by_image(key: Key, several: tuple[Picture, ...]) -> Iterator[tuple[Key, Pic
         yield replace(key, image=image), picture
 
 
-def _cmap(side: Side, kind: Kind) -> str:
-    """The colour map of a side's run, if it is known here.
-
-    Args:
-        side: a run; weights have no colour map of their own.
-        kind: filters or feature maps.
-    """
-    settings = side.run.manifest.settings.get(kind) if side.run is not None else None
-    cmap = str((settings or {}).get("cmap", "auto"))
+def _cmap(comparison: Comparison, kind: Kind) -> str:
+    """The colour map of the first run, if it is known here."""
+    settings = next((side.run.manifest.settings for side in comparison.sides if side.run is not None), {})
+    cmap = str((settings.get(kind) or {}).get("cmap", "auto"))
     try:
         palette(cmap, True)
     except ValueError:  # a colour map that was registered where the run was made

@@ -10,7 +10,7 @@ import numpy as np
 
 from cnnlog.comparison.sides import LayerMatch, Side, filters_shape
 from cnnlog.kinds import Kind
-from cnnlog.rendering.ranges import AnchoredRange, Limits
+from cnnlog.metrics.starts import same_start
 from cnnlog.rendering.views import ResolvedView, cell_width, grid_columns, resolve_view, select_filters, select_maps
 from cnnlog.runs.manifest import StoreError
 from cnnlog.snapshot import FloatArray
@@ -59,6 +59,7 @@ class SideBySide:
         self.notes = list(dict.fromkeys(notes))
         self._look = _Look.of(self.sides)
         self._shown_weights: dict[tuple[int, str, Kind], FloatArray] = {}
+        self._starts: dict[int, Mapping[str, bool]] = {}
         for index in range(len(self.sides)):
             self._note_end(index)
             self._note_probe(index)
@@ -148,24 +149,12 @@ class SideBySide:
         at = self.holding(side, layer, kind, step)
         return None if at is None else kind.of(run.record(at))[name]
 
-    def limits(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> Limits | None:
-        """The range of what `shown` gives, anchored at the side's own baseline; None where that gives None.
-
-        Args:
-            side: its number; 0 is the first one.
-            layer: one of the layers.
-            kind: filters or feature maps.
-            step: of the comparison.
-        """
-        run, name = self.sides[side].run, layer.names[side]
-        shown = self.shown(side, layer, kind, step)
-        if shown is None or name is None:
-            return None
-        if run is None:
-            return AnchoredRange(signed=kind.signed).update(kind.by_channel(shown))
-        at = self.holding(side, layer, kind, step)
-        assert at is not None, "something is shown"
-        return run.limits(name, kind, at)
+    def shows(self, side: int, layer: LayerMatch, kind: Kind, step: int) -> bool:
+        """Whether a side shows filters or feature maps of a layer at a step: whether `shown` gives something."""
+        name = layer.names[side]
+        if self.sides[side].run is None:
+            return name is not None and name in kind.of(self.sides[side])
+        return self.holding(side, layer, kind, step) is not None
 
     def pair(self, layer: LayerMatch, kind: Kind, step: int, side: int) -> tuple[FloatArray, FloatArray] | None:
         """What the first side and a further one show, if one can be subtracted from the other; else None.
@@ -182,16 +171,41 @@ class SideBySide:
         return None if first is None or other is None or first.shape != other.shape else (first, other)
 
     def difference(self, layer: LayerMatch, kind: Kind, step: int, side: int) -> FloatArray | None:
-        """What a further side shows minus what the first side shows; None where that cannot be.
+        """What a further side shows minus what the first side shows; None where that cannot be, or means nothing."""
+        pair = self.pair(layer, kind, step, side) if self.same_start(side, layer) else None
+        return None if pair is None else minus(pair[1], pair[0])
+
+    def same_start(self, side: int, layer: LayerMatch) -> bool:
+        """Whether filter i of a side has to do with filter i of the first side: they started from the same weights.
+
+        What is compared are all filters of the layer at the two runs' baselines, or the weights themselves; the shown
+        ones where a run has not stored all. It is done once for each side, and noted.
 
         Args:
+            side: the side, counted from 0.
             layer: one of the layers.
-            kind: filters or feature maps.
-            step: of the comparison.
-            side: the further one's number, from 1 on.
+
+        Returns:
+            False where they started from different weights, and where the shapes of the filters differ; True where one
+            of the sides has no filters that could say so.
         """
-        pair = self.pair(layer, kind, step, side)
-        return None if pair is None else minus(pair[1], pair[0])
+        if side not in self._starts:
+            self._starts[side] = self._compared_starts(side)
+        return self._starts[side].get(layer.name, True)
+
+    def unlike_starts(self, side: int, layers: Sequence[str] = ()) -> str:
+        """Why a side has no difference to the first one, where they started from different weights.
+
+        Args:
+            side: the side, counted from 0.
+            layers: the names of the layers that this is said of; none for all.
+        """
+        first, other = self.sides[0].label, self.sides[side].label
+        whose = f"the filters of {first} and {other}" + (f" in {', '.join(layers)}" if layers else "")
+        return (
+            f"{whose} did not start from the same weights, so filter 3 of one has nothing to do with filter 3 of the "
+            "other"
+        )
 
     def same_probe(self, side: int) -> bool:
         """Whether a side's feature maps are of the same probe as the first side's.
@@ -225,6 +239,12 @@ class SideBySide:
                 return weights
         return {}
 
+    def note_starts(self) -> None:
+        """Note which sides started from other weights than the first one."""
+        for side in range(1, len(self.sides)):
+            for layer in self.layers[:1]:
+                self.same_start(side, layer)
+
     def described(self, side: int) -> str:
         """A side in a line: its label, and which of its steps is shown at the end.
 
@@ -250,6 +270,47 @@ class SideBySide:
                 f"the feature maps of {first.label} and {other.label} are of different probes, so there is no "
                 "difference of them"
             )
+
+    def _compared_starts(self, side: int) -> Mapping[str, bool]:
+        """For each layer whether a side started from the weights of the first one, where that can be told."""
+        first, other = self.sides[0].run, self.sides[side].run
+        if side == 0 or (first is not None and other is not None and first.path == other.path):
+            return {}
+        everything = self._filters_at_start(0), self._filters_at_start(side)
+        found: dict[str, bool] = {}
+        apart = []
+        for layer in self.layers:
+            pair = [all_of.get(layer.names[of] or "") for of, all_of in zip((0, side), everything, strict=True)]
+            if pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
+                pair = [self._shown_at_start(of, layer) for of in (0, side)]
+            if pair[0] is None or pair[1] is None:
+                continue
+            found[layer.name] = same_start(pair[0], pair[1])
+            if not found[layer.name] and pair[0].shape == pair[1].shape:
+                apart.append(layer.name)
+        if apart:
+            self.note(self.unlike_starts(side, apart if any(found.values()) else ()))
+        return found
+
+    def _filters_at_start(self, side: int) -> Mapping[str, FloatArray]:
+        """All filters of a run's baseline, or of weights; nothing where they are not stored."""
+        chosen = self.sides[side]
+        if chosen.run is None:
+            return chosen.filters
+        try:
+            return chosen.run.weights("baseline")[0]
+        except (FileNotFoundError, StoreError):
+            return {}
+
+    def _shown_at_start(self, side: int, layer: LayerMatch) -> FloatArray | None:
+        """The shown filters of a layer at a run's baseline, or at its first step that can be read; or of weights."""
+        run, name = self.sides[side].run, layer.names[side]
+        if name is None:
+            return None
+        if run is None:
+            return self._shown_of_weights(side, layer, name, Kind.FILTERS)
+        at = next((step for step in run.steps if run.holding(name, Kind.FILTERS, step) == step), None)
+        return None if at is None else run.record(at).filters[name]
 
     def _shown_of_weights(self, side: int, layer: LayerMatch, name: str, kind: Kind) -> FloatArray | None:
         """What is shown of weights, as a run would have stored it.

@@ -18,6 +18,7 @@ import numpy as np
 from cnnlog.rendering.colours import NOT_FINITE, TOP, Pixels, palette
 from cnnlog.rendering.grids import filters_grid, maps_grid
 from cnnlog.rendering.ranges import Limits
+from cnnlog.rendering.shared_ranges import in_words
 from cnnlog.rendering.views import View, grid_columns, resolve_view
 from cnnlog.snapshot import FloatArray
 
@@ -46,7 +47,7 @@ class _Bar:
 
     limits: Limits
     cmap: str
-    whose: str  # "filter" or "channel": whose own range the bar is in shares of
+    whose: str  # "filter" or "channel": whose range the bar is in shares of
     not_finite: bool
 
 
@@ -57,7 +58,8 @@ def filters_figure(
 
     Args:
         shown: `[n, k, kH, kW]`, the part of the filters that `select_filters` gives for this view.
-        limits: the ranges of the n filters. If they differ, the colour bar is in shares of each filter's own range.
+        limits: the ranges of the n filters. If they differ, the colour bar is in shares of each filter's range, and the
+            line below the title says from where to where these go.
         view: how filters are shown: `"rgb"`, `"gray"`, `"slices"` (a row is a filter, a column an input channel),
             `"mean"`, or `"auto"` for what fits their shape. rgb has no colour bar; the line below the title says what
             its colours mean.
@@ -72,20 +74,24 @@ def filters_figure(
     subtitle = f"{n} filters of {_size(shown)}"
     numbers = [str(f) for f in range(n)]
     if resolved == "rgb":
-        full = "the end of each filter's own range" if _own_ranges(limits) else f"a weight of {limits.high[0]:.3g}"
+        several = f"the end of each filter's range, {in_words(limits)}"
+        full = several if _several_ranges(limits) else f"a weight of {limits.high[0]:.3g}"
         subtitle += f" in colour; mid gray is 0, full colour {full}"
         if not np.isfinite(shown).all():
             subtitle += "; chequered where NaN or infinite"
         cells = [_pixels(shown[f], limits, f, "auto") for f in range(n)]
         return _figure(cells, grid_columns(n), title=title, subtitle=subtitle, numbers=numbers, rows=None, bar=None)
+    ranges = _told(limits, "filter")
     bar = _Bar(limits, cmap, "filter", not np.isfinite(shown).all())
     cells = [_pixels(cell, limits, f, cmap) for f in range(n) for cell in shown[f]]
     if resolved == "slices":
         subtitle = f"{n} filters (rows) by {k} input channels (columns), {_size(shown)} each"
+        subtitle += ranges
         columns = [str(c) for c in range(k)]
         return _figure(cells, k, title=title, subtitle=subtitle, numbers=columns, rows=numbers, bar=bar)
     if resolved == "mean":
         subtitle += ", averaged over input channels"
+    subtitle += ranges
     return _figure(cells, grid_columns(n), title=title, subtitle=subtitle, numbers=numbers, rows=None, bar=bar)
 
 
@@ -101,7 +107,8 @@ def maps_figure(
 
     Args:
         shown: `[n, h, w]`, the maps of one probe image, at full size or averaged by area.
-        limits: the ranges of the n channels. If they differ, the colour bar is in shares of each channel's own range.
+        limits: the ranges of the n channels. If they differ, the colour bar is in shares of each channel's range, and
+            the line below the title says from where to where these go.
         cmap: the colours: `"auto"` (white at 0 if values have a sign, else magma from 0), `"gray"`, or the name of any
             matplotlib colour map.
         title: the first line; empty for none.
@@ -117,7 +124,7 @@ def maps_figure(
         cells,
         grid_columns(len(shown)),
         title=title,
-        subtitle=f"{len(shown)} feature maps of {_size(shown)}",
+        subtitle=f"{len(shown)} feature maps of {_size(shown)}{_told(limits, 'channel')}",
         numbers=numbers,
         rows=None,
         bar=_Bar(limits, cmap, "channel", not np.isfinite(shown).all()),
@@ -153,8 +160,13 @@ def _table(cmap: str, symmetric: bool) -> Pixels:
     return np.frombuffer(palette(cmap, symmetric), np.uint8).reshape(-1, 3)
 
 
-def _own_ranges(limits: Limits) -> bool:
+def _several_ranges(limits: Limits) -> bool:
     return bool((limits.high != limits.high[0]).any())
+
+
+def _told(limits: Limits, whose: str) -> str:
+    """Where ranges differ: from where to where they go."""
+    return f"; {whose} ranges {in_words(limits)}" if _several_ranges(limits) else ""
 
 
 def _size(shown: FloatArray) -> str:
@@ -229,8 +241,8 @@ def _draw_bar(figure: Figure, page: Axes, bar: _Bar, *, x: float, y: float, heig
     total_w, total_h = figure.get_size_inches()
     lost = 0.4 if bar.not_finite else 0.0
     axes = figure.add_axes((x / total_w, 1 - (y + height - lost) / total_h, _BAR / total_w, (height - lost) / total_h))
-    own = _own_ranges(bar.limits)
-    high = 1.0 if own else float(bar.limits.high[0])
+    several = _several_ranges(bar.limits)
+    high = 1.0 if several else float(bar.limits.high[0])
     low = -high if bar.limits.symmetric else 0.0
     table = _table(bar.cmap, bar.limits.symmetric)
     axes.imshow(table[: TOP + 1][:, None], extent=(0, 1, low, high), origin="lower", aspect="auto")
@@ -239,7 +251,7 @@ def _draw_bar(figure: Figure, page: Axes, bar: _Bar, *, x: float, y: float, heig
     axes.tick_params(labelsize=7, labelcolor="0.35", color="0.35", length=2, pad=2)
     axes.yaxis.tick_right()
     axes.yaxis.set_label_position("right")
-    axes.set_ylabel(f"share of each {bar.whose}'s range" if own else "value", fontsize=7, color="0.35", labelpad=3)
+    axes.set_ylabel(f"share of each {bar.whose}'s range" if several else "value", fontsize=7, color="0.35", labelpad=3)
     for spine in axes.spines.values():
         spine.set(linewidth=0.5, color="0.35")
     if bar.not_finite:

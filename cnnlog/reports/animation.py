@@ -6,7 +6,6 @@ import functools
 import io
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +138,6 @@ class Animation:
 
     def __init__(self, run: Run, wanted: Wanted) -> None:
         self._run, self._part, self._wanted = run, Part.of(run, wanted), wanted
-        self._limits = self._part.limits()
         self.steps = self._part.steps
         between = min(max(PLAYED // max(1, len(self.steps) - 2), FRAME[0]), FRAME[1])
         last = len(self.steps) - 1
@@ -152,8 +150,8 @@ class Animation:
             number: its position, counted from 0.
         """
         part = self._part
-        grid = pixels_of(replace(part.pictures[number], limits=self._limits).grid(self._wanted.width))
-        canvas = Canvas(max(grid.width, 320), self._run.name, part.title, part.legend(self._limits))
+        grid = pixels_of(part.pictures[number].grid(self._wanted.width))
+        canvas = Canvas(max(grid.width, 320), self._run.name, part.title, part.legend(part.limits))
         top = canvas.height + LARGE + SPACE
         canvas.extend(LARGE + 2 * SPACE + grid.height)
         canvas.write((MARGIN, top), f"step {part.steps[number]}", LARGE, INK, anchor="ls")

@@ -1,6 +1,6 @@
 """A stored run as files to show: strips, contact sheets, animations, figures.
 
-Everything is drawn with the ranges that the run stored, so a colour means the same everywhere in a file.
+Everything is drawn in one range a channel over all steps of the run, so a colour means the same in every file.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def export(
 
     Args:
         run: from `open_run`.
-        forms: `strip` (rows: channels, columns: steps), `sheet` (all layers at one step), `gif` and `apng` (one layer
-            through time), `figure` (one layer at one step, with a colour bar).
+        forms: `strip` (rows: the channels that changed most, columns: steps), `sheet` (all layers at one step), `gif`
+            and `apng` (one layer through time), `figure` (one layer at one step, with a colour bar).
         wanted: which part of the run.
         output: the file, if there is one form; or a folder, where files are named after what they show
             (`2_finetuned-conv1-filters.gif`). None takes the current folder.

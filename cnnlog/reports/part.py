@@ -12,11 +12,11 @@ from cnnlog.kinds import Kind
 from cnnlog.metrics import drift
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import Grid
-from cnnlog.rendering.ranges import Limits, RangeRule
+from cnnlog.rendering.ranges import Limits
+from cnnlog.rendering.shared_ranges import in_words
 from cnnlog.rendering.views import ResolvedView
 from cnnlog.runs.manifest import StoreError, WatchedLayer
 from cnnlog.runs.run import Run
-from cnnlog.runs.steps import evenly
 from cnnlog.snapshot import Record
 
 # What says how far a step is from the baseline: the number's name in the files, and in words
@@ -34,8 +34,9 @@ class Wanted:
         layer: the name of a layer; None takes the first one that has the kind. A sheet draws all layers.
         kind: filters or feature maps; None takes filters if there are any. A sheet draws both.
         step: the one step of a sheet or a figure; None takes the last step.
-        steps: the columns of a strip or the frames of an animation. None takes all steps; a strip takes 8 of them.
-        channels: the rows of a strip; None takes the first 8 channels.
+        steps: the columns of a strip or the frames of an animation. None takes all steps; a strip takes up to 8 of
+            them, at even strides.
+        channels: the rows of a strip; None takes the 8 channels that changed most over its steps.
         image: which image of the probe feature maps are of, counted from 0.
         cmap: the name of a colour map; None takes the run's.
         width: of one grid in pixels, at most.
@@ -60,7 +61,7 @@ class Part:
         layer: the layer.
         kind: filters or feature maps.
         steps: the steps, rising.
-        pictures: for each step its picture, in the range that is stored with the step.
+        pictures: for each step its picture, in the range over all steps of the run.
         numbers: for each step how far it is from the baseline, in words.
     """
 
@@ -121,29 +122,30 @@ class Part:
         """What is drawn, in words."""
         return f"{self.kind.words} of {self.layer.name}, steps are {self.run.manifest.unit.words}"
 
-    def thinned(self, n: int) -> Part:
-        """The part with fewer steps, at even distances, the first and the last among them.
+    def only(self, steps: Sequence[int]) -> Part:
+        """The part with some of its steps.
 
         Args:
-            n: how many steps, at most.
+            steps: which, rising.
         """
-        steps, pictures, numbers = evenly(self.steps, n), evenly(self.pictures, n), evenly(self.numbers, n)
-        return replace(self, steps=steps, pictures=pictures, numbers=numbers)
+        at = [self.steps.index(step) for step in steps]
+        return replace(
+            self,
+            steps=tuple(steps),
+            pictures=tuple(self.pictures[number] for number in at),
+            numbers=tuple(self.numbers[number] for number in at),
+        )
 
+    @property
     def limits(self) -> Limits:
-        """One range for all steps: that of the last one, because ranges never shrink."""
-        ranges = [picture.limits for picture in self.pictures]
-        last = ranges[-1]
-        if self._rule != "step":
-            return last
-        high = np.max([limits.high for limits in ranges], axis=0)
-        return Limits(high, any(limits.symmetric for limits in ranges), last.doubled)
+        """One range for all steps of the run."""
+        return self.pictures[0].limits
 
     def legend(self, limits: Limits) -> str:
         """What the colours mean, in a line.
 
         Args:
-            limits: the ranges that are drawn with.
+            limits: the ranges of the channels that are drawn.
         """
         if self.view == "rgb":
             colours = "mid gray is 0"
@@ -151,15 +153,8 @@ class Part:
             colours = f"colours: {self.cmap}"
         else:
             colours = "white is 0, red above, blue below" if limits.symmetric else "black is 0"
-        since = f"step {self.run.manifest.baseline_step}"
-        whose = {
-            "channel": f"each {self.kind.one} in its range of {since}",
-            "layer": f"one range for the layer, of {since}",
-            "step": "each channel in one range for the steps shown here",
-        }[self._rule]
-        grown = int(limits.doubled.max(initial=0))
-        times = f", doubled up to {grown} times" if grown > 1 else ", some doubled since" if grown else ""
-        return f"{colours}; {whose}{times}"
+        whose = f"each {self.kind.one} in" if len(set(limits.high.tolist())) > 1 else "all in"
+        return f"{colours}; {whose} one range over all steps of the run: {in_words(limits)}"
 
     def refuse_channels(self, channels: Sequence[int]) -> None:
         """Raise a ValueError unless all channels are among those that are shown.
@@ -173,11 +168,6 @@ class Part:
                 f"of {self.layer.name} the run holds the {self.kind.words} 0 to {self.channels - 1}; "
                 f"got --channels {','.join(map(str, channels))}"
             )
-
-    @property
-    def _rule(self) -> RangeRule:
-        rule: RangeRule = self.run.manifest.settings.get(self.kind, {}).get("value_range", "channel")
-        return rule
 
 
 def layer_of(run: Run, wanted: Wanted) -> tuple[WatchedLayer, Kind]:
@@ -237,7 +227,7 @@ def nothing_there(run: Run, layer: WatchedLayer, kind: Kind, step: int) -> str:
 
 
 def picture_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind, record: Record) -> Picture | None:
-    """A layer at one step as the run would draw it; None if the step does not show it.
+    """A layer at one step, in the range over all steps of the run; None if the step does not show it.
 
     Args:
         run: the run.
@@ -252,7 +242,7 @@ def picture_of(run: Run, wanted: Wanted, layer: WatchedLayer, kind: Kind, record
     shown = kind.of(record).get(layer.name)
     if shown is None:
         return None
-    limits, cmap = run.limits(layer.name, kind, record.step), cmap_of(run, wanted, kind)
+    limits, cmap = run.limits_over_steps(layer.name, kind), cmap_of(run, wanted, kind)
     if kind.per_image and not 0 <= wanted.image < len(shown):
         raise ValueError(f"the probe's images are 0 to {len(shown) - 1}; got --image {wanted.image}")
     return Picture.of(kind, shown, limits, image=wanted.image, view=layer.view, cmap=cmap)

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from cnnlog.kinds import Kind
+from cnnlog.rendering.shared_ranges import in_words
 from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Canvas, font_of, shortened
 from cnnlog.reports.part import Wanted, number_of, picture_of, pixels_of
 from cnnlog.runs.manifest import WatchedLayer
@@ -17,7 +18,7 @@ from cnnlog.snapshot import Record
 
 
 def sheet(run: Run, wanted: Wanted) -> Image.Image:
-    """All layers at one step, labelled. Each is drawn in the range that is stored with the step.
+    """All layers at one step, labelled. Each is drawn in its range over all steps of the run, told in numbers.
 
     Args:
         run: from `open_run`.
@@ -44,9 +45,7 @@ def sheet(run: Run, wanted: Wanted) -> Image.Image:
     # The number of columns whose canvas comes nearest to 4:3
     columns = min(range(1, len(blocks) + 1), key=lambda n: abs(math.log(n * wide / sum(rows(n)) / (4 / 3))))
     when = f"all layers at step {step} ({run.manifest.unit.words})"
-    canvas = Canvas(
-        columns * wide - 2 * SPACE, run.name, when, "each channel in the range that is stored with this step"
-    )
+    canvas = Canvas(columns * wide - 2 * SPACE, run.name, when, "each channel in one range over all steps of the run")
     tops = np.cumsum([canvas.height, *rows(columns)])
     canvas.extend(int(tops[-1] - tops[0]))
     for position, block in enumerate(blocks):
@@ -78,6 +77,7 @@ def _block(
         if picture is None:
             continue
         shape = (kind.shape(layer) or ())[1 if kind.per_image else 0 :]
-        facts = "  ".join([" × ".join(map(str, shape)), number_of(record, kind, layer.name)]).strip()
+        number = number_of(record, kind, layer.name)
+        facts = "  ".join(part for part in [" × ".join(map(str, shape)), in_words(picture.limits), number] if part)
         pictures.append(((f"{layer.name} {kind.words}", facts), pixels_of(picture.grid(wanted.width // 2))))
     return pictures

@@ -7,16 +7,19 @@ from PIL import Image
 
 from cnnlog.rendering.grids import STRIP_CHANNELS, STRIP_STEPS, strip_grid
 from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Canvas, font_of, width_of
+from cnnlog.reports.columns import even_strides
 from cnnlog.reports.part import Part, Wanted, pixels_of
 from cnnlog.runs.run import Run
+from cnnlog.snapshot import FloatArray
 
 
 def strip(run: Run, wanted: Wanted) -> Image.Image:
     """One layer's evolution, labelled: rows are channels, columns are steps.
 
     Zeiler and Fergus 2014, Visualizing and Understanding Convolutional Networks, show a training like this in figure 4.
-    The columns there are the epochs 1, 2, 5, 10, 20, 30, 40 and 64. All steps are drawn in one range. If filters are
-    shown as slices, a row is a filter's first input channel.
+    The columns there are the epochs 1, 2, 5, 10, 20, 30, 40 and 64. Here they are at even strides, so that as much
+    training lies between any two, and the rows are the channels that changed most between them. All steps are drawn in
+    one range. If filters are shown as slices, a row is a filter's first input channel.
 
     Args:
         run: from `open_run`.
@@ -26,23 +29,27 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
         ValueError: the run does not have them.
     """
     part = Part.of(run, wanted)
+    uneven = ""
     if wanted.steps is None:
-        part = part.thinned(STRIP_STEPS)
+        chosen = even_strides(part.steps, STRIP_STEPS)
+        part, uneven = part.only(chosen.steps), chosen.note
     cells = np.stack([picture.values for picture in part.pictures])
     if part.view not in (None, "rgb"):
         cells = cells[:, :, 0]
-    channels = tuple(range(min(STRIP_CHANNELS, part.channels))) if wanted.channels is None else wanted.channels
+    channels = most_changed(cells, STRIP_CHANNELS) if wanted.channels is None else wanted.channels
     part.refuse_channels(channels)
     columns = [str(step) for step in part.steps]
     font = font_of(SMALL)
     widest = max(width_of(font, text) for text in columns) + SPACE
-    limits = part.limits().only(channels)
+    limits = part.limits.only(channels)
     width = max(wanted.width, len(columns) * widest)
     grid = pixels_of(strip_grid(cells[:, list(channels)], limits, cmap=part.cmap, width=width))
     labels = [f"{part.kind.one} {channel}" for channel in channels]
     left = max(width_of(font, label) for label in [*labels, "step"]) + SPACE
     slices = ", first input channel" if part.view == "slices" else ""
-    canvas = Canvas(left + grid.width, run.name, f"{part.title}{slices}", part.legend(limits))
+    rows = "" if wanted.channels is not None else f"; rows: the {len(channels)} of {part.channels} that changed most"
+    lines = [f"{part.title}{slices}{rows}", *([uneven] if uneven else []), part.legend(limits)]
+    canvas = Canvas(left + grid.width, run.name, *lines)
     top = canvas.height + SMALL + SPACE
     canvas.extend(SMALL + SPACE + grid.height)
     canvas.image.paste(grid, (MARGIN + left, top))
@@ -54,3 +61,18 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
         y = top + round((number + 0.5) * (grid.height + 1) / len(labels))
         canvas.write((MARGIN + left - SPACE, y), text, SMALL, INK, anchor="rm")
     return canvas.image
+
+
+def most_changed(cells: FloatArray, at_most: int) -> tuple[int, ...]:
+    """The channels that changed most over the steps of a strip, those that changed more first.
+
+    How much a channel changed is its largest Euclidean distance, at any step, from what it was at the first one. Values
+    that are not finite count as 0. Of channels that changed alike the lower number comes first.
+
+    Args:
+        cells: `[steps, n, ...]`.
+        at_most: how many channels to take.
+    """
+    values = np.where(np.isfinite(cells), cells, 0).astype(np.float64).reshape(*cells.shape[:2], -1)
+    changed = np.linalg.norm(values - values[:1], axis=2).max(axis=0)
+    return tuple(np.argsort(-changed, kind="stable")[:at_most].tolist())

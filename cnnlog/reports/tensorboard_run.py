@@ -7,20 +7,27 @@ The sides are called A, B, ... The layer `00_conv1`, say, has these tags:
   its own tag, `.../A/image0`, `.../A/image1`, ...
 - `compare_distance/00_conv1/B-A`: the mean cosine distance of the filters
 - `compare_cka/00_conv1/B-A`: the linear CKA of the feature maps
+
+Ranges are those of the comparison: the same at all steps and, unless you asked for own ones, for all sides. The card of
+a tag tells them, and each PNG's text holds them as JSON under `cnnlog`, so that a picture can be read without the runs.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from cnnlog.comparison.comparison import Comparison
 from cnnlog.comparison.pictures import Key, pictures
 from cnnlog.comparison.rows import letter
+from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import encode_png
+from cnnlog.rendering.shared_ranges import in_words
 from cnnlog.runs.run import Progress
 from cnnlog.trackers.event_file import EventFile
 from cnnlog.trackers.tensorboard import TensorBoardTracker
@@ -104,7 +111,9 @@ def _add_step(tracker: TensorBoardTracker, comparison: Comparison, step: int, wi
             tag = f"compare_{key.kind}/{comparison.layers[key.layer].tag}/{_whose(key)}"
             tag += f"/image{key.image}" if len(of_images) > 1 else ""
             grid = replace(picture, cmap="auto").grid(width)  # one palette, whatever the runs'
-            tracker.add_image(tag, encode_png(grid), grid.size, step, description=_described(comparison, key, step))
+            text = {"cnnlog": json.dumps(_facts(comparison, key, picture, step))}
+            described = _described(comparison, key, picture, step)
+            tracker.add_image(tag, encode_png(grid, text=text), grid.size, step, description=described)
 
 
 def _whose(key: Key) -> str:
@@ -116,19 +125,34 @@ def _whose(key: Key) -> str:
     return f"{letter(key.side)}-{letter(0)}" if key.change else letter(key.side)
 
 
-def _described(comparison: Comparison, key: Key, step: int) -> str:
-    """What a picture shows, as its card says it.
-
-    Args:
-        comparison: the sides.
-        key: which picture.
-        step: of the comparison.
-    """
-    name, label = comparison.layers[key.layer].name, comparison.sides[key.side].label
+def _described(comparison: Comparison, key: Key, picture: Picture, step: int) -> str:
+    """What a picture shows and what its colours mean, as its card says it."""
+    layer, label = comparison.layers[key.layer], comparison.sides[key.side].label
+    range_ = in_words(picture.limits)
     if key.change:
-        return f"{name} of {label} minus {comparison.sides[0].label}"
+        gain = comparison.gain(layer, key.kind)
+        what = f"{layer.name} of {label} minus {comparison.sides[0].label}"
+        return f"{what}. All cells, steps and sides: {range_}, the layer's largest range divided by {gain} (×{gain})."
     own = comparison.step_of(key.side, step)
-    return f"{name} of {label}" + ("" if own is None else f", its step {own} at step {step}")
+    what = f"{layer.name} of {label}" + ("" if own is None else f", its step {own} at step {step}")
+    whose = "all steps and sides" if comparison.ranges == "shared" else "all its steps"
+    return f"{what}. Each {key.kind.one} in one range for {whose}: {range_}."
+
+
+def _facts(comparison: Comparison, key: Key, picture: Picture, step: int) -> dict[str, Any]:
+    """What a program needs to turn a picture's colours back into values."""
+    high = [float(value) for value in picture.limits.high]
+    return {
+        "layer": comparison.layers[key.layer].name,
+        "kind": key.kind,
+        "step": step,
+        "side": _whose(key),
+        "channels": list(range(len(high))),
+        "low": [-value if picture.limits.symmetric else 0.0 for value in high],
+        "high": high,
+        "symmetric": picture.limits.symmetric,
+        "gain": comparison.gain(comparison.layers[key.layer], key.kind) if key.change else None,
+    }
 
 
 def _numbers(comparison: Comparison) -> dict[int, list[tuple[str, float]]]:

@@ -15,6 +15,7 @@ from cnnlog.kinds import Kind, KindName
 from cnnlog.messages import by, near, some
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.ranges import AnchoredRange, Limits
+from cnnlog.rendering.shared_ranges import Extremes, shared_limits
 from cnnlog.runs.manifest import Manifest, StoreError, WatchedLayer
 from cnnlog.runs.spread import Summary, summary_of
 from cnnlog.runs.store import RunStore
@@ -75,6 +76,7 @@ class Run:
         self._damaged: dict[int, str] = {}
         self._records: OrderedDict[int, Record] = OrderedDict()
         self._summaries: dict[int, Summary] = {}
+        self._extremes: dict[tuple[Kind, str], Extremes] | None = None
         if not self._listed:
             raise ValueError(f"{self.path} holds a run without a step: its training ended before the baseline was kept")
 
@@ -292,7 +294,10 @@ class Run:
         return self._store.read_probe_picture()
 
     def limits(self, layer: str, kind: Kind | KindName, step: int) -> Limits:
-        """The range that a layer's picture was drawn with: what full colour stood for, for each channel.
+        """The range that a layer's live picture was drawn with: what full colour stood for, for each channel.
+
+        While a training runs, later values are not known, so this range may differ from step to step. What is drawn
+        afterwards has that of `limits_over_steps`.
 
         Args:
             layer: the name of a watched layer, one of `layers`.
@@ -306,6 +311,35 @@ class Run:
             return AnchoredRange(signed=kind.signed).update(shown)
         stored = AnchoredRange.from_state(state)  # as it was when it had taken what is shown
         return stored.limits() or stored.update(shown)
+
+    def limits_over_steps(self, layer: str, kind: Kind | KindName) -> Limits:
+        """The range that figures and exported files are drawn with: it covers every step, and is the same for all.
+
+        A channel's range ends at its largest finite magnitude at any step. A channel that is 0 everywhere takes the
+        median range of the layer's others. All layers are found in one pass over the steps, when you first ask.
+
+        Args:
+            layer: the name of a watched layer, one of `layers`.
+            kind: `"filters"` or `"feature_maps"`.
+
+        Raises:
+            ValueError: there is no such layer, or no step holds its filters or feature maps.
+        """
+        kind = Kind(kind)
+        if self._extremes is None:
+            self._extremes = {}
+            for step in self._listed:
+                try:
+                    record = self.record(step)
+                except StoreError:  # damaged, and remembered
+                    continue
+                for what in Kind:
+                    for name, shown in what.of(record).items():
+                        self._extremes.setdefault((what, name), Extremes()).see(what.by_channel(shown))
+        if (kind, self.layer(layer).name) not in self._extremes:
+            raise ValueError(f"{self.name} holds no {kind.words} of {layer} at any step")
+        rule = (self.manifest.settings.get(kind) or {}).get("value_range", "channel")
+        return shared_limits(self._extremes[kind, layer], signed=kind.signed, rule=rule)
 
     def drift(self, measure: Measure = "cosine", layer: str | None = None) -> Any:
         """A number over all steps, as a table: by default how far the layers are from their baseline.
@@ -361,6 +395,8 @@ class Run:
     ) -> Figure:
         """A matplotlib figure of a layer's filters or feature maps, with title, channel numbers and colour bar.
 
+        Its range covers all steps of the run, so that figures of two steps can be compared.
+
         Args:
             layer: the name of a watched layer, one of `layers`.
             step: a step's number, `"baseline"` or `"last"`.
@@ -373,7 +409,7 @@ class Run:
         """
         kind, number = Kind(kind), self.step(step)
         array = self._array(layer, kind, number)
-        limits, view = self.limits(layer, kind, number), self.layer(layer).view
+        limits, view = self.limits_over_steps(layer, kind), self.layer(layer).view
         picture = Picture.of(kind, array, limits, image=image, view=view, cmap=cmap)
         return picture.figure(f"{kind.words.capitalize()} of {layer}, {self.name}, step {number}")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import ctypes
+import io
 import json
 import os
 import runpy
@@ -18,6 +19,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from support.pages import Seen
 from support.places import EXAMPLES
 from support.stored_runs import moving, write_run
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
@@ -29,7 +31,6 @@ from cnnlog.cli import app
 from cnnlog.comparison.comparison import compare
 from cnnlog.models.torchvision import Loaded, default_transform, load_classifier
 from cnnlog.rendering.grids import filters_grid
-from cnnlog.rendering.png import encode_png
 from cnnlog.reports import tensorboard_run
 from cnnlog.runs import whole_files
 
@@ -229,6 +230,18 @@ def test_a_truncated_step_is_skipped_and_said(cnnlog: Any, tmp_path: Path) -> No
     assert f"Note: skipped: {file} is truncated" in out
 
 
+def test_each_side_in_its_own_range_if_you_ask_for_it(runs: tuple[Path, Path], tmp_path: Path, cnnlog: Any) -> None:
+    pages = {}
+    for name, options in (("shared", ()), ("own", ("--range", "own"))):
+        code, _, _ = cnnlog("compare", *runs, "-o", tmp_path / name, *options)
+        assert code == 0
+        seen = Seen((tmp_path / name).read_text(encoding="utf-8"))
+        highs = [seen.data["pictures"][f"0-filters-s{side}"]["reels"][0]["high"] for side in (0, 1)]
+        pages[name] = highs
+    assert pages["shared"][0] == pages["shared"][1] == np.maximum(*pages["own"]).tolist()
+    assert pages["own"][0] != pages["own"][1]
+
+
 # --- TensorBoard
 
 
@@ -246,6 +259,11 @@ def pictures(folder: Path) -> tuple[dict[str, list[tuple[int, bytes]]], dict[str
     return images, numbers
 
 
+def pixels_of(png: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(png)) as picture:
+        return np.asarray(picture)
+
+
 def test_the_tensorboard_run_holds_all_sides_and_steps(runs: tuple[Path, Path], tmp_path: Path) -> None:
     comparison = compare(*runs)
     tensorboard_run.write_board(comparison, tmp_path / "new" / "board")
@@ -257,14 +275,14 @@ def test_the_tensorboard_run_holds_all_sides_and_steps(runs: tuple[Path, Path], 
     steps = [[step for step, _ in found] for found in images.values()]
     steps += [[step for step, _ in found] for found in numbers.values()]
     assert all(found == [0, 1, 2, 3, 4] for found in steps)
-    held = images["compare_filters/00_conv1/A"]
-    assert held[3][1] == held[4][1] != held[2][1]
+    held = [pixels_of(png).tobytes() for _, png in images["compare_filters/00_conv1/A"]]
+    assert held[3] == held[4] != held[2]
     conv1 = comparison.layer("conv1")
     change, limits = comparison.difference(conv1, "filters", 4), comparison.difference_limits(conv1, "filters", 4)
     assert change is not None
     assert limits is not None
-    drawn = encode_png(filters_grid(change, limits, view="rgb"))
-    assert images["compare_filters/00_conv1/B-A"][4][1] == drawn
+    drawn = pixels_of(images["compare_filters/00_conv1/B-A"][4][1])
+    np.testing.assert_array_equal(drawn, filters_grid(change, limits, view="rgb").pixels)
     distances = [value for _, value in comparison.curves()["distance_cosine"]["conv1"]["fast"]]
     assert [value for _, value in numbers["compare_distance/00_conv1/B-A"]] == pytest.approx(distances, rel=1e-6)
 

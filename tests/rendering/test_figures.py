@@ -127,7 +127,15 @@ def test_slices_have_a_row_a_filter_and_a_column_an_input_channel() -> None:
         row, column = divmod(position, 2)
         np.testing.assert_array_equal(picture, colours[row * 4 : row * 4 + 3, column * 4 : column * 4 + 3])
     text = [t.get_text() for t in figure.axes[0].texts]
-    assert text == ["4 filters (rows) by 2 input channels (columns), 3 × 3 each", "0", "0", "1", "1", "2", "3"]
+    assert text == [
+        "4 filters (rows) by 2 input channels (columns), 3 × 3 each; filter ranges ±1.37 to ±2.33",
+        "0",
+        "0",
+        "1",
+        "1",
+        "2",
+        "3",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -155,7 +163,7 @@ def test_rgb_says_its_scale_in_words() -> None:
     by_filter = figures.filters_figure(shown, tight_limits(shown, signed=True), view="rgb")
     assert len(by_filter.axes) == 1
     text = " ".join(t.get_text() for t in by_filter.axes[0].texts)
-    assert "mid gray is 0, full colour the end of each filter's own range" in text
+    assert "mid gray is 0, full colour the end of each filter's range, ±" in text
     shown[:, 0, 0, 0] = 8
     text = " ".join(
         t.get_text() for t in figures.filters_figure(shown, tight_limits(shown, rule="layer"), view="rgb").axes[0].texts

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import pytest
 from PIL import Image
 from support.measured import measured_layers, snapshot_of
+from support.stored_runs import write_run
 from typer.testing import CliRunner, Result
 
 from cnnlog.cli.app import app
@@ -24,7 +25,7 @@ from cnnlog.reports import export as exporting
 from cnnlog.reports.animation import AT_THE_ENDS, FRAME, Animation, save_apng
 from cnnlog.reports.part import Wanted
 from cnnlog.reports.sheet import sheet
-from cnnlog.reports.strip import strip
+from cnnlog.reports.strip import most_changed, strip
 from cnnlog.runs.finding import open_run
 from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.runs.run import Run
@@ -110,6 +111,17 @@ def holds(picture: Image.Image, grid: Grid) -> bool:
     return False
 
 
+def peaks(run: Run, layer: str, kind: str = "filters") -> npt.NDArray[np.float32]:
+    """The largest magnitude of each channel over all steps that hold it."""
+    steps = run.steps if kind == "filters" else run.steps[::2]
+    shown = [getattr(run, kind)(layer, step) for step in steps]
+    found = [
+        np.abs(one if kind == "filters" else one.swapaxes(0, 1)).reshape(one.shape[kind != "filters"], -1)
+        for one in shown
+    ]
+    return np.max([one.max(axis=1) for one in found], axis=0)
+
+
 def rgb_of(values: npt.NDArray[np.float32], high: float) -> list[int]:
     return [128 + 4 * int(np.rint(np.clip(value / high, -1, 1) * 31)) for value in values]
 
@@ -117,7 +129,7 @@ def rgb_of(values: npt.NDArray[np.float32], high: float) -> list[int]:
 def test_a_strip_shows_the_chosen_filters_at_the_chosen_steps_in_one_range(stored: Path) -> None:
     run = open_run(stored)
     picture = strip(run, Wanted(steps=(1, 2, 5, 10), channels=(0, 3, 7)))
-    high = run.limits("stem", "filters", 10).high
+    high = peaks(run, "stem")
     assert high[7] > run.limits("stem", "filters", 1).high[7], "its range must have grown for this test to tell"
     side = 5 * (((700 - 5) // 4) // 5)
     right, bottom = picture.width - MARGIN - 2, picture.height - MARGIN - 2
@@ -128,12 +140,32 @@ def test_a_strip_shows_the_chosen_filters_at_the_chosen_steps_in_one_range(store
             assert picture.getpixel(at) == tuple(rgb_of(corner, float(high[channel]))), (channel, step)
 
 
-def test_a_strip_takes_eight_steps_over_the_run_and_the_first_eight_filters(stored: Path) -> None:
-    picture = strip(open_run(stored), Wanted())
-    side = 5 * (((700 - 9) // 8) // 5)
-    shown = np.asarray(picture)[MARGIN:-MARGIN, -MARGIN - 8 * side - 9 : -MARGIN]
-    gaps = np.flatnonzero((shown[-8 * side - 9 :] == 0).all(axis=(0, 2)))
-    assert gaps.tolist() == [number * (side + 1) for number in range(9)]
+def test_a_strip_takes_steps_at_even_strides(stored: Path) -> None:
+    picture = strip(open_run(stored), Wanted())  # steps 0 to 11: 0, 2, 4, 6, 8, 10
+    side = 5 * (((700 - 5) // 6) // 5)
+    shown = np.asarray(picture)[MARGIN:-MARGIN, -MARGIN - 6 * side - 5 : -MARGIN]
+    gaps = np.flatnonzero((shown[-8 * side - 7 :] == 0).all(axis=(0, 2)))
+    assert gaps.tolist() == [side + number * (side + 1) for number in range(5)]
+    run = open_run(stored)
+    given = strip(run, Wanted(steps=(0, 2, 4, 6, 8, 10)))
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(given))
+
+
+def test_a_strip_shows_the_channels_that_changed_most(tmp_path: Path) -> None:
+    start = (np.random.default_rng(0).integers(-8, 9, (12, 3, 3, 3)) / 8).astype(np.float32)
+    way = np.zeros_like(start)
+    for channel, amount in ((11, 3), (2, 2), (7, 1), (4, 1)):
+        way[channel] = amount * np.eye(3)
+    folder = write_run(tmp_path / "run", lambda step: ({"conv": start + np.float32(0.125 * step) * way}, {}))
+    run = open_run(folder)
+    picture = strip(run, Wanted())
+    given = strip(run, Wanted(channels=(11, 2, 4, 7, 0, 1, 3, 5)))
+    height = 8 * 3 * (((700 - 3) // 4) // 3)
+    np.testing.assert_array_equal(np.asarray(picture)[-height:], np.asarray(given)[-height:])
+    values = np.stack([start, start + way])
+    assert most_changed(values, 4) == (11, 2, 4, 7)
+    values[1, 5, 0, 0, 0] = np.nan
+    assert most_changed(values, 2) == (11, 2)
 
 
 def test_every_step_is_labelled_even_where_there_are_many(stored: Path) -> None:
@@ -141,15 +173,17 @@ def test_every_step_is_labelled_even_where_there_are_many(stored: Path) -> None:
     assert wide.width > 64 + 12 * 12
 
 
-def test_a_sheet_shows_every_layer_as_it_was_at_that_step(stored: Path) -> None:
+def test_a_sheet_shows_every_layer_at_that_step_in_its_range_over_all_steps(stored: Path) -> None:
     run = open_run(stored)
     picture = sheet(run, Wanted(step=4))
     other = sheet(run, Wanted(step=6))
     for layer in LAYERS:
         assert layer.view is not None
-        limits = run.limits(layer.name, "filters", 4)
+        limits = run.limits_over_steps(layer.name, "filters")
+        np.testing.assert_array_equal(limits.high, peaks(run, layer.name))
         filters = filters_grid(run.filters(layer.name, 4), limits, view=layer.view, width=350)
-        maps_limits = run.limits(layer.name, "feature_maps", 4)
+        maps_limits = run.limits_over_steps(layer.name, "feature_maps")
+        np.testing.assert_array_equal(maps_limits.high, peaks(run, layer.name, "feature_maps"))
         maps = maps_grid(run.feature_maps(layer.name, 4)[0], maps_limits, width=350)
         assert holds(picture, filters)
         assert holds(picture, maps)
@@ -171,8 +205,8 @@ def test_in_an_animation_a_colour_means_the_same_in_every_frame(stored: Path, tm
     assert len(frames) == STEPS
     assert durations[0] == durations[-1] == AT_THE_ENDS
     assert set(durations[1:-1]) == {FRAME[1]}
-    high = float(run.limits("stem", "filters", STEPS - 1).high[0])
-    top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 5) // 4) // 5)) + 3)
+    high = float(peaks(run, "stem")[0])
+    top = frames[0].shape[0] - MARGIN - (3 * (5 * (((700 - 3) // 4) // 5)) + 2)
     for step, frame in enumerate(frames):
         np.testing.assert_array_equal(frame, np.asarray(Animation(run, Wanted()).frame(step)))
         assert frame[top, MARGIN + 1].tolist() == rgb_of(run.filters("stem", step)[0, :, 0, 0], high)
@@ -221,11 +255,10 @@ def test_a_gif_of_coloured_filters_keeps_page_letters_and_gaps(stored: Path, tmp
 
 def test_a_range_fresh_at_each_step_becomes_one_for_all_frames(tmp_path: Path) -> None:
     run = open_run(write(tmp_path / "fresh", rule="step"))
-    highs = [run.limits("stem", "filters", step).high for step in range(STEPS)]
     frame = Animation(run, Wanted()).frame(0)
     top = frame.height - MARGIN - (3 * (5 * (((700 - 5) // 4) // 5)) + 3)
     corner = run.filters("stem", 0)[0, :, 0, 0]
-    assert frame.getpixel((MARGIN + 1, top)) == tuple(rgb_of(corner, float(np.max(highs, axis=0)[0])))
+    assert frame.getpixel((MARGIN, top)) == tuple(rgb_of(corner, float(peaks(run, "stem")[0])))
 
 
 def test_a_figure_names_what_it_shows(stored: Path) -> None:

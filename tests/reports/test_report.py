@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import itertools
+import math
 import re
 import zlib
 from pathlib import Path
@@ -85,6 +86,13 @@ def test_a_held_step_adds_no_frame() -> None:
     reel.hold()
     assert reel.at == [-1, 0, 0]
     assert reel.steps == [4]
+
+
+def test_a_reel_refuses_a_frame_of_another_range() -> None:
+    reel = Reel()
+    reel.add(picture(np.zeros((2, 3, 3), np.float32)), 0)
+    with pytest.raises(ValueError, match="step 1 has another than those before it"):
+        reel.add(picture(np.zeros((2, 3, 3), np.float32), high=2.0), 1)
 
 
 def test_a_reel_refuses_a_frame_of_another_shape() -> None:
@@ -179,6 +187,45 @@ def test_only_its_own_script_may_run(page: Seen) -> None:
     assert "default-src 'none'" in policy
 
 
+def shared(runs: tuple[Path, Path], layer: str) -> Limits:
+    """The range that covers a layer's filters in all steps of both runs, by NumPy alone."""
+    every = [run.filters(layer, step) for run in map(cnnlog.open_run, runs) for step in run.steps]
+    high = np.max([np.abs(filters).max(axis=(1, 2, 3)) for filters in every], axis=0)
+    return Limits(high, True, np.zeros(len(high), np.int64))
+
+
+def test_every_scale_has_two_numbers(page: Seen, runs: tuple[Path, Path]) -> None:
+    reels = {key: one["reels"][0] for key, one in page.data["pictures"].items()}
+    for key in ("0-filters", "1-filters", "0-feature_maps", "1-feature_maps"):
+        assert reels[f"{key}-s0"]["high"] == reels[f"{key}-s1"]["high"]
+        assert all(math.isfinite(high) and high > 0 for reel in reels.values() for high in reel["high"])
+    high = shared(runs, "conv1").high
+    np.testing.assert_allclose(reels["0-filters-s0"]["high"], high, rtol=1e-3)
+    ends = f"{high.min():.3g} to {high.max():.3g}"
+    negative = f"−{high.min():.3g} to −{high.max():.3g}"
+    assert page.text.count(ends) == page.text.count(negative) == 2, "once for each side"
+    assert "own range" not in page.text
+    gains = [a for tag, a in page.elements if a.get("class") == "gain"]
+    assert len(gains) == 4, "one for each difference"
+
+
+def test_filters_of_another_start_have_no_difference_and_say_why(tmp_path: Path, runs: tuple[Path, Path]) -> None:
+    def apart(step: int) -> Any:
+        filters, maps = moving(2, 0.1)(step)
+        other = np.random.default_rng(3).standard_normal(filters["conv2"].shape).astype(np.float32)
+        return {**filters, "conv2": other}, maps
+
+    write_run(tmp_path / "apart", apart)
+    _, seen = written(cnnlog.compare(runs[0], tmp_path / "apart"), tmp_path / "page.html")
+    why = (
+        "the filters of tuned and apart did not start from the same weights, so filter 3 of one has nothing to do with"
+    )
+    assert f"Filters of conv2: no difference, for {why} filter 3 of the other." in seen.text
+    assert "in conv2 did not start from the same weights" in seen.text
+    assert {"0-filters-d1", "1-filters-s1"} <= seen.data["pictures"].keys()
+    assert "1-filters-d1" not in seen.data["pictures"]
+
+
 def test_every_picture_has_a_text(page: Seen) -> None:
     alternatives = [attributes["alt"] for tag, attributes in page.elements if tag == "img"]
     assert "Filters of conv1, tuned, epoch 4: 4 of 5 by 5 pixels" in alternatives
@@ -191,19 +238,19 @@ def test_differences_are_those_of_the_raw_values(page: Seen, runs: tuple[Path, P
         for kind in ("filters", "feature_maps"):
             reel = page.data["pictures"][f"{layer}-{kind}-d1"]["reels"][0]
             pixels = unpacked(page, reel)
+            (high,) = set(reel["high"])
+            every = [getattr(run, kind)(name, step) for run in (tuned, scratch) for step in run.steps]
+            gain = max(np.abs(values).max() for values in every) / high
+            assert min(abs(gain / possible - 1) for possible in (1, 4, 16, 64)) < 1e-3
             for step in range(5):
                 one, other = (getattr(run, kind)(name, min(step, run.steps[-1])) for run in (tuned, scratch))
                 change = (other - one).astype(np.float64)
-                high = reel["high"][reel["at"][step]]
-                if change.any():
-                    assert np.log2(high) == pytest.approx(round(np.log2(high)), abs=1e-3)
-                assert np.abs(change).max() <= high * 1.001
                 if kind == "filters" and name == "conv1":
                     change = np.take_along_axis(change, np.abs(change).argmax(axis=1)[:, None], axis=1)
                 cells = change.reshape(-1, *change.shape[-2:])
                 columns = reel["layout"]["columns"]
                 h, w = cells.shape[1:]
-                expected = ZERO + ZERO * cells / high
+                expected = ZERO + ZERO * np.clip(cells / high, -1, 1)
                 seen = pixels[reel["at"][step]].reshape(-1, columns * (w + 1) - 1)
                 for cell, values in enumerate(expected):
                     y, x = cell // columns * (h + 1), cell % columns * (w + 1)
@@ -224,7 +271,7 @@ def test_the_static_pictures_are_those_of_the_last_step(page: Seen, runs: tuple[
     source = next(a["src"] for t, a in page.elements if t == "img" and a["alt"].startswith("Filters of conv2, tuned"))
     with Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))) as picture:
         pixels = np.asarray(picture.convert("RGB"))
-    grid = filters_grid(run.filters("conv2"), run.limits("conv2", "filters", 4), view="slices", bare=True)
+    grid = filters_grid(run.filters("conv2"), shared(runs, "conv2"), view="slices", bare=True)
     assert grid.palette is not None
     np.testing.assert_array_equal(pixels, np.frombuffer(grid.palette, np.uint8).reshape(-1, 3)[grid.pixels])
 
@@ -315,8 +362,7 @@ def test_the_difference_of_weights_to_a_run_moves_with_the_run(runs: tuple[Path,
     (grid,) = {int(frames_of[0][0])}  # white at 0
     levels = [int(np.abs(frame[frames_of[0] == grid] - grid).sum()) for frame in frames_of]
     assert levels[0] == 0
-    far = [level * high for level, high in zip(levels, reel["high"], strict=True)]
-    np.testing.assert_allclose(far, [far[1] * step for step in range(5)], rtol=0.05)
+    np.testing.assert_allclose(levels, [levels[1] * step for step in range(5)], rtol=0.05)
 
 
 def test_maps_that_are_kept_at_some_steps_only_are_held(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 from cnnlog.comparison.comparison import Comparison
-from cnnlog.rendering.colours import GAP, TOP, ZERO, palette
+from cnnlog.rendering.colours import GAP, palette
 from cnnlog.reports.page.about import unit
 from cnnlog.reports.page.film import Film
 from cnnlog.reports.page.layers import palette_name
@@ -33,9 +33,8 @@ def data(comparison: Comparison, film: Film, sides: list[dict[str, Any]], blocks
     pictures: dict[str, dict[str, Any]] = {}
     for key, reel in film.reels.items():
         assert reel.last is not None, "every reel has a frame"
-        both = [palette_name(reel.last.cmap, symmetric) for symmetric in (False, True)]
-        for symmetric in set(reel.symmetric):
-            palettes[both[symmetric]] = text64(palette(reel.last.cmap, symmetric))
+        limits, name = reel.last.limits, palette_name(reel.last.cmap, reel.last.limits.symmetric)
+        palettes[name] = text64(palette(reel.last.cmap, limits.symmetric))
         picture = pictures.setdefault(
             key.name,
             {"layer": key.layer, "kind": key.kind, "side": None if key.change else key.side, "reels": []},
@@ -45,13 +44,11 @@ def data(comparison: Comparison, film: Film, sides: list[dict[str, Any]], blocks
                 "block": keep(reel.pack()),
                 "at": reel.at,
                 "steps": reel.steps,
-                "symmetric": [int(symmetric) for symmetric in reel.symmetric],
-                "high": [short(high) for high in reel.high],
-                "doubled": reel.doubled,
-                "grown": reel.grown,
+                "symmetric": limits.symmetric,
+                "high": [short(float(high)) for high in limits.high],
                 "layout": layout(reel.last),
                 "rgb": reel.last.view == "rgb",
-                "palettes": both,
+                "palette": name,
             }
         )
     return {
@@ -59,8 +56,6 @@ def data(comparison: Comparison, film: Film, sides: list[dict[str, Any]], blocks
         "steps": film.steps,
         "images": film.images,
         "gap": GAP,
-        "top": TOP,
-        "zero": ZERO,
         "sides": [{key: side[key] for key in ("letter", "label", "last")} for side in sides],
         "layers": [{"name": layer.name, "filters": layer.has_filters} for layer in comparison.layers],
         "palettes": palettes,

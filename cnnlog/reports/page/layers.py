@@ -12,10 +12,10 @@ from cnnlog.kinds import Kind
 from cnnlog.rendering.colours import TOP, palette
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import encode_png
+from cnnlog.rendering.shared_ranges import ends
 from cnnlog.reports.page.about import unit
 from cnnlog.reports.page.film import Film
-from cnnlog.reports.page.numbers import as_text
-from cnnlog.reports.page.reels import Reel, layout
+from cnnlog.reports.page.reels import layout
 
 _COLOURS = ("#3b7dd8", "#d9622b", "#2f9e6e", "#b54ac2", "#b8860b", "#0fa3b1", "#d6336c", "#7a6ff0")
 
@@ -64,18 +64,19 @@ def _figure(comparison: Comparison, film: Film, sides: list[dict[str, Any]], key
         "size": (0, 0),
         "low": "",
         "high": "",
+        "gain": "",
         "bar": "",
     }
     reel = film.reels.get(key)
     if reel is None or reel.last is None:
-        why = _no_difference(comparison, film, key) if key.change else f"{side['label']} has none"
+        why = _no_difference(comparison, key) if key.change else f"{side['label']} has none"
         return {**figure, "alt": f"{what} of {name}: {why}."}
     grid = reel.last.grid(350, bare=True)
     when = f"{unit(comparison)} {reel.steps[-1]}" if comparison.sides[key.side].run is not None else ""
     if when and reel.steps[-1] != film.steps[-1]:
         when += " (its last)"
     cells = layout(reel.last)
-    low, high, bar = _scale(reel)
+    low, high = ends(reel.last.limits)
     return {
         **figure,
         "when": when,
@@ -83,33 +84,15 @@ def _figure(comparison: Comparison, film: Film, sides: list[dict[str, Any]], key
         "size": grid.size,
         "low": low,
         "high": high,
-        "bar": bar,
+        "gain": f"×{comparison.gain(comparison.layers[key.layer], key.kind)}" if key.change else "",
+        "bar": "rgb" if reel.last.view == "rgb" else palette_name(reel.last.cmap, reel.last.limits.symmetric),
         "alt": f"{what} of {name}, {title}, {when}: {cells['n']} of {cells['h']} by {cells['w']} pixels",
     }
 
 
-def _no_difference(comparison: Comparison, film: Film, key: Key) -> str:
-    sides = [Key(key.layer, key.kind, side) in film.reels for side in (0, key.side)]
-    if not all(sides):
-        return "no difference, for one side has none"
-    if key.kind.per_image and not comparison.same_probe(key.side):
-        return "no difference, for the probes are not the same"
-    return "no difference, for their shapes are not the same"
-
-
-def _scale(reel: Reel) -> tuple[str, str, str]:
-    """The ends of the last frame's range, and the class of its bar.
-
-    Args:
-        reel: which has frames.
-    """
-    assert reel.last is not None, "it has frames"
-    symmetric, high, doubled = reel.symmetric[-1], reel.high[-1], reel.doubled[-1]
-    bar = "rgb" if reel.last.view == "rgb" else palette_name(reel.last.cmap, symmetric)
-    if high is not None:
-        return (f"−{as_text(high)}" if symmetric else "0"), as_text(high), bar
-    grown = f" (up to ×{2**doubled})" if doubled else ""
-    return ("−own range" if symmetric else "0"), f"own range{grown}", bar
+def _no_difference(comparison: Comparison, key: Key) -> str:
+    why = comparison.why_no_difference(key.side, comparison.layers[key.layer], key.kind)
+    return f"no difference, for {why}" if why else "no difference at these steps"
 
 
 def _about_group(picture: Picture) -> str:

@@ -17,6 +17,7 @@ import numpy as np
 
 from cnnlog.rendering.colours import Pixels
 from cnnlog.rendering.picture import Picture
+from cnnlog.rendering.ranges import Limits
 from cnnlog.rendering.shrink import shrink
 from cnnlog.snapshot import FloatArray
 
@@ -106,20 +107,12 @@ class Reel:
     Attributes:
         at: for each step of the page the number of its frame; -1 before the first frame.
         steps: for each frame its step.
-        symmetric: for each frame whether its range is -end to end, which decides its palette.
-        high: for each frame its range, if all channels have the same one, else None.
-        doubled: for each frame how often a channel's range has doubled, at most.
-        grown: each time that a channel's range has doubled: the frame, the channel, and how often it has doubled now.
-        last: the last frame's picture.
+        last: the last frame's picture, whose range is that of all frames.
         size: how many bytes are packed so far.
     """
 
     at: list[int] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
-    symmetric: list[bool] = field(default_factory=list)
-    high: list[float | None] = field(default_factory=list)
-    doubled: list[int] = field(default_factory=list)
-    grown: list[tuple[int, int, int]] = field(default_factory=list)
     last: Picture | None = None
     size: int = 0
     _before: Pixels | None = None
@@ -137,7 +130,7 @@ class Reel:
             step: the step that it is of.
 
         Raises:
-            ValueError: it has another shape than the frames before.
+            ValueError: it has another shape or another range than the frames before.
         """
         pixels = picture.grid(None, bare=True).pixels
         if self._before is not None and pixels.shape != self._before.shape:
@@ -145,16 +138,11 @@ class Reel:
                 f"frames of one picture must have one shape; they had {list(self._before.shape)} and step {step} has "
                 f"{list(pixels.shape)}"
             )
+        if self.last is not None and not _alike(self.last.limits, picture.limits):
+            raise ValueError(f"frames of one picture must have one range; step {step} has another than those before it")
         self._keep(self._deflate.compress((pixels if self._before is None else pixels - self._before).tobytes()))
-        before = 0 if self.last is None else self.last.limits.doubled
-        changed = np.flatnonzero(picture.limits.doubled != before).tolist()
-        self.grown += [(len(self.steps), channel, int(picture.limits.doubled[channel])) for channel in changed]
         self._before, self.last = pixels, picture
         self.steps.append(step)
-        self.symmetric.append(picture.limits.symmetric)
-        high = picture.limits.high
-        self.high.append(float(high[0]) if (high == high[0]).all() else None)
-        self.doubled.append(int(picture.limits.doubled.max(initial=0)))
         self.at.append(len(self.steps) - 1)
 
     def hold(self) -> None:
@@ -170,6 +158,10 @@ class Reel:
         if packed:
             self._packed.append(packed)
             self.size += len(packed)
+
+
+def _alike(one: Limits, other: Limits) -> bool:
+    return one.symmetric == other.symmetric and bool((one.high == other.high).all())
 
 
 def fitting(

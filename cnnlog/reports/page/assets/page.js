@@ -77,20 +77,13 @@
     return Math.max(1, Math.floor(cell / Math.max(layout.h, layout.w)));
   }
 
-  /** Of each frame: by what a channel's values are multiplied to stand in the range of the last frame. */
-  function scalesOf(reel, channel) {
-    const doubled = new Array(reel.steps.length).fill(0);
-    for (const [frame, one, times] of reel.grown) if (one === channel) doubled.fill(times, frame);
-    const end = doubled[doubled.length - 1];
-    return doubled.map((times) => 2 ** (times - end));
-  }
-
-  const scaled = (value, zero, scale) => zero + Math.round((value - zero) * scale);
-
-  /** Draw cells, each `[frame, cell, scale]`, in rows of `columns`, enlarged by `factor`, a gap of 1 px between them. */
-  function compose(canvas, reel, bytes, cells, columns, factor) {
+  /**
+   * Draw cells, each `[frame, cell]`, in rows of `columns`, enlarged by `factor`, a gap of 1 px between them.
+   * With a `pitch`, columns are so many pixels apart, each cell in the middle of its column.
+   */
+  function compose(canvas, reel, bytes, cells, columns, factor, pitch) {
     const { h, w } = reel.layout;
-    const wide = w * factor + 1, high = h * factor + 1;
+    const wide = pitch || w * factor + 1, high = h * factor + 1, inset = (wide - w * factor) >> 1;
     const width = columns * wide - 1, height = Math.ceil(cells.length / columns) * high - 1;
     if (canvas.width !== width || canvas.height !== height || !canvas.picture) {
       canvas.width = width;
@@ -102,30 +95,24 @@
     const planes = reel.rgb ? 3 : 1;
     const from = reel.layout.columns, row = from * (w + 1) - 1;
     const size = bytes.length / reel.steps.length;
-    out.fill(reel.rgb ? RGB_GAP : colours[reel.palettes[+reel.symmetric[0]]][data.gap]);
-    cells.forEach(([frame, cell, scale = 1], place) => {
+    const palette = reel.rgb ? null : colours[reel.palette];
+    const edge = palette ? palette[data.gap] : RGB_GAP;
+    out.fill(inset ? 0 : edge);
+    cells.forEach(([frame, cell], place) => {
       if (frame < 0) return;
-      const zero = reel.symmetric[frame] ? data.zero : 0;
-      const palette = reel.rgb ? null : colours[reel.palettes[+reel.symmetric[frame]]];
       const start = frame * size + planes * (Math.floor(cell / from) * (h + 1) * row + (cell % from) * (w + 1));
-      const corner = Math.floor(place / columns) * high * width + (place % columns) * wide;
+      const corner = Math.floor(place / columns) * high * width + (place % columns) * wide + inset;
+      for (let y = -1; inset && y <= h * factor; y++) { // a frame, for cells that stand apart
+        const line = corner + y * width;
+        if (line > 0) out.fill(edge, line - 1, Math.min(line + w * factor + 1, line - line % width + width));
+      }
       for (let y = 0; y < h; y++) {
         let to = corner + y * factor * width;
         const line = to;
         for (let x = 0; x < w; x++) {
           const at = start + planes * (y * row + x);
-          let red = bytes[at], colour;
-          if (palette) {
-            if (scale !== 1 && red <= data.top) red = scaled(red, zero, scale);
-            colour = palette[red];
-          } else {
-            let green = bytes[at + 1], blue = bytes[at + 2];
-            // 0 and 255 stand in the two colours of what is not finite, and in no value
-            if (scale !== 1 && [red, green, blue].every((part) => part > 0 && part < 255)) {
-              [red, green, blue] = [red, green, blue].map((part) => scaled(part, 128, scale));
-            }
-            colour = (0xff000000 | (blue << 16) | (green << 8) | red) >>> 0;
-          }
+          const colour = palette ? palette[bytes[at]]
+            : (0xff000000 | (bytes[at + 2] << 16) | (bytes[at + 1] << 8) | bytes[at]) >>> 0;
           for (let f = 0; f < factor; f++) out[to++] = colour;
         }
         for (let f = 1; f < factor; f++) out.copyWithin(line + f * width, line, to);
@@ -211,11 +198,6 @@
       this.canvas.setAttribute("aria-label",
         `${kind} of ${data.layers[this.layer].name}, ${this.title}, ${what}: ${n} of ${h} by ${w} pixels`);
       this.box.setAttribute("aria-label", `${kind} of ${data.layers[this.layer].name}, ${this.title}: open a filter`);
-      if (frame < 0) return;
-      const [low, high, bar] = scaleOf(reel, frame);
-      this.figure.querySelector(".scale .low").textContent = low;
-      this.figure.querySelector(".scale .high").textContent = high;
-      this.figure.querySelector(".bar").className = `bar ${bar}`;
     }
 
     channelAt(event) {
@@ -244,18 +226,17 @@
     }
   }
 
-  function scaleOf(reel, frame) {
-    const symmetric = reel.symmetric[frame], high = reel.high[frame], doubled = reel.doubled[frame];
-    const bar = reel.rgb ? "rgb" : reel.palettes[+symmetric];
-    if (high !== null) return [symmetric ? `−${number(high)}` : "0", number(high), bar];
-    const grown = doubled ? ` (up to ×${2 ** doubled})` : "";
-    return [symmetric ? "−own range" : "0", `own range${grown}`, bar];
-  }
+  /** The range of one channel, in the numbers at the ends of a scale. */
+  const rangeOf = (reel, channel) => {
+    const high = number(reel.high[channel]);
+    return [reel.symmetric ? `−${high}` : "0", high];
+  };
 
   function point(picture, channel) {
     for (const other of pictures) if (other.layer === picture.layer) other.mark(channel);
     const noun = picture.kind === "filters" ? "filter" : "map";
-    picture.box.title = channel === null ? "" : `${noun} ${channel}`;
+    const range = channel === null || channel >= picture.reel.layout.n ? "" : `: ${rangeOf(picture.reel, channel).join(" to ")}`;
+    picture.box.title = channel === null ? "" : `${noun} ${channel}${range}`;
   }
 
   const watching = new IntersectionObserver((entries) => {
@@ -398,6 +379,8 @@
       if (shown.length < 2 || state.mode === "side") continue;
       shown[0].classList.add("pair-a");
       shown[1].classList.add("pair-b");
+      const [one, other] = shown.slice(0, 2).map((figure) => figure.querySelector(".scale").textContent);
+      group.classList.toggle("unlike", one !== other); // two ranges over one another: both are told
     }
     document.body.dataset.mode = state.mode;
     document.body.dataset.show = state.show;
@@ -535,6 +518,7 @@
 
   // ---- the life of a filter
 
+  const LIFE_LEFT = 48; // pixels left of the first column's middle: room for the numbers of the curves
   const life = $("life");
   let lifeToken = 0;
   let films = [];
@@ -546,8 +530,7 @@
 
   function cellsOf(reel, channel, frame) {
     const { k } = reel.layout;
-    const scale = frame < 0 ? 1 : scalesOf(reel, channel)[frame];
-    return Array.from({ length: k }, (_, c) => [frame, channel * k + c, scale]);
+    return Array.from({ length: k }, (_, c) => [frame, channel * k + c]);
   }
 
   function channelsOf(layer) {
@@ -562,10 +545,44 @@
     remember();
   }
 
+  /** Every so many steps, the most columns that fit; to the last step, if four columns or more can be had so. */
+  function strideOf(most) {
+    const first = data.steps[0], span = data.steps[last] - first;
+    let unit = 0;
+    for (let i = 1; i <= last; i++) {
+      let one = unit, other = data.steps[i] - data.steps[i - 1];
+      while (other) [one, other] = [other, one % other];
+      unit = one;
+    }
+    if (!span) return 1;
+    let fitting = 0;
+    for (let stride = unit; stride <= span; stride += unit) {
+      if (Math.floor(span / stride) + 1 > most) continue;
+      fitting = fitting || stride;
+      if (span / stride < 3) break;
+      if (span % stride === 0) return stride;
+    }
+    return fitting || span;
+  }
+
+  /** One x axis for the strips and the curves of a life: where it begins, and how many pixels apart columns are. */
+  function axisOf(layer) {
+    const width = Math.min(1000, life.clientWidth - 44), room = width - LIFE_LEFT - 8;
+    const widest = Math.max(36, ...picturesOf(layer).map((one) => one.reel.layout.w));
+    const stride = strideOf(Math.max(2, Math.floor(room / (widest + 1) + 0.5)));
+    const first = data.steps[0], span = data.steps[last] - first;
+    const pitch = Math.max(widest + 1, Math.min(85, Math.floor(room / (span / stride + 0.5))));
+    const at = Array.from({ length: Math.floor(span / stride) + 1 }, (_, c) => first + c * stride);
+    return { width, pitch, stride, steps: at, x: (step) => LIFE_LEFT + (step - first) / stride * pitch };
+  }
+
+  /** The position of the page's step that stands at a step: the last one that is not after it. */
+  const standing = (step) => data.steps.findLastIndex((one) => one <= step);
+
   async function fillLife() {
     const token = ++lifeToken;
     const { layer, channel } = state.life;
-    const filters = data.layers[layer].filters;
+    const filters = data.layers[layer].filters, axis = axisOf(layer);
     $("life-title").textContent = `${data.layers[layer].name} · ${filters ? "filter" : "channel"} ${channel}`;
     const body = $("life-body");
     body.replaceChildren();
@@ -576,7 +593,7 @@
     for (const kind of ["filters", "feature_maps"]) {
       for (const picture of picturesOf(layer, kind)) {
         if (!state.runs[picture.side] || channel >= picture.reel.layout.n) continue;
-        body.append(filmOf(picture, channel, token));
+        body.append(filmOf(picture, channel, token, axis));
       }
     }
     const numbers = await Promise.all(data.sides.map((_, side) => numbersOf(layer, side)));
@@ -587,7 +604,7 @@
       ["active", "Active share of its feature map on the probe"]]) {
       const curves = lifeNumbers.map((numbers, side) => state.runs[side] && numbers?.[name]?.[0].length > channel
         ? { side, points: numbers.steps.map((step, f) => [step, numbers[name][f][channel]]) } : null).filter(Boolean);
-      if (curves.length) charts.append(lifeChart(title, curves));
+      if (curves.length) charts.append(lifeChart(title, curves, axis));
     }
     body.append(charts);
     updateLife();
@@ -598,14 +615,23 @@
     return make("span", { class: `badge s${side % 5}` }, data.sides[side].letter);
   }
 
-  function filmOf(picture, channel, token) {
+  /** A scale of one channel: its two numbers, and the colours between them. */
+  function scaleFor(reel, channel) {
+    const [low, high] = rangeOf(reel, channel);
+    const scale = make("span", { class: "scale" });
+    scale.append(make("span", { class: "low" }, low),
+      make("span", { class: `bar ${reel.rgb ? "rgb" : reel.palette}`, "aria-hidden": "true" }), make("span", { class: "high" }, high));
+    return scale;
+  }
+
+  function filmOf(picture, channel, token, axis) {
     const section = make("section", { class: "strip" });
     const what = picture.kind === "filters"
       ? picture.reel.layout.k > 1 ? `the filter, one row an input channel (the first ${picture.reel.layout.k})` : "the filter"
       : "its feature map on the probe";
     const head = make("p");
-    head.append(badge(picture.side), ` ${data.sides[picture.side].label} `, make("span", { class: "soft" }, `${what}; one column a step, all in the range of the last`));
-    const track = make("div", { class: "track", tabindex: 0 });
+    head.append(badge(picture.side), ` ${data.sides[picture.side].label} `, make("span", { class: "soft" }, `${what}, every ${axis.stride > 1 ? `${axis.stride} ${data.unit}s` : data.unit}`), scaleFor(picture.reel, channel));
+    const track = make("div", { class: "track" });
     const film = make("div", { class: "film" });
     const canvas = make("canvas", { role: "img",
       "aria-label": `${data.layers[picture.layer].name}, channel ${channel}, ${data.sides[picture.side].label}: ${what} over all steps` });
@@ -618,21 +644,19 @@
       const reel = picture.reel, { h, w, k } = reel.layout;
       const bytes = framesOf(reel, fill);
       if (!bytes) return;
-      const room = Math.min(1000, innerWidth - 60) / data.steps.length;
-      const [least, most] = k > 1 ? [12, 24] : [36, 84];
-      const factor = Math.max(1, Math.floor(Math.min(most, Math.max(least, room)) / Math.max(h, w)));
-      const every = Math.ceil(data.steps.length * (w * factor + 1) / 30000);
-      const shown = data.steps.map((_, i) => i).filter((i) => i % every === 0 || i === last);
+      const factor = Math.max(1, Math.floor(Math.min(k > 1 ? 24 : 84, axis.pitch - 1) / Math.max(h, w)));
       const cells = [];
-      const scales = scalesOf(reel, channel);
-      for (let c = 0; c < k; c++) for (const i of shown) cells.push([reel.at[i], channel * k + c, scales[reel.at[i]]]);
-      compose(canvas, reel, bytes, cells, shown.length, factor);
-      const entry = { film, track, mark, wide: w * factor + 1, every };
+      for (let c = 0; c < k; c++) {
+        for (const step of axis.steps) cells.push([reel.at[standing(step)], channel * k + c]);
+      }
+      compose(canvas, reel, bytes, cells, axis.steps.length, factor, axis.pitch);
+      film.style.marginLeft = `${axis.x(data.steps[0]) - axis.pitch / 2}px`;
       film.onclick = (event) => {
-        const place = Math.floor((event.clientX - canvas.getBoundingClientRect().left) / entry.wide);
-        go(shown[Math.min(shown.length - 1, Math.max(0, place))]);
+        const step = data.steps[0] + ((event.clientX - canvas.getBoundingClientRect().left) / axis.pitch - 0.5) * axis.stride;
+        const near = data.steps.map((one) => Math.abs(one - step));
+        go(near.indexOf(Math.min(...near)));
       };
-      films.push(entry);
+      films.push({ mark, axis });
       updateLife();
     };
     fill();
@@ -641,13 +665,9 @@
 
   function updateLife() {
     if (!state.life || !life.open) return;
-    for (const { track, mark, wide, every } of films) {
-      const left = Math.round(state.i / every) * wide;
-      mark.style.left = `${left}px`;
-      mark.style.width = `${wide - 1}px`;
-      if (left < track.scrollLeft || left + wide > track.scrollLeft + track.clientWidth) {
-        track.scrollLeft = left - track.clientWidth / 2;
-      }
+    for (const { mark, axis } of films) {
+      mark.style.left = `${(data.steps[state.i] - data.steps[0]) / axis.stride * axis.pitch}px`;
+      mark.style.width = `${axis.pitch - 1}px`;
     }
     const channel = state.life.channel;
     const said = lifeNumbers.map((numbers, side) => {
@@ -668,28 +688,26 @@
     return found;
   }
 
-  function lifeChart(title, curves) {
-    const width = 340, height = 180, left = 48, right = width - 8, top = 8, bottom = height - 30;
+  function lifeChart(title, curves, { width, x, steps, pitch }) {
+    const height = 130, top = 8, bottom = height - 30;
     const values = curves.flatMap(({ points }) => points.map(([, v]) => v)).filter(Number.isFinite);
     const y1 = Math.max(...values, 0), marks = ticks(0, y1 > 0 ? y1 : 1, 4), high = marks[marks.length - 1];
-    const first = data.steps[0], end = data.steps[last];
-    const x = (step) => left + (end > first ? (step - first) / (end - first) : 0) * (right - left);
+    const first = data.steps[0], end = data.steps[last], left = x(first), right = x(end);
     const y = (value) => bottom - value / high * (bottom - top);
     const panel = make("figure", { class: "panel" });
     panel.append(make("p", {}, title));
-    const chart = draw("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": title,
+    const chart = draw("svg", { class: "chart", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": title,
       "data-first": first, "data-last": end, "data-left": left, "data-right": right, "data-top": top, "data-bottom": bottom });
     for (const mark of marks) {
       const grid = draw("g", { class: "grid" });
-      grid.append(draw("path", { d: `M${left} ${y(mark).toFixed(1)}H${right}` }));
+      grid.append(draw("path", { d: `M${left} ${y(mark).toFixed(1)}H${Math.max(right, left + 1)}` }));
       const text = draw("g", { class: "ticks y" });
       text.append(draw("text", { x: left - 6, y: y(mark) + 3.5 }, number(mark)));
       chart.append(grid, text);
     }
     const below = draw("g", { class: "ticks x" });
-    for (const step of end > first ? ticks(first, end, 5) : [first]) {
-      if (step >= first && step <= end && Number.isInteger(step)) below.append(draw("text", { x: x(step), y: bottom + 14 }, step));
-    }
+    const every = Math.ceil(9 * String(end).length / pitch); // labels that would touch are left out
+    steps.forEach((step, c) => c % every || below.append(draw("text", { x: x(step), y: bottom + 14 }, step)));
     chart.append(below, draw("path", { class: "axis", d: `M${left} ${top}V${bottom}H${right}` }),
       draw("text", { class: "unit", x: (left + right) / 2, y: height - 2 }, data.unit));
     const lines = draw("g", { class: "lines" });
@@ -720,6 +738,7 @@
     remember();
   });
   life.addEventListener("click", (event) => { if (event.target === life) life.close(); });
+  addEventListener("resize", () => { if (life.open) fillLife(); });
   const nextFilter = (by) => openLife(state.life.layer, state.life.channel + by);
   $("life-before").addEventListener("click", () => nextFilter(-1));
   $("life-after").addEventListener("click", () => nextFilter(1));
