@@ -7,19 +7,25 @@ import nothing of cnnlog. Run with `-s` for the table of what was compared.
 from __future__ import annotations
 
 import ast
+import json
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from support import oracle, oracle_checks
+from support import oracle, oracle_checks, oracle_pages
+from support.oracle import Page
 from support.oracle_checks import Tally
+from support.oracle_pages import Side
 from support.oracle_zoo import ZOO, Case, State, seen, trained
 
 import cnnlog
 from cnnlog import Probe
+from cnnlog.reports.page.page import write_report
 
 SUPPORT = Path(oracle_checks.__file__).parent
 LEAST = {
@@ -52,7 +58,9 @@ LEAST = {
     "notches": 1,
 }
 """How many values of each kind are compared at least: a little less than today."""
-MODULES = ("formulas", "oracle", "oracle_checks", "oracle_zoo")
+MODULES = ("formulas", "oracle", "oracle_checks", "oracle_pages", "oracle_zoo")
+PAIRS = ("plain", "batch_norm", "video", "residual")
+"""Of these a second run is trained from the same start, at a tenth of the rate."""
 
 
 @dataclass
@@ -79,11 +87,12 @@ class Seen:
 
 
 class Runs:
-    """Each network's run, trained when it is first asked for."""
+    """Each network's run, trained when it is first asked for; `"slow NAME"` is the same at a tenth of the rate."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._runs: dict[str, Seen] = {}
+        self.pages: dict[str, Tally] = {}
 
     def __getitem__(self, name: str) -> Seen:
         if name not in self._runs:
@@ -91,14 +100,14 @@ class Runs:
         return self._runs[name]
 
     def _watched(self, name: str) -> Seen:
-        case, folder, states = ZOO[name], self._folder / name, []
+        case, folder, states = ZOO[name.removeprefix("slow ")], self._folder / name, []
         torch.manual_seed(0)
         model = case.build()
         with warnings.catch_warnings():
             if name == "not_finite":  # which is told, and tried elsewhere
                 warnings.simplefilter("ignore", UserWarning)
             with cnnlog.watch(model, Probe.from_tensor(case.probe()), folder, **case.options) as watcher:
-                for step, global_step in trained(model, case):
+                for step, global_step in trained(model, case, lr=1e-3 if name.startswith("slow ") else 1e-2):
                     states.append(seen(model, case, step, global_step))
                     watcher.snapshot(step, global_step=global_step)
         return Seen(case, folder, states, oracle.stored(folder))
@@ -130,6 +139,31 @@ def test_numbers_arrays_and_pictures_are_what_the_oracle_computes(runs: Runs, na
     assert faults == []
 
 
+def sides_of(runs: Runs, name: str) -> list[Side]:
+    """What is compared: two runs, or one with its baseline."""
+    found = runs[name]
+    if name not in PAIRS:
+        return [Side(found.run, found.case, states) for states in (found.states[:1], found.states)]
+    return [Side(one.run, one.case, one.states) for one in (found, runs[f"slow {name}"])]
+
+
+def page_of(runs: Runs, name: str, folder: Path) -> tuple[Page, Mapping[str, Any]]:
+    """The page of a network's runs, and their comparison as JSON."""
+    names = [name, f"slow {name}"] if name in PAIRS else [name]
+    comparison = cnnlog.compare(*(runs[one].folder for one in names))
+    write_report(comparison, folder / "page.html")
+    return oracle.page(folder / "page.html"), json.loads(json.dumps(comparison.to_dict()))
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_a_page_shows_what_the_oracle_saw(runs: Runs, name: str, tmp_path: Path) -> None:
+    page, _ = page_of(runs, name, tmp_path)
+    tally = Tally()
+    oracle_pages.check_page(page, sides_of(runs, name), tally)
+    runs.pages[name] = tally
+    assert tally.faults == []
+
+
 @pytest.mark.xfail(strict=True, reason="METRICS: NaN channels are left out of a layer's value; here they make it NaN")
 def test_a_channel_of_nan_is_left_out_of_cka_positions(runs: Runs) -> None:
     assert [fault for fault in runs["not_finite"].tally.faults if "cka_positions" in fault] == []
@@ -139,6 +173,7 @@ def test_as_many_values_are_compared_as_there_should_be(runs: Runs) -> None:
     total = Tally()
     for name in ZOO:
         total.add(runs[name].tally)
+        total.add(runs.pages[name])
     print("\n" + total.table())
     for what, least in LEAST.items():
         assert total.of(what) >= least, what

@@ -88,10 +88,10 @@ class Tally:
 
     def table(self) -> str:
         """How many values were compared, and how far they were apart at most: by what, then by the kind of layer."""
-        lines = [f"{'what':<24}{'kind of layer':<18}{'values':>10}  largest deviation"]
+        lines = [f"{'what':<32}{'kind of layer':<18}{'values':>10}  largest deviation"]
         for kind, what in sorted(self.counts, key=lambda key: (key[1], key[0])):
-            lines.append(f"{what:<24}{kind:<18}{self.counts[kind, what]:>10,}  {self.largest[kind, what]:.2g}")
-        return "\n".join([*lines, f"{'all':<42}{sum(self.counts.values()):>10,}"])
+            lines.append(f"{what:<32}{kind:<18}{self.counts[kind, what]:>10,}  {self.largest[kind, what]:.2g}")
+        return "\n".join([*lines, f"{'all':<50}{sum(self.counts.values()):>10,}"])
 
 
 # --- numbers ---------------------------------------------------------------------------------------------------------
