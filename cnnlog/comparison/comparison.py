@@ -118,9 +118,9 @@ class Comparison:
     def limits(self, side: int, layer: LayerMatch, kind: Kind | KindName, step: int) -> Limits | None:
         """The range that a side's picture of a layer is drawn with: what full colour stands for, for each channel.
 
-        It is the same at all steps. Of a run that was compared with `ranges="shared"`, which is usual, it covers all
-        steps of all sides, so that one colour is one value wherever you look. With `ranges="own"` it covers all steps
-        of this side. Sides whose layers have different shapes share no range.
+        It is the same at all steps. Unless you compared with `ranges="own"`, it covers all steps of all sides, so that
+        one colour is one value wherever you look; with that it covers all steps of this side. Sides whose layers have
+        different shapes share no range.
 
         Args:
             side: the side, counted from 0.

@@ -39,6 +39,11 @@ def same_start(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
     | 64 | <= 0.13, 3.3 | <= 0.13, 4.1 | >= 0.97, 21 | >= 0.48, 11 |
     | 256 | <= 0.04, 2.7 | <= 0.04, 2.8 | >= 0.98, 46 | >= 0.50, 24 |
 
+    Trained networks (the demo's, 36 filters of 363 weights and 48 of 324): against their own start, after 12 epochs
+    from scratch or after a second training on top, the mean cosine was 0.14 to 0.68 and z 15 to 40; against networks
+    of another start, trained or not, z was -1.3 to 0.1. A threshold on m alone would have to lie below 0.14, and
+    permuted copies of small layers reach that.
+
     So in layers of fewer than 12 filters a copy that was trained far away (cosine 0.5) can be taken for another start,
     and of 100 permuted copies one or two for the same. Filters of a single weight have a sign and no direction: if all
     are positive, they always count as of one start.
