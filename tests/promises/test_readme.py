@@ -59,7 +59,7 @@ def test_the_program_logs_the_tags_that_are_listed(folder: Path) -> None:
     listed = {tag for row in re.findall(r"^\|(.*?)\|", TEXT, re.MULTILINE) for tag in re.findall(r"`([^`]+)`", row)}
     found = events(folder / "lightning_logs" / "version_0")
     logged = {tag for kind in ("images", "scalars") for tag in found.Tags()[kind]}
-    assert len(listed) == 11
+    assert len(listed) == 12
     assert listed <= logged
     assert image_steps(found)["filters/00_conv1"] == list(range(11))
 

@@ -185,8 +185,8 @@ def _count(filters: Sequence[int] | None) -> int | None:
 
 
 def _chosen_count(shape: Sequence[int]) -> int | None:
-    """Of more than 2**20 weights as many whole filters are measured as make no more than that."""
-    return None if math.prod(shape) <= 1 << 20 else (1 << 20) // math.prod(shape[1:])
+    """Of more than 2**18 weights as many whole filters are measured as make no more than that."""
+    return None if math.prod(shape) <= 1 << 18 else (1 << 18) // math.prod(shape[1:])
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
