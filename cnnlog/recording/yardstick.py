@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from cnnlog.metrics import drift
 from cnnlog.metrics.change import Moved, Reference, distance, moved, relative_change
-from cnnlog.metrics.cka import LEAST_ROWS, alignment, centred_gram
+from cnnlog.metrics.cka import LEAST_ROWS, alignment, centred_gram, debiased_cka
 from cnnlog.runs.manifest import MeasuredLayer
 from cnnlog.snapshot import FloatArray, Snapshot
 
@@ -133,7 +133,7 @@ class Yardstick:
             change, left_out = relative_change(self.outputs[name], snapshot.outputs[name])
             yield "function_change", change
             if len(snapshot.outputs[name]) >= LEAST_ROWS:
-                yield "cka_positions", alignment(self._grams[name], centred_gram(snapshot.outputs[name]))
+                yield "cka_positions", self._cka(name, snapshot.outputs[name])
         if name in snapshot.peaks and layer.activation is not None:
             highest = snapshot.peaks[name]
             known = highest[~np.isnan(highest)]
@@ -141,6 +141,14 @@ class Yardstick:
             yield "dead_share", float(np.mean(known <= 0)) if known.size else float("nan")
         if left_out:
             yield "channels_left_out", left_out
+
+    def _cka(self, name: str, now: FloatArray) -> float:
+        """How alike a layer sees the probe now and at the baseline, of the channels that are finite at both."""
+        first = self.outputs[name]
+        finite = np.isfinite(first).all(axis=0) & np.isfinite(now).all(axis=0)
+        if finite.all():
+            return alignment(self._grams[name], centred_gram(now))
+        return debiased_cka(first[:, finite], now[:, finite]) if finite.any() else float("nan")
 
     def _update(self, layer: MeasuredLayer, snapshot: Snapshot) -> Iterator[tuple[str, float]]:
         """How large the last optimiser step was; where it is not known, the mean step since the snapshot before."""
