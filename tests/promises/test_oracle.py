@@ -40,6 +40,11 @@ LEAST = {
     "feature_maps": 1_900_000,
     "feature_maps_change": 1_400_000,
     "feature_maps_strip": 90_000,
+    "range of filters": 3800,
+    "range of feature_maps": 8000,
+    "range of filters_strip": 400,
+    "range of feature_maps_strip": 400,
+    "rows of strips": 300,
     "update_ratio": 18,
     "page filters": 70_000,
     "page filters difference": 30_000,
@@ -68,7 +73,7 @@ LEAST_OF_FORMAT_2 = {
     "page angle": 1000,
 }
 """The same where the comparison has the numbers of format 2."""
-MODULES = ("formulas", "oracle", "oracle_checks", "oracle_pages", "oracle_zoo")
+MODULES = ("formulas", "oracle", "oracle_checks", "oracle_pages", "oracle_ranges", "oracle_zoo")
 
 
 @pytest.fixture(scope="module")
