@@ -208,8 +208,13 @@ def test_a_planted_fault_is_found(runs: Runs, number: int) -> None:
     assert {fault.split(" of ")[0] for fault in faults if fault not in sound} == {what}
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("fact", ["high", "low", "doubled", "symmetric", "channels"])
+@pytest.mark.parametrize(
+    ("kind", "fact"),
+    [
+        *((kind, fact) for kind in KINDS for fact in ("high", "low", "doubled", "symmetric")),
+        *((kind, "channels") for kind in KINDS if kind.endswith("strip")),
+    ],
+)
 def test_a_range_that_breaks_its_rule_is_found(runs: Runs, kind: str, fact: str) -> None:
     found, run, tally = runs["batch_norm"], copy.deepcopy(runs["batch_norm"].run), Tally()
     key = next(key for key in run.images if key[0].split("/")[0] == kind and key[1] == LAST)
@@ -219,10 +224,8 @@ def test_a_range_that_breaks_its_rule_is_found(runs: Runs, kind: str, fact: str)
         "low": [facts["low"][0] - 0.001, *facts["low"][1:]],
         "doubled": {"0": 9},
         "symmetric": not facts["symmetric"],
-        "channels": facts["channels"][::-1] if kind.endswith("strip") else None,
+        "channels": facts["channels"][::-1],
     }[fact]
-    if other is None:
-        pytest.skip("only strips choose their channels")
     run.images[key] = oracle.with_pixels(run.images[key], pixels, **{fact: other})
     oracle_ranges.check_ranges(run, found.states, tally)
     assert tally.faults
