@@ -117,8 +117,9 @@ def columns_that_fill(n: int, size: tuple[int, int], width: int | None = 350) ->
     """Columns of the nearly square grid that fills its width best, where cells are enlarged by whole factors only.
 
     Cells wider than their place are averaged to it and fill the grid anyway: `grid_columns` then decides, and also
-    where it fills 9 tenths of the width. Else the largest cells are taken, of these the widest grid, of these the
-    squarest, among grids that are at most 1.5 times as long as wide, or as wide as long, counted in cells.
+    where it fills 9 tenths of the width. Else the widest grid is taken, of these the one with the largest cells, of
+    these the squarest, among grids that are at most 1.5 times as long as wide, or as wide as long, counted in cells,
+    and whose cells are no smaller.
 
     Args:
         n: how many cells there are.
@@ -127,21 +128,22 @@ def columns_that_fill(n: int, size: tuple[int, int], width: int | None = 350) ->
 
     Example:
         >>> columns_that_fill(64, (13, 13)), columns_that_fill(64, (11, 11)), columns_that_fill(64, (27, 27))
-        (8, 7, 10)
+        (8, 10, 10)
     """
     square = grid_columns(n)
     least = cell_width(square, width)
     if width is None or least is None or size[1] >= least:
         return square
-    filled: dict[int, tuple[int, int]] = {}  # columns -> how wide a cell is, and the grid
+    filled: dict[int, tuple[int, int]] = {}  # columns -> how wide the grid is, and a cell
     for columns in range(1, n + 1):
         rows, cell = -(-n // columns), cell_width(columns, width)
         if columns == square or (2 * max(columns, rows) <= 3 * min(columns, rows) and cell and size[1] <= cell):
             drawn = size[1] * max(1, (cell or 1) // max(size))
-            filled[columns] = (drawn, columns * (drawn + 1) + 1)
-    if filled[square][1] >= 0.9 * width:
+            filled[columns] = (columns * (drawn + 1) + 1, drawn)
+    if filled[square][0] >= 0.9 * width:
         return square
-    return max(filled, key=lambda columns: (*filled[columns], -abs(columns - square), -columns))
+    no_smaller = [columns for columns, (_, drawn) in filled.items() if drawn >= filled[square][1]]
+    return max(no_smaller, key=lambda columns: (*filled[columns], -abs(columns - square), -columns))
 
 
 def most_changed(steps: FloatArray, at_most: int) -> list[int]:

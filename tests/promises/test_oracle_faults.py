@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import formulas, oracle, oracle_pages
+from support import formulas, oracle, oracle_pages, oracle_ranges
 from support.oracle import Page, Stored
 from support.oracle_checks import Tally
 from support.oracle_runs import Runs, in_lightning, json_of, page_of, sides_of
@@ -206,6 +206,30 @@ def test_a_planted_fault_is_found(runs: Runs, number: int) -> None:
     sound, faults = set(found.tally.faults), found.check(run).faults
     assert any(fault.startswith(f"{what} of ") for fault in faults if fault not in sound), faults
     assert {fault.split(" of ")[0] for fault in faults if fault not in sound} == {what}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fact"),
+    [
+        *((kind, fact) for kind in KINDS for fact in ("high", "low", "doubled", "symmetric")),
+        *((kind, "channels") for kind in KINDS if kind.endswith("strip")),
+    ],
+)
+def test_a_range_that_breaks_its_rule_is_found(runs: Runs, kind: str, fact: str) -> None:
+    found, run, tally = runs["batch_norm"], copy.deepcopy(runs["batch_norm"].run), Tally()
+    key = next(key for key in run.images if key[0].split("/")[0] == kind and key[1] == LAST)
+    facts, pixels = oracle.facts_and_pixels(run.images[key])
+    other = {
+        "high": [facts["high"][0] * 1.001, *facts["high"][1:]],
+        "low": [facts["low"][0] - 0.001, *facts["low"][1:]],
+        "doubled": {"0": 9},
+        "symmetric": not facts["symmetric"],
+        "channels": facts["channels"][::-1],
+    }[fact]
+    run.images[key] = oracle.with_pixels(run.images[key], pixels, **{fact: other})
+    oracle_ranges.check_ranges(run, found.states, tally)
+    assert tally.faults
+    assert all(fault.startswith(("range of ", "rows of strips")) for fault in tally.faults)
 
 
 def test_an_update_ratio_of_another_step_is_found(tmp_path: Path) -> None:

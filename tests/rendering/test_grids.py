@@ -254,7 +254,7 @@ nearly_square = st.tuples(st.integers(1, 300), st.integers(1, 80), st.integers(1
 
 @few
 @given(nearly_square)
-def test_a_grid_fills_its_width_or_no_nearly_square_grid_fills_it_with_larger_cells(
+def test_a_grid_fills_its_width_or_no_nearly_square_grid_fills_it_better(
     case: tuple[int, int, int, int],
 ) -> None:
     n, h, w, width = case
@@ -263,14 +263,20 @@ def test_a_grid_fills_its_width_or_no_nearly_square_grid_fills_it_with_larger_ce
     def filled(columns: int) -> tuple[int, int]:
         cell = (width - columns - 1) // columns
         size = w * max(1, cell // max(h, w))
-        return size, columns * (size + 1) + 1
+        return columns * (size + 1) + 1, size
 
-    rows = -(-n // chosen)
-    assert chosen == square or max(chosen, rows) <= 1.5 * min(chosen, rows)
-    if chosen != square:
-        assert filled(square)[1] < 0.9 * width
-        assert filled(chosen) >= filled(square)
-        assert filled(chosen)[1] <= width
+    def is_nearly_square(columns: int) -> bool:
+        rows = -(-n // columns)
+        return max(columns, rows) <= 1.5 * min(columns, rows)
+
+    cell = (width - square - 1) // square
+    if w >= cell or filled(square)[0] >= 0.9 * width:
+        assert chosen == square
+    else:
+        fits = [c for c in range(1, n + 1) if is_nearly_square(c) and w <= (width - c - 1) // c]
+        others = [filled(c) for c in fits if filled(c)[1] >= filled(square)[1]]
+        assert filled(chosen) == max([*others, filled(square)])
+        assert filled(chosen)[0] <= width
     assert columns_that_fill(n, (h, w), None) == square
 
 

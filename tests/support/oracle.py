@@ -126,14 +126,14 @@ def facts_and_pixels(png: bytes) -> tuple[dict[str, Any], Array]:
         return json.loads(picture.info["cnnlog"]), np.asarray(picture)
 
 
-def with_pixels(png: bytes, pixels: Array) -> bytes:
-    """The same PNG with other pixels, for faults that are planted."""
+def with_pixels(png: bytes, pixels: Array, **other_facts: Any) -> bytes:
+    """The same PNG with other pixels, or with other facts in its text, for faults that are planted."""
     from PIL.PngImagePlugin import PngInfo
 
     with Image.open(io.BytesIO(png), formats=["PNG"]) as picture:
         picture.load()
         text = PngInfo()
-        text.add_text("cnnlog", picture.info["cnnlog"])
+        text.add_text("cnnlog", json.dumps({**json.loads(picture.info["cnnlog"]), **other_facts}))
         changed = Image.fromarray(pixels)
         if picture.mode == "P":
             changed.putpalette(picture.getpalette() or [])

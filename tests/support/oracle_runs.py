@@ -11,7 +11,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from support import oracle, oracle_checks
+from support import oracle, oracle_checks, oracle_ranges
 from support.oracle import Page
 from support.oracle_checks import Tally
 from support.oracle_pages import Side
@@ -47,6 +47,7 @@ class Seen:
         oracle_checks.check_numbers(run, self.case, self.states, tally)
         oracle_checks.check_arrays(run, self.case, self.states, tally)
         oracle_checks.check_pictures(run, self.states, tally)
+        oracle_ranges.check_ranges(run, self.states, tally)
         return tally
 
 
