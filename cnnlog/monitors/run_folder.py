@@ -60,7 +60,7 @@ def place_of(trainer: L.Trainer, manifest: Manifest, *, memory: Memory, now: int
         old = _resumed_run(folder, manifest, memory=memory, now=now, alarm=alarm)
     else:
         old = None
-        _clear(folder, memory)
+        _clear(folder, memory, named=bool(trainer.loggers))
     if folder is None:
         return RunPlace(None, old)
     if old is not None and old.folder == folder:
@@ -137,19 +137,22 @@ def _stored(folder: str | None) -> RunStore | None:
     return RunStore.open(folder) if folder is not None and RunStore.exists(folder) else None
 
 
-def _clear(folder: str | None, memory: Memory) -> None:
+def _clear(folder: str | None, memory: Memory, *, named: bool) -> None:
     """Make a folder free for a run that begins, if what is there is our own, of a fit that made no further step.
 
     Args:
         folder: of the run's files; None keeps nothing.
         memory: of an earlier fit.
+        named: somebody has chosen the folder, by the name of a logger. Of others a free one is claimed afterwards.
 
     Raises:
-        ValueError: another run is there, or more than the baseline of ours.
+        ValueError: another run is in a folder that was named, or more than the baseline of ours.
     """
     here = _stored(folder)
     if here is None:
         return
+    if not named and here.manifest.run_id != memory.run_id:
+        return  # begun by another training at the same moment
     if here.manifest.run_id != memory.run_id or here.steps not in ([], [0]):
         raise taken(here, _INSTEAD)
     here.delete_manifest()

@@ -116,7 +116,7 @@ def check_store(folder: Path) -> int:
         np.testing.assert_array_equal(baseline["net.0"], run.read_record(0).filters["net.0"])
         assert run.read_probe().shape == (1, 3, 16, 16)
         assert run.read_probe_picture().shape == (16, 16, 3)
-        assert run.read_outputs("baseline")[0].keys() == {"net.0", "net.3"}
+        assert run.read_outputs("baseline")[0].keys() == {"net.0", "net.3", "head"}
     if len(run.steps) > 1:
         _, latest = run.read_weights("latest")
         assert run.steps[-1] - 1 <= latest <= run.steps[-1]

@@ -87,7 +87,7 @@ def test_names_of_layers(tmp_path: Path) -> None:
 
     _, page = written(cnnlog.compare(folder), tmp_path / "page.html")
     assert page.wrong == []
-    assert [layer["name"] for layer in page.data["layers"]] == names
+    assert [layer["name"] for layer in page.data["layers"]] == [*names, "head"]
     shown = [name for name in names if "\n" not in name and "\0" not in name]  # HTML has no NUL, and folds white space
     assert all(name in page.text for name in shown)
     out = tmp_path / "out"
