@@ -27,8 +27,8 @@ _COMPONENTS = {"first": RGB_ZERO - ZERO * RGB_STEP, "last": RGB_ZERO + ZERO * RG
 def facts_of(grid: Grid, limits: Limits, *, channels: Sequence[int], cells: int = 1) -> dict[str, Any]:
     """The facts of a grid, as JSON takes them.
 
-    A value is `low + (shade - first) / (last - first) * (high - low)` of its channel, to half a shade. Shades are
-    palette indices, or the three components of a colour where the file has no palette.
+    A value is `low + (shade - first) / (last - first) * (high - low)` of its channel, to half of 1/62 of `high - low`.
+    Shades are palette indices, or the three components of a colour, in steps of 4, where the file has no palette.
 
     Args:
         grid: one of `maps_grid`, `filters_grid` or `strip_grid`.

@@ -31,7 +31,7 @@ from cnnlog.comparison.comparison import Comparison
 from cnnlog.comparison.pictures import Key, pictures
 from cnnlog.comparison.rows import BETWEEN, letter
 from cnnlog.rendering.picture import Picture
-from cnnlog.rendering.png import encode_png
+from cnnlog.rendering.png import Grid, encode_png
 from cnnlog.rendering.shared_ranges import in_words
 from cnnlog.runs.run import Progress
 from cnnlog.trackers.event_file import EventFile
@@ -112,11 +112,12 @@ def write_board(
 def _add_step(tracker: TensorBoardTracker, comparison: Comparison, step: int, width: int) -> None:
     for _, found in groupby(pictures(comparison, step), key=lambda one: replace(one[0], image=0)):
         of_images = list(found)
-        for key, picture in of_images:
+        for key, coloured in of_images:
             tag = f"compare_{key.kind}/{comparison.layers[key.layer].tag}/{_whose(key)}"
             tag += f"/image{key.image}" if len(of_images) > 1 else ""
-            grid = replace(picture, cmap="auto").grid(width)  # one palette, whatever the runs'
-            text = {"cnnlog": json.dumps(_facts(comparison, key, picture, step))}
+            picture = replace(coloured, cmap="auto")  # one palette, whatever the runs'
+            grid = picture.grid(width)
+            text = {"cnnlog": json.dumps(_facts(comparison, key, picture, grid, step))}
             described = _described(comparison, key, picture, step)
             tracker.add_image(tag, encode_png(grid, text=text), grid.size, step, description=described)
 
@@ -144,19 +145,24 @@ def _described(comparison: Comparison, key: Key, picture: Picture, step: int) ->
     return f"{what}. Each {key.kind.one} in one range for {whose}: {range_}."
 
 
-def _facts(comparison: Comparison, key: Key, picture: Picture, step: int) -> dict[str, Any]:
-    """What a program needs to turn a picture's colours back into values."""
-    high = [float(value) for value in picture.limits.high]
+def _facts(comparison: Comparison, key: Key, picture: Picture, grid: Grid, step: int) -> dict[str, Any]:
+    """What a program needs to turn a picture's colours back into values, without the runs.
+
+    Args:
+        comparison: the sides.
+        key: which picture.
+        picture: its values and ranges.
+        grid: what was drawn of it.
+        step: of the comparison.
+    """
+    layer = comparison.layers[key.layer]
     return {
-        "layer": comparison.layers[key.layer].name,
+        "layer": layer.name,
         "kind": key.kind,
         "step": step,
         "side": _whose(key),
-        "channels": list(range(len(high))),
-        "low": [-value if picture.limits.symmetric else 0.0 for value in high],
-        "high": high,
-        "symmetric": picture.limits.symmetric,
-        "gain": comparison.gain(comparison.layers[key.layer], key.kind) if key.change else None,
+        "gain": comparison.gain(layer, key.kind) if key.change else None,
+        **picture.facts(grid),
     }
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
+from cnnlog import Probe, open_run, watch
 from cnnlog.metrics.cka import debiased_cka
 from cnnlog.recording.yardstick import Yardstick
 from cnnlog.runs.manifest import MeasuredLayer
@@ -95,3 +99,26 @@ def test_of_a_layer_without_a_baseline_nothing_is_told() -> None:
     assert numbers["weight_change"].keys() == {"stem"}
     assert not {"function_change", "cka_positions", "mean_update_ratio"} & numbers.keys()
     assert numbers["dead_share"].keys() == {"stem"}
+
+
+def test_a_convolution_and_its_norm_that_are_scaled_alike_have_not_changed(tmp_path: Path) -> None:
+    """The outputs of the network are the same, so no number of a layer may call that a change."""
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8, eps=1e-12), nn.ReLU(), nn.Conv2d(8, 4, 3))
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    probe = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+    with watch(model, Probe.from_tensor(probe), tmp_path, tensorboard=False) as watcher:
+        watcher.snapshot(0)
+        before = model.eval()(probe)
+        with torch.no_grad():
+            model.get_parameter("0.weight").mul_(0.5)
+            norm.running_mean.mul_(0.5)  # type: ignore[union-attr]
+            norm.running_var.mul_(0.25)  # type: ignore[union-attr]
+        torch.testing.assert_close(model(probe), before)
+        watcher.snapshot(1)
+    run = open_run(tmp_path)
+    assert run.numbers("weight_change", "0")[0] < 1e-6
+    assert np.nanmax(run.numbers("filter_angle", "0")) < 1e-4
+    assert run.numbers("function_change", "3")[0] < 1e-5
+    assert run.numbers("weight_change", "3")[0] == 0
+    assert run.numbers("filter_norm", "0")[0] > 0
