@@ -62,7 +62,8 @@ def broken_or_dead(
         yield Problem(
             "finite", f"values of {some(bad)} are NaN or infinite at step {snapshot.step}; they are drawn in green"
         )
-    dead = [name for name, share in numbers.get("dead_share", {}).items() if share[0] == 1]
+    shares = numbers.get("dead_share", {})
+    dead = [name for name, share in shares.items() if share[0] == 1 and name in snapshot.feature_maps]
     if dead:
         yield Problem(
             "dead",

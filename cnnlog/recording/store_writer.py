@@ -30,6 +30,7 @@ class StoreWriter:
         self._bytes_since = 0  # the size of all step files since
         self._weights_step: int | None = None
         self._outputs_step: int | None = None
+        self._kept_step: int | None = None
 
     def keep(self, record: Record, weights: Mapping[str, FloatArray], *, begins: Yardstick | None) -> None:
         """Store a record; a failure becomes a problem.
@@ -51,6 +52,7 @@ class StoreWriter:
             self._store_start(self._store)
             if begins is None:
                 self.step_bytes = self._store.write_record(record)
+            self._kept_step = record.step
             self._bytes_since += self.step_bytes
             if weights and self._bytes_since >= self._weights_bytes:
                 self._write_weights(self._store, weights, record.step)
@@ -65,8 +67,8 @@ class StoreWriter:
         Args:
             latest: the snapshot that was kept last; None if there was none.
         """
-        if self._store is None or latest is None:
-            return
+        if self._store is None or latest is None or latest.step != self._kept_step:
+            return  # without its step, nobody could tell what they are of
         try:
             if latest.weights and self._weights_step != latest.step:
                 self._write_weights(self._store, latest.weights, latest.step)

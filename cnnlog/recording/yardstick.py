@@ -129,7 +129,7 @@ class Yardstick:
             yield from _of_filters(now, normalised=bool(layer.normalised))
             yield from self._update(layer, snapshot)
         left_out = 0
-        if name in snapshot.outputs and name in self.outputs:
+        if name in snapshot.outputs and self._is_comparable(name, snapshot.outputs[name]):
             change, left_out = relative_change(self.outputs[name], snapshot.outputs[name])
             yield "function_change", change
             if len(snapshot.outputs[name]) >= LEAST_ROWS:
@@ -141,6 +141,15 @@ class Yardstick:
             yield "dead_share", float(np.mean(known <= 0)) if known.size else float("nan")
         if left_out:
             yield "channels_left_out", left_out
+
+    def _is_comparable(self, name: str, now: FloatArray) -> bool:
+        """Whether a layer's outputs are as many as at the baseline; a detector's heads see as many regions as it finds.
+
+        Args:
+            name: the layer.
+            now: its outputs `[samples, C]`.
+        """
+        return name in self.outputs and self.outputs[name].shape == now.shape
 
     def _cka(self, name: str, now: FloatArray) -> float:
         """How alike a layer sees the probe now and at the baseline, of the channels that are finite at both."""
