@@ -303,8 +303,8 @@ def test_a_strip_is_drawn_in_one_range(page: Page, tmp_path: Path) -> None:
     levels = np.argmin(np.abs(seen[..., None, :].astype(int) - table).sum(-1), axis=-1)
     factor = seen.shape[0] // 3
     first, last = (levels[::factor, left : left + 3 * factor : factor] - 31 for left in (0, 3 * factor + 1))
-    np.testing.assert_allclose(last[:3], 31 * shape[0, 0] * 4 / 6, atol=0.51)  # of 1.5, doubled twice
-    np.testing.assert_allclose(first[:3], 31 * shape[0, 0] / 6, atol=1.01)
+    np.testing.assert_allclose(last[:3], 31 * shape[0, 0], atol=0.51)  # the range of all steps
+    np.testing.assert_allclose(first[:3], 31 * shape[0, 0] / 4, atol=1.01)
 
 
 def test_the_address_restores_the_view(page: Page, address: str) -> None:

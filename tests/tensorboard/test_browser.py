@@ -77,10 +77,10 @@ def test_the_link_pins_the_same_layer_of_all_runs(server: serve.Server, page: Pa
     images = loaded(page, PINNED_IMAGE, at_least=4)
     cards = [card.inner_text().split("\n") for card in page.query_selector_all(PINNED_CARD)]
     assert [("".join(lines[:2]), lines[2]) for lines in cards] == [
-        ("filters/00_conv1", "scratch"),
-        ("filters/00_conv1", "tuned"),
         ("feature_maps/00_conv1", "scratch"),
         ("feature_maps/00_conv1", "tuned"),
+        ("filters/00_conv1", "scratch"),
+        ("filters/00_conv1", "tuned"),
     ]
     assert len(images) == 4
     boxes = [image.bounding_box() for image in images[:2]]
