@@ -170,7 +170,8 @@ def _cell(column: Column, row: Row, at: int) -> tuple[str, str]:
     below = []
     if isinstance(found, Spread) and found.finite > 1:
         below.append(f"{as_text(found.lower)} to {as_text(found.upper)}")
-    if column.noise and (band := getattr(row, column.noise)[at]) is not None:
+    band = getattr(row, column.noise)[at] if column.noise else None
+    if band is not None and math.isfinite(band):
         below.append(f"noise ±{as_text(band)}")
     if left_out := column.left_out_text(row, at):
         below.append(left_out)
@@ -240,6 +241,8 @@ def as_text(value: float | None) -> str:
     """Three digits, of whole numbers all; a dash where there is no number."""
     if value is not None and math.isfinite(value) and float(value).is_integer():
         return f"{value:,.0f}".replace("-", "−")
+    if value is not None and 1000 <= abs(value) < 1e6:
+        return f"{float(f'{value:.3g}'):,.0f}".replace("-", "−")
     return "–" if value is None or not math.isfinite(value) else f"{value:.3g}".replace("-", "−")
 
 
