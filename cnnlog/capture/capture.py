@@ -88,7 +88,7 @@ def survey(
         for name, module in modules.items():
             if name not in weights:
                 weights[name] = weight_shape(module)
-        reshard(model)  # of what FSDP2 gathers in a forward pass nothing can be computed
+        reshard(model.modules())  # of what FSDP2 gathers in a forward pass nothing can be computed
         for name, module in modules.items():
             if len(weights[name] or ()) == 4 and not has_one_weight(module):
                 weights[name] = None
@@ -151,14 +151,14 @@ def capture(
     """
     if probe is None and map_layers:
         raise ValueError(f"Feature maps of {', '.join(map_layers)} were asked for without a probe: give one.")
-    with departures() as ready, borrow(model):
+    with departures() as ready, borrow(model) as all_modules:
         modules = _named(model)
-        taken = _Taken(modules, filter_layers, map_layers, measured, sharded=is_sharded(model))
+        taken = _Taken(modules, filter_layers, map_layers, measured, sharded=is_sharded(all_modules))
         if probe is not None:
             with taken.used:
                 _forward(model, probe, taken.watched, taken.record, taken.ran, run=run, through=through)
         if taken.sharded:
-            reshard(model)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
+            reshard(all_modules)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
         taken.complete()
         stepped = packed(before or {})
     missing = [name for name in map_layers if name not in taken.maps]

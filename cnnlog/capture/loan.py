@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
 
 from cnnlog.capture.layers import layer_names
 from cnnlog.capture.rng import generators_in, kept_rng
@@ -27,6 +27,7 @@ from cnnlog.capture.used_weights import unmerges
 _ALWAYS_COPIED = 2**20  # bytes: smaller tensor attributes are copied at every loan, larger ones as parameters are
 _CONSTANT = frozenset((bool, int, float, complex, str, bytes, type(None), type))  # types of values that never change
 _CONTAINERS = (dict, set, list, deque)
+_LOG = ("log", "log_dict")  # what forward may call in Lightning
 _SAME_SIZE_INT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # Does this model's forward write into its own parameters (momentum encoders do)? Known after its first loan.
@@ -34,7 +35,7 @@ _writes_parameters: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKey
 
 
 @contextmanager
-def borrow(model: nn.Module) -> Iterator[nn.Module]:
+def borrow(model: nn.Module) -> Iterator[list[nn.Module]]:
     """Lend a model for forward passes in eval mode without gradients, and give everything back afterwards.
 
     These are given back, also after an exception: training flags, buffers, sub-modules, attributes (and one level of
@@ -44,6 +45,8 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
     Parameters are copied on a model's first loan, and on later ones only if forward wrote into them on an earlier one.
     If a model is sharded over several processes (FSDP2, DTensor), all of them must borrow it at the same time.
 
+    Yields all of its modules, itself first.
+
     Args:
         model: any module.
 
@@ -51,10 +54,11 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
         ValueError: the model is a ScriptModule, has uninitialised lazy parameters, or is sharded by FSDP 1 or ZeRO 3.
         RuntimeError: forward wrote into parameters of which there was no copy.
     """
-    refuse(model)
+    modules = list(model.modules())  # to walk through a large model costs more than what is done at each module
+    refuse(modules)
     with ExitStack() as stack:
-        stack.enter_context(sharded(model))
-        loan = _Loan(model)
+        stack.enter_context(sharded(modules))
+        loan = _Loan(modules)
         stack.enter_context(kept_rng(generators_in(loan.values, depth=1)))
         # The cache of a training step around us keeps no cast of ours, which has no graph.
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
@@ -66,23 +70,25 @@ def borrow(model: nn.Module) -> Iterator[nn.Module]:
         stack.enter_context(torch.no_grad())
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and importing it costs seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        yield model
+        yield modules
 
 
-def refuse(model: nn.Module) -> None:
+def refuse(modules: Sequence[nn.Module]) -> None:
     """Refuse a model that cannot be looked at.
 
     Args:
-        model: any module.
+        modules: all of the model's, itself first.
 
     Raises:
         ValueError: it is or holds a ScriptModule, or has parameters that are lazy or flattened.
     """
-    refuse_flattened(model)
-    for module in model.modules():
+    refuse_flattened(modules)
+    if not _is_suspect(modules):
+        return
+    for module in modules:
         if not (isinstance(module, torch.jit.ScriptModule) or any(map(is_lazy, _own_tensors(module).values()))):
             continue
-        name = next(name for name, _, other in layer_names(model) if other is module)
+        name = next(name for name, _, other in layer_names(modules[0]) if other is module)
         if isinstance(module, torch.jit.ScriptModule):
             where = f"layer {name!r}" if name else "the model"
             raise ValueError(
@@ -96,6 +102,20 @@ def refuse(model: nn.Module) -> None:
         )
 
 
+def _is_suspect(modules: Sequence[nn.Module]) -> bool:
+    """Whether any module is scripted, or any tensor lazy, by their classes: there are thousands of them, of few."""
+    if any(issubclass(cls, torch.jit.ScriptModule) for cls in {*map(type, modules)}):
+        return True
+    tensors = (tensor for module in modules for own in (module._parameters, module._buffers) for tensor in own.values())
+    return any(issubclass(cls, (UninitializedBuffer, UninitializedParameter)) for cls in {*map(type, tensors)})
+
+
+def _unmerging(modules: Sequence[nn.Module]) -> bool:
+    """Whether the forward of any module will take an adapter out of a base weight, through `.data`."""
+    adapters = {cls for cls in {*map(type, modules)} if hasattr(cls, "get_base_layer")}
+    return any(unmerges(module) for module in modules if type(module) in adapters)
+
+
 def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
     own = chain(module._parameters.items(), module._buffers.items())
     return {key: tensor for key, tensor in own if tensor is not None}
@@ -107,9 +127,9 @@ class _Loan:
     `_parameters` is never bound to another object, because FSDP2 swaps its entries in forward and would lose track.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.modules = list(model.modules())
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.model = modules[0]
+        self.modules = modules
         self._attributes = [dict(module.__dict__) for module in self.modules]
         self._elsewhere = [(module, module.training) for module in self.modules if "training" not in module.__dict__]
         self._parameter_names = [list(module._parameters) for module in self.modules]
@@ -128,7 +148,7 @@ class _Loan:
             else:
                 self.values.append(value)
                 self._keep_contents(value, plain)
-        self._copied = _writes_parameters.get(model, True) or any(map(unmerges, self.modules))
+        self._copied = _writes_parameters.get(self.model, True) or _unmerging(modules)
         small = {key: tensor for key, tensor in plain.items() if tensor.nbytes < _ALWAYS_COPIED}
         with torch.no_grad():
             self._always = [_Kept(tensor) for tensor in ({**small, **buffers}).values()]
@@ -137,7 +157,7 @@ class _Loan:
                 for key, tensor in ({**plain, **parameters}).items()
                 if key not in small and key not in buffers
             ]
-            _copy(self._always + (self._seldom if self._copied else []))
+            self._groups = _copy(self._always + (self._seldom if self._copied else []))
 
     def _keep_contents(self, value: Any, plain: dict[int, torch.Tensor]) -> None:
         if isinstance(value, _CONTAINERS):
@@ -154,10 +174,14 @@ class _Loan:
 
     def still(self) -> None:
         """Eval mode, flag by flag (`.eval()` merges LoRA, `.train()` thaws what the user froze), and no logging."""
+        logging = {cls for cls in {*map(type, self.modules)} if any(hasattr(cls, name) for name in _LOG)}
         for module, attributes in zip(self.modules, self._attributes, strict=True):
             if attributes.get("training"):
                 module.__dict__["training"] = False
-            if all(callable(attributes.get(name, getattr(type(module), name, None))) for name in ("log", "log_dict")):
+            cls = type(module)
+            if not (cls in logging or "log" in attributes or "log_dict" in attributes):
+                continue
+            if all(callable(attributes.get(name, getattr(cls, name, None))) for name in _LOG):
                 module.__dict__["log"] = module.__dict__["log_dict"] = lambda *_, **__: None
         for module, _ in self._elsewhere:
             module.training = False
@@ -182,8 +206,9 @@ class _Loan:
         with torch.no_grad():
             touched = {kept for kept in [*self._always, *self._seldom] if kept.put_in_place()}
             first = self.model not in _writes_parameters
-            changed = {kept for kept in self._always if kept.changed(tell=False)}
-            changed |= {kept for kept in self._seldom if kept.changed(tell=first)}
+            same = {kept for group in self._groups for kept in group.unchanged()}
+            changed = {kept for kept in self._always if kept not in same and kept.changed(tell=False)}
+            changed |= {kept for kept in self._seldom if kept not in same and kept.changed(tell=first)}
             _copy_back(changed)
         written = [kept for kept in self._seldom if kept in touched or kept in changed]
         _writes_parameters[self.model] = bool(written) or _writes_parameters.get(self.model, False)
@@ -199,10 +224,13 @@ class _Loan:
 class _Kept:
     """One tensor: where it pointed to, and a copy of its bytes, unless it is large and nobody writes into it."""
 
+    __slots__ = ("_local", "_pointer", "_requires_grad", "_version", "alias", "copy", "tensor")
+
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
         self.copy: torch.Tensor | None = None
-        self._local = local_part(tensor)  # a process's own part can be compared without the others
+        # A process's own part can be compared without the others.
+        self._local = local_part(tensor) if _is_wrapper(tensor) else tensor
         self.alias = self._local.detach()
         self._version = _version(self._local)
         self._pointer = _pointer(self._local)
@@ -236,7 +264,31 @@ class _Kept:
         return not _same_bytes(self.alias, self.copy)
 
 
-def _copy(all_kept: Sequence[_Kept]) -> None:
+class _Group:
+    """Small tensors of one device and type, whose bytes are copied, and compared, all at once.
+
+    Args:
+        members: the tensors. They get their copies.
+    """
+
+    def __init__(self, members: Sequence[_Kept]) -> None:
+        self._members = members
+        self._bytes = self._now()
+        parts = torch.split(self._bytes, [kept.alias.numel() for kept in members])
+        for kept, part in zip(members, parts, strict=True):
+            kept.copy = part.view(kept.alias.shape)
+
+    def unchanged(self) -> Sequence[_Kept]:
+        """All of them if no byte of any has changed, else none; none, too, where to find out would make us wait."""
+        if _comparing_waits(self._bytes):
+            return ()
+        return self._members if _same_bytes(self._now(), self._bytes) else ()
+
+    def _now(self) -> torch.Tensor:
+        return torch.cat([kept.alias.reshape(-1) for kept in self._members])
+
+
+def _copy(all_kept: Sequence[_Kept]) -> list[_Group]:
     """Copy the bytes of each tensor; small ones of one type all at once, because the call costs more than the bytes."""
     groups: dict[object, list[_Kept]] = {}
     for kept in all_kept:
@@ -245,11 +297,7 @@ def _copy(all_kept: Sequence[_Kept]) -> None:
             groups.setdefault((tensor.device, tensor.dtype), []).append(kept)
         else:
             kept.copy = tensor.clone()
-    for group in groups.values():
-        bytes_of_all = torch.cat([kept.alias.reshape(-1) for kept in group])
-        parts = torch.split(bytes_of_all, [kept.alias.numel() for kept in group])
-        for kept, part in zip(group, parts, strict=True):
-            kept.copy = part.view(kept.alias.shape)
+    return [_Group(members) for members in groups.values()]
 
 
 def _copy_back(changed: Iterable[_Kept]) -> None:

@@ -46,6 +46,8 @@ def generators_in(roots: Iterable[object], *, depth: int) -> list[object]:
     level = list(roots)
     for levels in range(depth, -1, -1):
         deeper: list[object] = []
+        if levels == 0 and not any(_what(cls)[0] for cls in {*map(type, level)}):
+            break  # as nearly always; the deepest level is the largest
         for thing in level:
             cls: Any = type(thing)
             generator, plain = _what(cls)

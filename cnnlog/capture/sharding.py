@@ -7,7 +7,7 @@ every process of the training must do the same, in the same order, or all of the
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,15 +25,21 @@ _NOTES = (
 )
 
 
-def is_sharded(model: nn.Module) -> bool:
+def is_sharded(modules: Iterable[nn.Module]) -> bool:
     """Whether every process must take part in whatever is done with a model.
 
     Args:
-        model: any module.
+        modules: all of the model's.
     """
-    if _dtensor_class() is None:
+    distributed = _dtensor_class()
+    if distributed is None:
         return False
-    return bool(_fsdp_modules(model)) or any(is_distributed(tensor) for tensor in model.parameters())
+    modules = [*modules]
+    if _fsdp_modules(modules):
+        return True
+    # Classes are looked at, not tensors: a large model has thousands of tensors, of two or three classes.
+    classes = {type(tensor) for module in modules for tensor in module._parameters.values()}
+    return any(issubclass(cls, distributed) for cls in classes)
 
 
 def is_distributed(tensor: torch.Tensor) -> bool:
@@ -103,23 +109,25 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
     return next(cls for cls in classes if fsdp is None or not issubclass(cls, fsdp))
 
 
-def refuse_flattened(model: nn.Module) -> None:
+def refuse_flattened(modules: Sequence[nn.Module]) -> None:
     """Refuse a model whose layers do not have their weights.
 
     Args:
-        model: any module.
+        modules: all of the model's, itself first.
 
     Raises:
         ValueError: FSDP 1 or DeepSpeed ZeRO 3 has flattened its parameters.
     """
     fsdp1 = getattr(sys.modules.get("torch.distributed.fsdp"), "FullyShardedDataParallel", None)
     deepspeed = "deepspeed" in sys.modules
-    for module in model.modules():
+    if not deepspeed and not (fsdp1 is not None and any(issubclass(cls, fsdp1) for cls in {*map(type, modules)})):
+        return
+    for module in modules:
         how = "FullyShardedDataParallel (FSDP 1)" if fsdp1 is not None and isinstance(module, fsdp1) else ""
         if deepspeed and any(hasattr(parameter, "ds_tensor") for parameter in module._parameters.values()):
             how = "DeepSpeed ZeRO stage 3"
         if how:
-            name = next(name for name, other in model.named_modules() if other is module)
+            name = next(name for name, other in modules[0].named_modules() if other is module)
             raise ValueError(
                 f"Expected a model whose layers have their weights, or one sharded by fully_shard (FSDP2), but {how} "
                 f"has flattened those of {name or 'the model'!r}. Use torch.distributed.fsdp.fully_shard; in "
@@ -127,39 +135,39 @@ def refuse_flattened(model: nn.Module) -> None:
             )
 
 
-def reshard(model: nn.Module) -> None:
+def reshard(modules: Iterable[nn.Module]) -> None:
     """Let go of what FSDP2 has gathered. The parameters are then the `DTensor`s that the optimiser trains.
 
     Args:
-        model: any module; one that is not sharded is left alone.
+        modules: all of a model's; those that are not sharded are left alone.
     """
-    for module in _fsdp_modules(model):
+    for module in _fsdp_modules(modules):
         module.reshard()
 
 
 @contextmanager
-def sharded(model: nn.Module) -> Iterator[None]:
+def sharded(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Lend an FSDP2 model in its sharded state. Afterwards it is in the state that it was in, also after an exception.
 
     What was gathered, as the outermost parameters are after validation, is gathered again, and FSDP2's state of forward
     passes is as before. For any other model this does nothing.
 
     Args:
-        model: any module.
+        modules: all of the model's, itself first.
     """
-    modules = _fsdp_modules(model)
-    if not modules:
+    ours = _fsdp_modules(modules)
+    if not ours:
         yield
         return
-    _initialise(modules)
-    notes = [_Note(thing, name) for thing in _notebooks(modules) for name in _NOTES if name in vars(thing)]
-    were_gathered = [module for module in modules if _reshard_one(module)]
+    _initialise(ours)
+    notes = [_Note(thing, name) for thing in _notebooks(ours) for name in _NOTES if name in vars(thing)]
+    were_gathered = [module for module in ours if _reshard_one(module)]
     try:
         yield
     finally:
         for note in notes:
             note.give_back()
-        for module in modules:
+        for module in ours:
             if any(getattr(group, "_all_gather_result", None) is not None for group in _groups(module)):
                 module.unshard()  # prefetched for a forward pass that did not come to it: wait, then drop it
             module.reshard()
@@ -215,9 +223,13 @@ def _groups(module: Any) -> list[Any]:
     return [*several] if several is not None else [group for group in (state._fsdp_param_group,) if group is not None]
 
 
-def _fsdp_modules(model: nn.Module) -> list[Any]:
+def _fsdp_modules(modules: Iterable[nn.Module]) -> list[Any]:
     fsdp = _fsdp_class()
-    return [] if fsdp is None else [module for module in model.modules() if isinstance(module, fsdp)]
+    if fsdp is None:
+        return []
+    modules = [*modules]
+    ours = {cls for cls in {*map(type, modules)} if issubclass(cls, fsdp)}
+    return [module for module in modules if type(module) in ours] if ours else []
 
 
 # Where nobody has imported these nothing is sharded, and importing them costs time.

@@ -74,8 +74,9 @@ class Session:
         self._before: dict[str, torch.Tensor] = {}  # the weights before the last step, where a snapshot follows it
         self._before_at: tuple[int, int] | None = None
         with self._ranks.together():
-            refuse_flattened(module if trainer.model is None else trainer.model)
-            self._sharded_over = Ranks(several=self._ranks.several and is_sharded(shown))  # those that capture
+            refuse_flattened([*(module if trainer.model is None else trainer.model).modules()])
+            together = self._ranks.several and is_sharded(shown.modules())
+            self._sharded_over = Ranks(several=together)  # those that capture
             self._subject = self._look() if self._sharded_over.several or self._ranks.first else None
         self._live = LiveRun.open(
             self._subject,

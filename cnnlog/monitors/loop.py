@@ -219,7 +219,7 @@ class Watcher:
         resume: int,
     ) -> None:
         model = _bare(model)
-        ranks = Ranks(several=is_sharded(model))
+        ranks = Ranks(several=is_sharded(model.modules()))
         self._unit = filters.unit
         self._alarm = Alarm(raises=filters.on_error == "raise", warned=set(), say=_log.warning, ranks=ranks)
         self.folder = f"{log_dir.rstrip('/')}/{FOLDER}"
