@@ -208,49 +208,57 @@ class _Taken:
         self.outputs: dict[str, FloatArray] = {}
         self.peaks: dict[str, FloatArray] = {}
         self.ran: dict[str, tuple[int, ...]] = {}
-        self._filter_layers, self._map_layers = list(filter_layers), set(map_layers)
+        self._pictured, self._map_layers = set(filter_layers), set(map_layers)
         self._measured = {layer.name: layer for layer in measured}
         self._into = {layer.at: layer for layer in measured if layer.at is not None}
-        names = [*filter_layers, *map_layers, *self._measured, *self._into]
-        self.watched = {name: _known(modules, name) for name in dict.fromkeys(names)}
-        plain = {} if sharded else {layer.name: stored_weight(self.watched[layer.name]) for layer in measured}
+        self._weighty = tuple(dict.fromkeys([*filter_layers, *self._measured]))
+        names = dict.fromkeys([*self._weighty, *map_layers, *self._into])
+        self.watched = {name: _known(modules, name) for name in names}
+        chosen = {layer.name: layer.filters for layer in measured}
+        chosen |= dict.fromkeys(filter_layers)  # all filters of those that are pictured
+        plain = {} if sharded else {name: stored_weight(self.watched[name]) for name in chosen}
         self._plain = {
-            name: weight for name, weight in plain.items() if weight is not None and name not in filter_layers
+            name: weight
+            for name, weight in plain.items()
+            if weight is not None and (weight.dim() == 4 or name not in self._pictured)
         }
-        computing = {layer.name: layer.filters for layer in measured if layer.name not in self._plain}
-        computing |= dict.fromkeys(filter_layers)  # all filters of those that are pictured
-        self.used = UsedWeights({self.watched[name]: filters for name, filters in computing.items()})
+        computing = {self.watched[name]: filters for name, filters in chosen.items() if name not in self._plain}
+        self.used = UsedWeights(computing)
+        self._chosen = chosen
 
     def record(self, name: str, module: nn.Module, output: object) -> None:
         """Take what is wanted of a module that has run."""
         if name in self.ran:  # one module may run several times: its first call counts
             return
-        self.ran[name] = _shape(output)
+        tensor = _first_tensor(output)
+        self.ran[name] = () if tensor is None else tuple(tensor.shape)
         if name in self._map_layers:
             self.maps[name] = _feature_maps(name, output)
-        if not self.sharded and name not in self._plain and (name in self._filter_layers or name in self._measured):
+        if not self.sharded and name not in self._plain and (name in self._pictured or name in self._measured):
             self._take_weights(name)
-        tensor = _first_tensor(output)
-        if name in self._measured and tensor is not None:
-            taken = sampled(tensor, channels_last=self._measured[name].channels_last)
+        if tensor is None:
+            return
+        measured, layer = self._measured.get(name), self._into.get(name)
+        if measured is not None:
+            taken = sampled(tensor, channels_last=measured.channels_last)
             if taken is not None:
                 self.outputs[name] = taken
-        if name in self._into and tensor is not None:
-            layer = self._into[name]
+        if layer is not None:
             highest = peaks(tensor, channels_last=layer.channels_last)
             if highest is not None:
                 self.peaks[layer.name] = highest
 
     def complete(self) -> None:
         """Take the weights that are still missing: of plain layers, of a sharded model, of heads that did not run."""
-        plain = {name: indexed(weight, self._measured[name].filters) for name, weight in self._plain.items()}
-        self.weights |= packed(plain)
-        for name in dict.fromkeys([*self._filter_layers, *self._measured]):
+        plain = {name: indexed(weight, self._chosen[name]) for name, weight in self._plain.items()}
+        for name, weight in packed(plain).items():
+            (self.filters if name in self._pictured else self.weights)[name] = weight
+        for name in self._weighty:
             self._take_weights(name)
 
     def _take_weights(self, name: str) -> None:
         module = self.watched[name]
-        if name in self._filter_layers and name not in self.filters:
+        if name in self._pictured and name not in self.filters:
             self.filters[name] = self.used.filters[module] if module in self.used.filters else filters_of(name, module)
         if name not in self._measured or name in self.weights:
             return

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -104,9 +105,14 @@ def plain_type(module: nn.Module) -> type[nn.Module]:
     Args:
         module: any.
     """
-    fsdp = _fsdp_class()
-    classes: tuple[type, ...] = type(module).__mro__
-    return next(cls for cls in classes if fsdp is None or not issubclass(cls, fsdp))
+    cls: Any = type(module)
+    return _plain(cls, _fsdp_class())
+
+
+@lru_cache(1024)  # a large model has hundreds of modules, of few classes
+def _plain(cls: Any, fsdp: type | None) -> type[nn.Module]:
+    classes: tuple[type[nn.Module], ...] = cls.__mro__
+    return next(base for base in classes if fsdp is None or not issubclass(base, fsdp))
 
 
 def refuse_flattened(modules: Sequence[nn.Module]) -> None:

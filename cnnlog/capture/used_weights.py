@@ -85,12 +85,13 @@ def _positions(filters: tuple[int, ...], device: torch.device) -> torch.Tensor:
 
 
 def takes_its_weight(module: nn.Module) -> bool:
-    """Whether a layer computes with its weight as it is stored: one of torch's own, without hooks or parametrisation.
+    """Whether a layer computes with its weight as it is stored: one of torch's own, with nothing put before or into it.
 
     Args:
         module: a layer.
     """
-    return plain_type(module) in _PLAIN and "weight" in module._parameters and not module._forward_pre_hooks
+    own = "weight" in module._parameters and "forward" not in module.__dict__
+    return own and plain_type(module) in _PLAIN and not module._forward_pre_hooks
 
 
 def stored_weight(module: nn.Module) -> torch.Tensor | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +31,7 @@ class Reference:
 
     Attributes:
         filters: `[k, ...]`, one filter a row.
-        squares: `[k]`, the square of each filter's length, in float64; NaN where a filter is not finite.
+        squares: `[k]`, the square of each filter's length, in float64; NaN or infinite where a filter is not finite.
     """
 
     filters: Array
@@ -44,6 +45,13 @@ class Reference:
             filters: `[k, ...]`, one filter a row.
         """
         return cls(filters, _squares(filters))
+
+    @cached_property
+    def shortest(self) -> float:
+        """A filter that is shorter has no direction that means anything."""
+        finite = self.squares[np.isfinite(self.squares)]
+        median = float(np.median(np.sqrt(finite))) if finite.size else 0.0
+        return max(SHORT * median, float(np.finfo(np.float32).tiny))
 
 
 @dataclass(frozen=True)
@@ -98,22 +106,22 @@ def moved(reference: Reference, filters: Array) -> Moved:
         raise ValueError(
             f"the filters to compare must have one shape; got {list(reference.filters.shape)} and {list(filters.shape)}"
         )
-    square, along = np.empty(len(filters)), np.empty(len(filters))
+    old, new = (np.asarray(array).reshape(len(filters), -1) for array in (reference.filters, filters))
+    before = reference.squares
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        for rows, (old, new) in _blocks(reference.filters, filters):
-            d = new - old
-            square[rows], along[rows] = _dots(d, d), _dots(old, d)
-        before, after = reference.squares, reference.squares + 2 * along + square
+        square, along = _moves(old, new)
+        after = before + 2 * along + square
         longer = _longer(before, after, along, square)
         turned_round = before + along < _OPPOSITE * np.sqrt(np.maximum(before * after, 0))
-        again = ((longer**2 > _RADIAL * square) & (square > 0)) | turned_round | ~np.isfinite(square)
-        for row in np.flatnonzero(again):
-            old, new = (np.asarray(array[row], np.float64).reshape(-1) for array in (reference.filters, filters))
-            d = new - old
-            square[row], along[row], after[row] = d @ d, old @ d, new @ new
-        after = np.maximum(np.where(again, after, before + 2 * along + square), 0)
-        longer = _longer(before, after, along, square)
-        return _summed_up(before, after, square, longer)
+        again = np.flatnonzero(((longer**2 > _RADIAL * square) & (square > 0)) | turned_round | ~np.isfinite(square))
+        for rows in _few(again, old.shape[1]):
+            wide, wider = old[rows].astype(np.float64), new[rows].astype(np.float64)
+            d = wider - wide
+            square[rows], along[rows], after[rows] = _dots(d, d), _dots(wide, d), _dots(wider, wider)
+        after = np.maximum(after, 0)
+        if again.size:
+            longer = _longer(before, after, along, square)
+        return _summed_up(reference, after, square, longer)
 
 
 def distance(before: Array, after: Array) -> float:
@@ -133,16 +141,27 @@ def distance(before: Array, after: Array) -> float:
         >>> distance(np.array([[3.0, 4.0]]), np.array([[3.0, 9.0]]))
         1.0
     """
-    if before.shape != after.shape:
-        raise ValueError(f"what is compared must have one shape; got {list(before.shape)} and {list(after.shape)}")
-    square = of = 0.0
+    return distance_from(Reference.of(before), after)
+
+
+def distance_from(before: Reference, after: Array) -> float:
+    """What `distance` gives, of weights that need be looked at only once.
+
+    Args:
+        before: `[k, ...]`, one filter a row.
+        after: the same later.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    shapes = [list(array.shape) for array in (before.filters, after)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"what is compared must have one shape; got {shapes[0]} and {shapes[1]}")
+    old, new = (np.asarray(array).reshape(len(after), -1) for array in (before.filters, after))
     with np.errstate(over="ignore", invalid="ignore"):
-        for _, (old, new) in _blocks(before, after):
-            d = new - old
-            squares = _dots(d, d), _dots(old, old)
-            finite = np.isfinite(squares[0]) & np.isfinite(squares[1])
-            square, of = square + float(squares[0][finite].sum()), of + float(squares[1][finite].sum())
-    return _ratio(square, of)
+        square, _ = _moves(old, new, along=False)
+    finite = np.isfinite(square) & np.isfinite(before.squares)
+    return _ratio(float(square[finite].sum()), float(before.squares[finite].sum()))
 
 
 def relative_change(before: Array, after: Array) -> tuple[float, int]:
@@ -165,30 +184,34 @@ def relative_change(before: Array, after: Array) -> tuple[float, int]:
     """
     if before.shape != after.shape:
         raise ValueError(f"what is compared must have one shape; got {list(before.shape)} and {list(after.shape)}")
-    old, new = (np.asarray(array, np.float64).reshape(-1, array.shape[-1]) for array in (before, after))
+    old, new = (np.asarray(array).reshape(-1, array.shape[-1]) for array in (before, after))
+    with np.errstate(over="ignore", invalid="ignore"):
+        # A difference of float32 values is rounded once, and loses nothing that the squares would show.
+        square, of = (float(np.square(values, dtype=np.float64).sum()) for values in (new - old, old))
+    if np.isfinite(square) and np.isfinite(of):
+        return _ratio(square, of), 0
+    old, new = old.astype(np.float64), new.astype(np.float64)
     finite = np.isfinite(old).all(axis=0) & np.isfinite(new).all(axis=0)
     left_out = int(finite.size - np.count_nonzero(finite))
-    if left_out:
-        old, new = old[:, finite], new[:, finite]
+    old, new = old[:, finite], new[:, finite]
     return _ratio(float(np.square(new - old).sum()), float(np.square(old).sum())), left_out
 
 
-def _summed_up(before: Numbers, after: Numbers, square: Numbers, longer: Numbers) -> Moved:
-    """The measures, from what each filter's squares are: before, after, of the move; and how much longer it is."""
+def _summed_up(reference: Reference, after: Numbers, square: Numbers, longer: Numbers) -> Moved:
+    """The measures, from each filter's square now, that of its move, and how much longer it is."""
+    before = reference.squares
     finite = np.isfinite(before) & np.isfinite(after) & np.isfinite(square)
     lengths = np.sqrt(before), np.sqrt(after)
-    median = float(np.median(lengths[0][finite])) if finite.any() else 0.0
-    short = finite & (np.minimum(*lengths) < max(SHORT * median, np.finfo(np.float32).tiny))
+    short = finite & (np.minimum(*lengths) < reference.shortest)
     kept = finite & ~short
-    chord = np.full(len(before), np.nan)
-    chord[kept] = np.maximum(square[kept] - longer[kept] ** 2, 0) / (lengths[0][kept] * lengths[1][kept])
+    chord = np.where(kept, np.maximum(square - longer**2, 0) / (lengths[0] * lengths[1]), np.nan)
     chord[kept & (square == 0)] = 0.0
     return Moved(
         change=_ratio(float(square[finite].sum()), float(before[finite].sum())),
         unit_change=float(np.sqrt(chord[kept].mean())) if kept.any() else float("nan"),
         angle=np.degrees(2 * np.arcsin(np.minimum(np.sqrt(chord) / 2, 1))),
         norm=np.where(np.isfinite(after), lengths[1], after),
-        not_finite=int(np.count_nonzero(~finite)),
+        not_finite=int(finite.size - np.count_nonzero(finite)),
         short=int(np.count_nonzero(short)),
     )
 
@@ -207,27 +230,54 @@ def _ratio(square: float, of: float) -> float:
 
 
 def _squares(filters: Array) -> Numbers:
-    result = np.empty(len(filters))
+    flat = np.asarray(filters).reshape(len(filters), -1)
+    result = np.empty(len(flat))
     with np.errstate(over="ignore", invalid="ignore"):
-        for rows, (block,) in _blocks(filters):
-            wide = block.astype(np.float64)
+        for rows in _blocks(*flat.shape):
+            wide = flat[rows].astype(np.float64)
             result[rows] = _dots(wide, wide)
     return result
 
 
-def _blocks(*arrays: Array) -> Iterator[tuple[slice, list[Array]]]:
-    """Some rows of every array at a time, as `[rows, -1]`."""
-    flat = [array.reshape(len(array), -1) for array in arrays]
-    at_once = max(1, _BLOCK // max(1, flat[0].shape[1]))
-    for start in range(0, len(flat[0]), at_once):
-        rows = slice(start, start + at_once)
-        yield rows, [array[rows] for array in flat]
+def _moves(old: Array, new: Array, *, along: bool = True) -> tuple[Numbers, Numbers]:
+    """The square of each row's move, and the move's dot product with the row; NaN or infinite where one is not finite.
+
+    Args:
+        old: `[k, n]`.
+        new: the same later.
+        along: whether the dot products are wanted, too.
+    """
+    square, dots = np.empty(len(old)), np.zeros(len(old))
+    for block in _blocks(*old.shape):
+        d = new[block] - old[block]
+        square[block] = _dots(d, d)
+        if along:
+            dots[block] = _dots(old[block], d)
+    # What leaves float32's range, at either end, is computed again in float64; most often nothing has moved there.
+    lost = np.flatnonzero(~(np.isfinite(square) & np.isfinite(dots) & (square > _LEAST_SQUARE)))
+    for rows in _few(lost, old.shape[1]):
+        if np.array_equal(old[rows], new[rows]):
+            continue
+        wide = old[rows].astype(np.float64)
+        d = new[rows] - wide
+        square[rows], dots[rows] = _dots(d, d), _dots(wide, d) if along else 0.0
+    return square, dots
 
 
-def _dots(a: Array, b: Array) -> Numbers:
-    """The dot product of each row; those whose squares leave float32's range are computed again in float64."""
-    dots: Numbers = np.einsum("ij,ij->i", a, b).astype(np.float64)
-    lost = np.flatnonzero(~(np.isfinite(dots) & (np.abs(dots) > _LEAST_SQUARE)))
-    if lost.size and a[lost].any():
-        dots[lost] = np.einsum("ij,ij->i", a[lost].astype(np.float64), b[lost].astype(np.float64))
+def _blocks(count: int, width: int) -> Iterator[slice]:
+    """All rows, some at a time."""
+    at_once = max(1, _BLOCK // max(1, width))
+    for start in range(0, count, at_once):
+        yield slice(start, start + at_once)
+
+
+def _few(rows: npt.NDArray[np.intp], width: int) -> Iterator[npt.NDArray[np.intp]]:
+    """Some rows, a few at a time."""
+    for part in _blocks(len(rows), width):
+        yield rows[part]
+
+
+def _dots(a: Array, b: Array) -> Array:
+    """The dot product of each row."""
+    dots: Array = np.einsum("ij,ij->i", a, b)
     return dots

@@ -87,20 +87,19 @@ def centred_gram(x: Array) -> Numbers:
     """
     n = len(x)
     nothing = np.full((n, n), np.nan)
-    if n < LEAST_ROWS:
-        return nothing
-    centred = _centred(x)
+    centred = _centred(x) if n >= LEAST_ROWS else None
     if centred is None:
         return nothing
     result = gram(centred)
-    np.fill_diagonal(result, 0.0)
-    largest = np.abs(result).max()
+    result.flat[:: n + 1] = 0.0  # the diagonal
+    largest = _largest(result)
     sums = result.sum(axis=0)
-    result -= sums / (n - 2)
-    result -= sums[:, None] / (n - 2)
-    result += sums.sum() / ((n - 1) * (n - 2))
-    np.fill_diagonal(result, 0.0)
-    return result if np.abs(result).max() > _ROUNDING * largest else nothing
+    total, means = sums.sum(), sums / (n - 2)
+    result -= means
+    result -= means[:, None]
+    result += total / ((n - 1) * (n - 2))
+    result.flat[:: n + 1] = 0.0
+    return result if _largest(result) > _ROUNDING * largest else nothing
 
 
 def alignment(gram_x: Numbers, gram_y: Numbers) -> float:
@@ -122,7 +121,8 @@ def alignment(gram_x: Numbers, gram_y: Numbers) -> float:
     """
     if gram_x.shape != gram_y.shape:
         raise ValueError(f"both sides must have the same rows; got {list(gram_x.shape)} and {list(gram_y.shape)}")
-    shared, own_x, own_y = (float(np.sum(a * b)) for a, b in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y)))
+    pairs = ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
+    shared, own_x, own_y = (float(np.einsum("ij,ij->", a, b)) for a, b in pairs)
     scale = float(np.sqrt(own_x) * np.sqrt(own_y))
     if not (np.isfinite(shared) and scale > 0):
         return float("nan")
@@ -169,8 +169,15 @@ def _centred(x: Array) -> Numbers | None:
     """Float64, each column's mean at 0, the largest magnitude at 1; None where nothing but rounding is left."""
     with np.errstate(over="ignore", invalid="ignore"):
         wide = x.astype(np.float64)
-        centred = wide - wide.mean(axis=0)
-        largest = np.abs(centred).max(initial=0)
-        if not (np.isfinite(largest) and largest > _ROUNDING * np.abs(wide).max(initial=0)):
+        before = _largest(wide)
+        wide -= wide.mean(axis=0)
+        largest = _largest(wide)
+        if not (np.isfinite(largest) and largest > _ROUNDING * before):
             return None
-        return np.asarray(centred / largest, dtype=np.float64)
+        wide /= largest
+        return wide
+
+
+def _largest(values: Numbers) -> float:
+    """The largest magnitude; NaN if there is one, 0 without values."""
+    return max(float(values.max(initial=0)), -float(values.min(initial=0)))

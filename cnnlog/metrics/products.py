@@ -44,10 +44,13 @@ def gram(x: Numbers) -> Numbers:
     """
     result = np.zeros((len(x), len(x)))
     for start in range(0, x.shape[1], _TILE):
-        left = x[:, start : start + _TILE]
-        right = np.ascontiguousarray(left.T)
+        part = x[:, start : start + _TILE]
         for i in range(0, len(x), _TILE):
-            for j in range(i, len(x), _TILE):
-                result[i : i + _TILE, j : j + _TILE] += left[i : i + _TILE] @ right[:, j : j + _TILE]
+            rows = part[i : i + _TILE]
+            result[i : i + _TILE, i : i + _TILE] += rows @ rows.T  # BLAS knows that this is symmetric
+            for j in range(i + _TILE, len(x), _TILE):
+                result[i : i + _TILE, j : j + _TILE] += rows @ part[j : j + _TILE].T
+    if len(x) <= _TILE:
+        return result
     upper = np.triu(result)
     return np.asarray(upper + np.triu(upper, 1).T, dtype=np.float64)

@@ -73,6 +73,8 @@ def broken_or_dead(
 
 
 def _median(values: npt.NDArray[np.float64]) -> float:
+    if values.size == 1:
+        return float(values[0])
     known = values[~np.isnan(values)]
     return float(np.median(known)) if known.size else float("nan")
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cnnlog.metrics import drift
-from cnnlog.metrics.change import Moved, Reference, distance, moved, relative_change
+from cnnlog.metrics.change import Moved, Reference, distance, distance_from, moved, relative_change
 from cnnlog.metrics.cka import LEAST_ROWS, alignment, centred_gram, debiased_cka
 from cnnlog.runs.manifest import MeasuredLayer
 from cnnlog.snapshot import FloatArray, Snapshot
@@ -55,7 +55,9 @@ class Yardstick:
         self.outputs: Mapping[str, FloatArray] = {}
         self.latest: Latest | None = None
         self._layers = tuple(layers)
-        self._references: dict[str, Reference] = {}
+        self._references: dict[str, Reference] = {}  # of the baseline
+        self._before: dict[str, Reference] = {}  # of the latest
+        self._squares: dict[str, npt.NDArray[np.float64]] = {}  # of what is measured now
         self._grams: dict[str, npt.NDArray[np.float64]] = {}
         self._set = False
 
@@ -82,6 +84,10 @@ class Yardstick:
         """
         self._begin(baseline_step, weights, outputs)
         self.latest = latest
+        kept = latest.weights if latest is not None else {}
+        self._before = {
+            layer.name: Reference.of(_rows(layer, kept[layer.name])) for layer in self._layers if layer.name in kept
+        }
 
     def measure(self, snapshot: Snapshot) -> Numbers:
         """All numbers of a snapshot. The first snapshot is the baseline.
@@ -92,6 +98,7 @@ class Yardstick:
         if not self._set:
             self._begin(snapshot.step, stored_weights(snapshot), snapshot.outputs)
         numbers: Numbers = {}
+        self._squares = {}
         for layer in self._layers:
             for number, value in self._of_layer(layer, snapshot):
                 numbers.setdefault(number, {})[layer.name] = np.atleast_1d(np.asarray(value, dtype=np.float64))
@@ -112,6 +119,8 @@ class Yardstick:
         weights = {**(before.weights if before is not None else {}), **stored_weights(snapshot)}
         outputs = {**(before.outputs if before is not None else {}), **snapshot.outputs}
         self.latest = Latest(snapshot.step, snapshot.global_step, weights, outputs)
+        for name, squares in self._squares.items():
+            self._before[name] = Reference(snapshot.weights[name], squares)
 
     def _begin(self, step: int, weights: Mapping[str, FloatArray], outputs: Mapping[str, FloatArray]) -> None:
         self.baseline_step, self.weights, self.outputs, self._set = step, dict(weights), dict(outputs), True
@@ -126,6 +135,7 @@ class Yardstick:
         name = layer.name
         if name in snapshot.weights and name in self._references:
             now = moved(self._references[name], snapshot.weights[name])
+            self._squares[name] = np.square(now.norm)
             yield from _of_filters(now, normalised=bool(layer.normalised))
             yield from self._update(layer, snapshot)
         left_out = 0
@@ -164,10 +174,10 @@ class Yardstick:
         now, latest = snapshot.weights[layer.name], self.latest
         if layer.name in snapshot.before:
             yield "update_ratio", distance(snapshot.before[layer.name], now)
-        elif latest is not None and layer.name in latest.weights:
+        elif latest is not None and layer.name in self._before:
             steps = snapshot.global_step - latest.global_step or snapshot.step - latest.step
             if steps > 0:
-                yield "mean_update_ratio", distance(_rows(layer, latest.weights[layer.name]), now) / steps
+                yield "mean_update_ratio", distance_from(self._before[layer.name], now) / steps
 
 
 def stored_weights(snapshot: Snapshot) -> dict[str, FloatArray]:

@@ -14,6 +14,7 @@ from cnnlog.rendering.colours import Pixels
 
 _ZLIB_RLE = 3
 _PNG_HEADER_END = 33
+_SHORT = 256  # a text that is shorter is not compressed
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,8 @@ class Grid:
 
 
 def encode_png(grid: Grid, *, text: Mapping[str, str] | None = None, level: int = 1) -> bytes:
-    """The grid as a PNG file: 8-bit palette or RGB, with `text` as metadata (tEXt, or iTXt beyond Latin-1).
+    """The grid as a PNG file: 8-bit palette or RGB, with `text` as metadata (tEXt; zTXt, compressed, if it
+    is long; iTXt beyond Latin-1).
 
     Args:
         grid: what to write.
@@ -63,7 +65,7 @@ def encode_png(grid: Grid, *, text: Mapping[str, str] | None = None, level: int 
     """
     metadata = PngImagePlugin.PngInfo()
     for key, value in (text or {}).items():
-        metadata.add_text(key, value)
+        metadata.add_text(key, value, zip=len(value) > _SHORT)
     buffer = io.BytesIO()
     # Pillow filters gray rows (Paeth and others) but never palette rows. Gray with run-length coding, turned into a
     # palette file afterwards, is a quarter smaller than Pillow's own palette file and takes no longer.

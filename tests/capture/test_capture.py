@@ -297,7 +297,7 @@ def test_copies_from_cuda_are_waited_for_once_and_by_whom_it_is_asked(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch, "empty", allocate)
     seen = look(net, filters=layers, maps=layers, wait=wait)
-    assert pinned == [True] * 4
+    assert pinned == [True] * 3  # the filters of both layers at once, and the maps of each
     if not wait:
         assert stream.asked == ["record"]  # after all copies were sent for, and not waited for here
         assert seen.ready is not None
@@ -405,11 +405,11 @@ def test_a_capture_reads_no_value_from_a_device(careful: bool, monkeypatch: pyte
     seen = []
     plain = (torch.Tensor, nn.Parameter, FakeTensor)
 
-    def noted(tensor: torch.Tensor) -> npt.NDArray[np.float64]:
+    def noted(tensor: torch.Tensor, **_: Any) -> npt.NDArray[np.float64]:
         seen.append(tensor)
-        return np.zeros(1)
+        return np.zeros(tensor.shape)
 
-    for module in ("capture", "used_weights"):
+    for module in ("capture", "measuring", "used_weights"):
         monkeypatch.setattr(f"cnnlog.capture.{module}.to_host", noted)
     monkeypatch.setattr("cnnlog.capture.loan._is_wrapper", lambda tensor: type(tensor) not in plain)
     monkeypatch.setattr("cnnlog.capture.loan._pointer", id)
