@@ -65,7 +65,7 @@ def weights_of(name: str, module: nn.Module, filters: Sequence[int] | None) -> F
     weight = _weight(module)
     if weight is None:
         raise ValueError(f"Layer {name!r} has no weight any more: its structure has changed since it was chosen.")
-    return to_host(indexed(weight, filters), fresh=filters is not None)
+    return to_host(indexed(weight, filters))
 
 
 def indexed(weight: torch.Tensor, filters: Sequence[int] | None) -> torch.Tensor:
@@ -75,7 +75,13 @@ def indexed(weight: torch.Tensor, filters: Sequence[int] | None) -> torch.Tensor
         weight: `[O, ...]`.
         filters: which of them; None for all.
     """
-    return weight if filters is None else weight.index_select(0, _positions(tuple(filters), weight.device))
+    if filters is None:
+        return weight
+    distance = filters[1] - filters[0] if len(filters) > 1 else 1
+    even = range(filters[0], filters[-1] + 1, distance) if distance > 0 else ()
+    if tuple(filters) == tuple(even):
+        return weight[filters[0] : filters[-1] + 1 : distance]  # of their memory, not a copy
+    return weight.index_select(0, _positions(tuple(filters), weight.device))
 
 
 @lru_cache(1024)

@@ -17,8 +17,8 @@ from support.oracle_zoo import ZOO
 
 SUPPORT = Path(oracle_checks.__file__).parent
 LEAST = {
-    "filter_norm": 3000,
-    "filter_angle": 3000,
+    "filter_norm": 2000,
+    "filter_angle": 2000,
     "weight_change": 200,
     "mean_update_ratio": 150,
     "filters_left_out": 9,
@@ -30,7 +30,7 @@ LEAST = {
     "map_max": 1000,
     "map_active": 1000,
     "scalar": 1000,
-    "stored weights": 500_000,
+    "stored weights": 250_000,
     "stored outputs": 50_000,
     "stored filters": 50_000,
     "stored feature_maps": 1_900_000,

@@ -185,8 +185,11 @@ def _count(filters: Sequence[int] | None) -> int | None:
 
 
 def _chosen_count(shape: Sequence[int]) -> int | None:
-    """Of more than 2**18 weights as many whole filters are measured as make no more than that."""
-    return None if math.prod(shape) <= 1 << 18 else (1 << 18) // math.prod(shape[1:])
+    """Of more than 2**17 weights every k-th filter is measured, with the least k that leaves no more than that."""
+    if math.prod(shape) <= 1 << 17:
+        return None
+    at_most = max(1, (1 << 17) // math.prod(shape[1:]))
+    return next(len(range(0, shape[0], k)) for k in range(1, shape[0] + 1) if len(range(0, shape[0], k)) <= at_most)
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------------
