@@ -280,8 +280,7 @@ def test_importing_cnnlog_loads_nothing_heavy() -> None:
 
 
 def test_the_test_of_lightness_can_fail() -> None:
-    assert "torch" in loaded("from cnnlog import Probe")
-    assert "lightning" in loaded("from cnnlog import FilterMonitor")
+    assert "numpy" in loaded("from cnnlog.rendering import grids")  # torch takes ten seconds to show the same
 
 
 def test_an_unknown_public_name_is_refused_with_the_known_ones() -> None:

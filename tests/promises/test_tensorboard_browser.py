@@ -1,3 +1,5 @@
+"""TensorBoard itself, in a browser: what the dashboards show of a run, and what a link pins."""
+
 from __future__ import annotations
 
 import time
