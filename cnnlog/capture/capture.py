@@ -13,13 +13,14 @@ import torch
 from torch import nn
 
 from cnnlog.capture.layers import LayerInfo, layer_names
-from cnnlog.capture.loan import borrow
+from cnnlog.capture.loan import borrow, may_write_parameters
 from cnnlog.capture.measuring import Measured, packed, peaks, sampled
 from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type, reshard
 from cnnlog.capture.transfer import departures, sent, to_host
 from cnnlog.capture.used_weights import (
     UsedWeights,
+    evenly,
     filters_of,
     has_one_weight,
     has_weights,
@@ -153,7 +154,14 @@ def capture(
         raise ValueError(f"Feature maps of {', '.join(map_layers)} were asked for without a probe: give one.")
     with departures() as ready, borrow(model) as all_modules:
         modules = _named(model)
-        taken = _Taken(modules, filter_layers, map_layers, measured, sharded=is_sharded(all_modules))
+        taken = _Taken(
+            modules,
+            filter_layers,
+            map_layers,
+            measured,
+            sharded=is_sharded(all_modules),
+            at_once=may_write_parameters(model),
+        )
         if probe is not None:
             with taken.used:
                 _forward(model, probe, taken.watched, taken.record, taken.ran, run=run, through=through)
@@ -190,6 +198,7 @@ class _Taken:
         map_layers: the layers whose feature maps are wanted.
         measured: the layers that numbers are kept of.
         sharded: whether weights must be gathered when nothing runs.
+        at_once: whether weights must be taken as soon as their layer has run, for the model may write into them.
     """
 
     def __init__(
@@ -200,6 +209,7 @@ class _Taken:
         measured: Sequence[Measured],
         *,
         sharded: bool,
+        at_once: bool,
     ) -> None:
         self.sharded = sharded
         self.filters: dict[str, FloatArray] = {}
@@ -216,7 +226,7 @@ class _Taken:
         self.watched = {name: _known(modules, name) for name in names}
         chosen = {layer.name: layer.filters for layer in measured}
         chosen |= dict.fromkeys(filter_layers)  # all filters of those that are pictured
-        plain = {} if sharded else {name: stored_weight(self.watched[name]) for name in chosen}
+        plain = {} if sharded or at_once else {name: stored_weight(self.watched[name]) for name in chosen}
         self._plain = {
             name: weight
             for name, weight in plain.items()
@@ -264,7 +274,7 @@ class _Taken:
             return
         chosen = self._measured[name].filters
         if name in self.filters:
-            self.weights[name] = self.filters[name] if chosen is None else self.filters[name][list(chosen)]
+            self.weights[name] = self.filters[name] if chosen is None else self.filters[name][evenly(chosen)]
         elif module in self.used.filters:
             self.weights[name] = self.used.filters[module]
         else:

@@ -73,6 +73,15 @@ def borrow(model: nn.Module) -> Iterator[list[nn.Module]]:
         yield modules
 
 
+def may_write_parameters(model: nn.Module) -> bool:
+    """Whether a model's forward writes into its own parameters, as far as is known; before its first loan it may.
+
+    Args:
+        model: any module.
+    """
+    return _writes_parameters.get(model, True)
+
+
 def refuse(modules: Sequence[nn.Module]) -> None:
     """Refuse a model that cannot be looked at.
 

@@ -114,9 +114,10 @@ def sampled(output: torch.Tensor, *, channels_last: bool) -> FloatArray | None:
     at = (slice(None), *lattice) if channels_last else (slice(None), slice(None), *lattice)
     if type(output) is torch.Tensor and output.device.type == "cpu" and output.dtype == torch.float32:
         values: FloatArray = output.detach().numpy()[at].copy()  # a third of the time that torch takes for it
-    else:
-        values = to_host(output[at])
-    return values.reshape(-1, values.shape[-1]) if channels_last else _channels_last(values)
+        return values.reshape(-1, values.shape[-1]) if channels_last else _channels_last(values)
+    # In its order before it leaves: what has not arrived on the host yet cannot be put in order there.
+    rows = output[at] if channels_last else output[at].flatten(2).transpose(1, 2) if lattice else output[at]
+    return to_host(rows.reshape(-1, rows.shape[-1]))
 
 
 def peaks(output: torch.Tensor, *, channels_last: bool) -> FloatArray | None:

@@ -25,11 +25,11 @@ def to_host(tensor: torch.Tensor, *, fresh: bool = False) -> FloatArray:
         tensor: on any device, of any type; gathered if it is distributed.
         fresh: the tensor was made for this and belongs to nobody else, so that its memory may be taken over.
     """
+    tensor = gathered(tensor)
     on_host = tensor.device.type == "cpu" and not tensor.is_cuda
     if fresh and on_host and tensor.dtype == torch.float32 and tensor.is_contiguous():
         taken: FloatArray = tensor.detach().numpy()
         return taken
-    tensor = gathered(tensor)
     if tensor.is_quantized:
         tensor = tensor.dequantize()
     streams = _leaving.get()

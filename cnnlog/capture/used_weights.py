@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ _PLAIN = (
     nn.ConvTranspose3d,
     nn.Linear,
 )
+_FORWARDS = {"forward", "_conv_forward"}  # what may be put in the place of a layer's own
 _TRANSPOSED = {torch.conv_transpose2d, torch.conv_transpose3d}
 
 
@@ -69,25 +69,28 @@ def weights_of(name: str, module: nn.Module, filters: Sequence[int] | None) -> F
 
 
 def indexed(weight: torch.Tensor, filters: Sequence[int] | None) -> torch.Tensor:
-    """Some of the filters.
+    """Some of the filters, at one distance from each other, in the memory of all.
 
     Args:
         weight: `[O, ...]`.
         filters: which of them; None for all.
     """
-    if filters is None:
-        return weight
-    distance = filters[1] - filters[0] if len(filters) > 1 else 1
-    even = range(filters[0], filters[-1] + 1, distance) if distance > 0 else ()
-    if tuple(filters) == tuple(even):
-        return weight[filters[0] : filters[-1] + 1 : distance]  # of their memory, not a copy
-    return weight.index_select(0, _positions(tuple(filters), weight.device))
+    return weight if filters is None else weight[evenly(filters)]
 
 
-@lru_cache(1024)
-def _positions(filters: tuple[int, ...], device: torch.device) -> torch.Tensor:
-    """Sent once, because a copy to CUDA waits for all that is under way there."""
-    return torch.tensor(filters, device=device)
+def evenly(filters: Sequence[int]) -> slice:
+    """Filters at one distance from each other, as an index that copies nothing.
+
+    Args:
+        filters: their positions, rising.
+
+    Raises:
+        ValueError: they are not at one distance from each other.
+    """
+    index = slice(filters[0], filters[-1] + 1, filters[1] - filters[0] if len(filters) > 1 else 1)
+    if [*range(index.start, index.stop, index.step)] != [*filters]:
+        raise ValueError(f"the filters must be at one distance from each other; got {list(filters)}")
+    return index
 
 
 def takes_its_weight(module: nn.Module) -> bool:
@@ -96,7 +99,7 @@ def takes_its_weight(module: nn.Module) -> bool:
     Args:
         module: a layer.
     """
-    own = "weight" in module._parameters and "forward" not in module.__dict__
+    own = "weight" in module._parameters and not _FORWARDS & module.__dict__.keys()
     return own and plain_type(module) in _PLAIN and not module._forward_pre_hooks
 
 

@@ -248,6 +248,9 @@ class Wiring(TorchFunctionMode):
         if func in _SAME or _is_reading(func):
             return True
         chain.settled = True
+        if func in _NORMS:  # called as a function: what goes into the activation is no module's output
+            chain.normalised = chain.normalised or chain.at == chain.layer
+            return False
         chain.activation = _activation(func, args, kwargs)
         return False
 

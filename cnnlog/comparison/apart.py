@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cnnlog.comparison.side_by_side import SideBySide
-from cnnlog.comparison.sides import LayerMatch, Side
+from cnnlog.comparison.sides import LayerMatch, Side, same_filters
 from cnnlog.kinds import Kind
 from cnnlog.metrics import drift
 from cnnlog.metrics.change import Reference, moved, relative_change
@@ -88,7 +88,8 @@ def between(of: SideBySide, layer: LayerMatch, side: int, shown: Between, stored
     result = replace(shown, shown_weights=shown.weights is not None, shown_outputs=shown.cka is not None)
     filters = _pair(layer, side, stored.weights)
     if filters is not None and of.same_start(side, layer):
-        first, other = _same_filters(of, layer, side, filters)
+        names = layer.names[0], layer.names[side]
+        first, other = same_filters(of.sides[0], of.sides[side], names, filters)
         if first.shape == other.shape:
             result = _with_filters(of, replace(result, shown_weights=False), layer, side, (first, other))
     outputs = _pair(layer, side, stored.outputs) if of.same_probe(side) else None
@@ -132,8 +133,9 @@ def _with_filters(
     of: SideBySide, found: Between, layer: LayerMatch, side: int, pair: tuple[FloatArray, FloatArray]
 ) -> Between:
     change = moved(Reference.of(pair[0]), pair[1])
-    distance = change.unit_change if _normalised(of, layer, side) else change.change
-    left_out = change.not_finite + change.short
+    normalised = _normalised(of, layer, side)
+    distance = change.unit_change if normalised else change.change
+    left_out = change.not_finite + (change.short if normalised else 0)
     return replace(found, weights=distance, angle=Spread.of(change.angle), filters_left_out=left_out)
 
 
@@ -164,23 +166,6 @@ def _pair(
 ) -> tuple[FloatArray, FloatArray] | None:
     first, other = (everything[at].get(layer.names[at] or "") for at in (0, side))
     return None if first is None or other is None else (first, other)
-
-
-def _same_filters(
-    of: SideBySide, layer: LayerMatch, side: int, pair: tuple[FloatArray, FloatArray]
-) -> tuple[FloatArray, FloatArray]:
-    """The filters that both sides measure: of very large layers a fixed choice, though a file may hold all of them."""
-    sizes, choices = set(), []
-    for at in (0, side):
-        run, name = of.sides[at].run, layer.names[at]
-        measured = None if run is None or name is None else run.measured_layer(name)
-        if measured is not None and measured.filters is not None:
-            choices.append(measured.filters)
-            sizes.add(measured.weight_shape[0])
-    if not choices or any(choice != choices[0] for choice in choices):
-        return pair
-    first, other = (array[list(choices[0])] if len(array) in sizes else array for array in pair)
-    return first, other
 
 
 def _sampled(maps: FloatArray) -> FloatArray:

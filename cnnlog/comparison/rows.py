@@ -31,6 +31,7 @@ class Row:
     Attributes:
         layer: what the layer is called in the comparison.
         filters: how many filters it has; how many channels, if only its feature maps are known.
+        filters_measured: how many of them the numbers are of: of very large layers not all.
         function_change: `|F - F0| / |F0|` of the layer's output on the probe, against the side's own baseline.
         weight_change: `|W - W0| / |W0|` of its weights; where a normalisation follows, of filters scaled to length 1.
         filter_angle: the angle of each filter from its baseline, in degrees.
@@ -56,6 +57,7 @@ class Row:
 
     layer: str
     filters: int | None
+    filters_measured: int | None
     function_change: Values
     weight_change: Values
     filter_angle: Spreads
@@ -118,8 +120,9 @@ def _row(of: SideBySide, distances: Distances, layer: LayerMatch, step: int, *, 
     def values(number: str) -> Values:
         return tuple(None if spread is None else spread.mean for spread in spreads(number))
 
-    def counts(number: str) -> Counts:
-        return tuple(0 if value is None or math.isnan(value) else int(value) for value in values(number))
+    def left_out(*beside: str) -> Counts:
+        sides = range(len(of.sides))
+        return tuple(max(_left_out(of, side, layer, step, number) for number in beside) for side in sides)
 
     known = [(side, chosen, layer.names[side]) for side, chosen in enumerate(of.sides)]
     courses = [dict(distances.settling.curve(side, layer.name)) for side in range(len(of.sides))]
@@ -128,6 +131,7 @@ def _row(of: SideBySide, distances: Distances, layer: LayerMatch, step: int, *, 
     return Row(
         layer=layer.name,
         filters=_count(of, layer),
+        filters_measured=_count_measured(of, layer),
         function_change=values("function_change"),
         weight_change=values("weight_change"),
         filter_angle=spreads("filter_angle"),
@@ -140,8 +144,8 @@ def _row(of: SideBySide, distances: Distances, layer: LayerMatch, step: int, *, 
         dead_share=values("dead_share"),
         to_go=tuple(held),
         half_way=tuple(distances.settling.half_way(side, layer.name) for side in range(len(of.sides))),
-        filters_left_out=counts("filters_left_out"),
-        channels_left_out=counts("channels_left_out"),
+        filters_left_out=left_out("weight_change"),
+        channels_left_out=left_out("function_change", "dead_share"),
         function_distance=tuple(found.function for found in further),
         weight_distance=tuple(found.weights for found in further),
         angle_between=tuple(found.angle for found in further),
@@ -171,6 +175,17 @@ def own_number(of: SideBySide, side: int, layer: LayerMatch, number: str, step: 
     return None if at is None else run.summary(at).numbers[number][name]
 
 
+def _left_out(of: SideBySide, side: int, layer: LayerMatch, step: int, number: str) -> int:
+    """What is left out of a number, at the step that it is of: a count that is 0 is not stored."""
+    run, name, own = of.sides[side].run, layer.names[side], of.step_of(side, step)
+    if run is None or name is None or own is None or of.is_baseline(side):
+        return 0
+    at = run.measured_at(number, name, own)
+    count = _FILTERS if number == "weight_change" else _CHANNELS
+    found = None if at is None else run.summary(at).numbers.get(count, {}).get(name)
+    return 0 if found is None else int(found.mean)
+
+
 def _held(course: Mapping[int, float], own: int | None) -> float | None:
     """The value at the nearest step that is not after a side's own."""
     at = max((step for step in course if own is not None and step <= own), default=None)
@@ -193,6 +208,20 @@ def _count(of: SideBySide, layer: LayerMatch) -> int | None:
         if side.run is not None and (maps := side.run.layer(name).output_shape) is not None:
             return maps[1]
     return None
+
+
+def _count_measured(of: SideBySide, layer: LayerMatch) -> int | None:
+    """How many filters of a layer are measured, by the first side that knows.
+
+    Args:
+        of: the sides.
+        layer: one of the layers.
+    """
+    for side, name in zip(of.sides, layer.names, strict=True):
+        measured = None if side.run is None or name is None else side.run.measured_layer(name)
+        if measured is not None and measured.filters is not None:
+            return len(measured.filters)
+    return _count(of, layer)
 
 
 def _note_what_is_shown(of: SideBySide, distances: Distances, rows: Sequence[Row]) -> None:
@@ -256,7 +285,8 @@ class Column:
         found = getattr(row, self.number)[at]
         if isinstance(found, Spread):
             return found.left_out, found.finite + found.left_out
-        return (getattr(row, self.left_out)[at] if self.left_out else 0), row.filters
+        count = row.filters_measured if self.left_out.startswith(_FILTERS) else row.filters
+        return (getattr(row, self.left_out)[at] if self.left_out else 0), count
 
     def text(self, row: Row, at: int, show: Callable[[float | None], str]) -> str:
         """The number, with how many are left out, and whether noise gives as much.

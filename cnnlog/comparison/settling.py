@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from cnnlog.comparison.side_by_side import SideBySide
@@ -78,5 +80,7 @@ class Settling:
 
 
 def _some_of(array: FloatArray) -> FloatArray:
-    flat = array.reshape(-1)
-    return np.array(flat[:: max(1, -(-flat.size // _VALUES))])
+    distance = max(1, -(-array.size // _VALUES))
+    while distance > 1 and any(math.gcd(distance, size) > 1 for size in array.shape):
+        distance += 1  # else it would meet some columns alone, such as the padded border
+    return np.array(array.reshape(-1)[::distance])

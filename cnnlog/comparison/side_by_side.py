@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cnnlog.comparison.sides import LayerMatch, Side, shown_shape
+from cnnlog.comparison.sides import LayerMatch, Side, same_filters, shown_shape
 from cnnlog.kinds import Kind
 from cnnlog.metrics.starts import same_start
 from cnnlog.rendering.views import ResolvedView, cell_width, grid_columns, resolve_view, select_filters, select_maps
@@ -312,6 +312,9 @@ class SideBySide:
         apart = []
         for layer in self.layers:
             pair = [all_of.get(layer.names[of] or "") for of, all_of in zip((0, side), everything, strict=True)]
+            if pair[0] is not None and pair[1] is not None:
+                names = layer.names[0], layer.names[side]
+                pair = [*same_filters(self.sides[0], self.sides[side], names, (pair[0], pair[1]))]
             if pair[0] is None or pair[1] is None or pair[0].shape != pair[1].shape:
                 pair = [self._shown_at_start(of, layer) for of in (0, side)]
             if pair[0] is None or pair[1] is None:

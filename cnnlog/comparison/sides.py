@@ -344,3 +344,26 @@ def _unlike(labels: Sequence[str], things: Sequence[Any]) -> list[str]:
         f"{label} ({result[:index].count(label) + 1})" if result[:index].count(label) else label
         for index, label in enumerate(result)
     ]
+
+
+def same_filters(
+    first: Side, other: Side, names: tuple[str | None, str | None], pair: tuple[FloatArray, FloatArray]
+) -> tuple[FloatArray, FloatArray]:
+    """The filters of a layer that two sides measure: of very large layers not all, though a file may hold all of them.
+
+    Args:
+        first: a side.
+        other: another one.
+        names: what the two call the layer.
+        pair: what the two hold of the layer's filters, `[k, ...]` each.
+    """
+    sizes, choices = set(), []
+    for side, name in zip((first, other), names, strict=True):
+        measured = None if side.run is None or name is None else side.run.measured_layer(name)
+        if measured is not None and measured.filters is not None:
+            choices.append(measured.filters)
+            sizes.add(measured.weight_shape[0])
+    if not choices or any(choice != choices[0] for choice in choices):
+        return pair
+    chosen = (array[list(choices[0])] if len(array) in sizes else array for array in pair)
+    return next(chosen), next(chosen)

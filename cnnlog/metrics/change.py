@@ -59,7 +59,8 @@ class Moved:
     """How far a layer's filters have moved from a reference.
 
     Attributes:
-        change: `|W - W0| / |W0|` over all filters (Frobenius norms); NaN where the reference is all zeros.
+        change: `|W - W0| / |W0|` over all filters (Frobenius norms); NaN where the reference is all zeros, and
+            where no filter is finite.
         unit_change: the same of filters scaled to length 1 each, those that are too short left out.
         angle: `[k]`, the angle between each filter and its reference in degrees, 0 to 180; NaN where a filter is not
             finite, or too short to have a direction.
@@ -132,7 +133,8 @@ def distance(before: Array, after: Array) -> float:
         after: the same later.
 
     Returns:
-        0 and up, filters that hold NaN or infinity left out; NaN where `before` is all zeros and `after` is not.
+        0 and up, filters that hold NaN or infinity left out; NaN where nothing else is left, and where `before` is all
+        zeros and `after` is not.
 
     Raises:
         ValueError: the shapes differ.
@@ -161,6 +163,8 @@ def distance_from(before: Reference, after: Array) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         square, _ = _moves(old, new, along=False)
     finite = np.isfinite(square) & np.isfinite(before.squares)
+    if not finite.any():
+        return float("nan")
     return _ratio(float(square[finite].sum()), float(before.squares[finite].sum()))
 
 
@@ -193,6 +197,8 @@ def relative_change(before: Array, after: Array) -> tuple[float, int]:
     old, new = old.astype(np.float64), new.astype(np.float64)
     finite = np.isfinite(old).all(axis=0) & np.isfinite(new).all(axis=0)
     left_out = int(finite.size - np.count_nonzero(finite))
+    if not finite.any():
+        return float("nan"), left_out
     old, new = old[:, finite], new[:, finite]
     return _ratio(float(np.square(new - old).sum()), float(np.square(old).sum())), left_out
 
@@ -207,7 +213,7 @@ def _summed_up(reference: Reference, after: Numbers, square: Numbers, longer: Nu
     chord = np.where(kept, np.maximum(square - longer**2, 0) / (lengths[0] * lengths[1]), np.nan)
     chord[kept & (square == 0)] = 0.0
     return Moved(
-        change=_ratio(float(square[finite].sum()), float(before[finite].sum())),
+        change=_ratio(float(square[finite].sum()), float(before[finite].sum())) if finite.any() else float("nan"),
         unit_change=float(np.sqrt(chord[kept].mean())) if kept.any() else float("nan"),
         angle=np.degrees(2 * np.arcsin(np.minimum(np.sqrt(chord) / 2, 1))),
         norm=np.where(np.isfinite(after), lengths[1], after),

@@ -193,7 +193,8 @@ def _of_filters(now: Moved, *, normalised: bool) -> Iterator[tuple[str, npt.NDAr
     yield "filter_norm", now.norm
     yield "filter_angle", now.angle
     yield "weight_change", now.unit_change if normalised else now.change
-    if left_out := now.not_finite + now.short:
+    # Short filters have no angle, which shows; they count where their direction is all that counts.
+    if left_out := now.not_finite + (now.short if normalised else 0):
         yield "filters_left_out", left_out
 
 
