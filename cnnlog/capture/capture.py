@@ -226,12 +226,10 @@ class _Taken:
         self.watched = {name: _known(modules, name) for name in names}
         chosen = {layer.name: layer.filters for layer in measured}
         chosen |= dict.fromkeys(filter_layers)  # all filters of those that are pictured
-        plain = {} if sharded or at_once else {name: stored_weight(self.watched[name]) for name in chosen}
-        self._plain = {
-            name: weight
-            for name, weight in plain.items()
-            if weight is not None and (weight.dim() == 4 or name not in self._pictured)
-        }
+        # Of what is pictured the weight is seen in use, as a whole network may put another in its place.
+        unseen = [] if sharded or at_once else [name for name in chosen if name not in self._pictured]
+        plain = {name: stored_weight(self.watched[name]) for name in unseen}
+        self._plain = {name: weight for name, weight in plain.items() if weight is not None}
         computing = {self.watched[name]: filters for name, filters in chosen.items() if name not in self._plain}
         self.used = UsedWeights(computing)
         self._chosen = chosen
@@ -254,15 +252,14 @@ class _Taken:
             if taken is not None:
                 self.outputs[name] = taken
         if layer is not None:
-            highest = peaks(tensor, channels_last=layer.channels_last)
+            highest = peaks(tensor, channels_last=layer.channels_are_last(tensor))
             if highest is not None:
                 self.peaks[layer.name] = highest
 
     def complete(self) -> None:
         """Take the weights that are still missing: of plain layers, of a sharded model, of heads that did not run."""
         plain = {name: indexed(weight, self._chosen[name]) for name, weight in self._plain.items()}
-        for name, weight in packed(plain).items():
-            (self.filters if name in self._pictured else self.weights)[name] = weight
+        self.weights |= packed(plain)
         for name in self._weighty:
             self._take_weights(name)
 

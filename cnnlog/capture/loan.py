@@ -158,7 +158,7 @@ class _Loan:
                 self.values.append(value)
                 self._keep_contents(value, plain)
         self._copied = _writes_parameters.get(self.model, True) or _unmerging(modules)
-        small = {key: tensor for key, tensor in plain.items() if tensor.nbytes < _ALWAYS_COPIED}
+        small = {key: tensor for key, tensor in plain.items() if _bytes(tensor) < _ALWAYS_COPIED}
         with torch.no_grad():
             self._always = [_Kept(tensor) for tensor in ({**small, **buffers}).values()]
             self._seldom = [
@@ -268,6 +268,8 @@ class _Kept:
         """
         if self.copy is None:
             return False
+        if self.alias.layout is not torch.strided or self.alias.is_meta:  # whose bytes cannot be compared
+            return self.written
         if not tell and _comparing_waits(self.alias) and not _is_expanded(self.alias):
             return True
         return not _same_bytes(self.alias, self.copy)
@@ -334,7 +336,14 @@ def _is_wrapper(tensor: torch.Tensor) -> bool:
 
 
 def _is_plain(tensor: torch.Tensor) -> bool:
-    return tensor.layout is torch.strided and not tensor.is_quantized and not _is_wrapper(tensor)
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
+        return False
+    return not _is_wrapper(tensor)
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """How many bytes a tensor holds; sparse ones do not say, and are taken for small."""
+    return tensor.nbytes if tensor.layout is torch.strided else 0
 
 
 def _comparing_waits(tensor: torch.Tensor) -> bool:

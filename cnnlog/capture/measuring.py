@@ -43,12 +43,28 @@ class Measured:
         filters: which filters, rising; None takes all.
         at: the module whose output goes into the layer's activation; None where there is none.
         channels_last: whether its output has the channels last, as that of a linear layer, rather than second.
+        channels: how many channels its output has; 0 where that is not known.
     """
 
     name: str
     filters: tuple[int, ...] | None = None
     at: str | None = None
     channels_last: bool = False
+    channels: int = 0
+
+    def channels_are_last(self, tensor: torch.Tensor) -> bool:
+        """Whether a tensor that is made of the layer's output has the channels last; a norm between may move them.
+
+        Args:
+            tensor: of as many channels, second or last.
+        """
+        if (
+            self.channels
+            and tensor.dim() > 2
+            and (tensor.shape[1] == self.channels) != (tensor.shape[-1] == self.channels)
+        ):
+            return tensor.shape[-1] == self.channels
+        return self.channels_last
 
 
 def measured(infos: Sequence[LayerInfo]) -> tuple[Measured, ...]:
@@ -64,6 +80,7 @@ def measured(infos: Sequence[LayerInfo]) -> tuple[Measured, ...]:
             filters=chosen_filters(info.weight_shape or ()),
             at=info.behind.at if info.behind is not None else None,
             channels_last=len(info.weight_shape or ()) == 2,
+            channels=(info.weight_shape or (0,))[0],
         )
         for info in infos
         if info.name in names and outermost(info.name, names) == info.name

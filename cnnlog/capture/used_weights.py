@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -19,7 +20,15 @@ from cnnlog.capture.sharding import gathered, gathered_parameters, is_distribute
 from cnnlog.capture.transfer import to_host
 from cnnlog.snapshot import FloatArray
 
-_CONVOLUTIONS = {torch.conv2d, torch.conv3d, torch.conv_transpose2d, torch.conv_transpose3d}
+_PRODUCTS = {
+    F.linear,
+    torch.conv1d,
+    torch.conv2d,
+    torch.conv3d,
+    torch.conv_transpose1d,
+    torch.conv_transpose2d,
+    torch.conv_transpose3d,
+}
 # Classes whose forward takes the weight as it is stored.
 _PLAIN = (
     nn.Conv1d,
@@ -31,7 +40,7 @@ _PLAIN = (
     nn.Linear,
 )
 _FORWARDS = {"forward", "_conv_forward"}  # what may be put in the place of a layer's own
-_TRANSPOSED = {torch.conv_transpose2d, torch.conv_transpose3d}
+_TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d}
 
 
 def filters_of(name: str, module: nn.Module) -> FloatArray:
@@ -265,7 +274,7 @@ class _Seeing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _CONVOLUTIONS:
+        if func in _PRODUCTS:
             self._show(func, args, kwargs)
         return func(*args, **kwargs)
 

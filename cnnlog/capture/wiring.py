@@ -225,6 +225,7 @@ class Wiring(TorchFunctionMode):
     def _saw(self, func: Any, args: Any, kwargs: Any, traces: list[_Trace], result: Any) -> None:
         if not traces:
             return
+        self._go_on_elsewhere(func, args, kwargs, traces)
         reach = frozenset().union(*(trace.reach for trace in traces))
         passed = None
         for chain in {id(t.chain): t.chain for t in traces if t.chain is not None and not t.chain.settled}.values():
@@ -253,6 +254,14 @@ class Wiring(TorchFunctionMode):
             return False
         chain.activation = _activation(func, args, kwargs)
         return False
+
+    def _go_on_elsewhere(self, func: Any, args: Any, kwargs: Any, traces: list[_Trace]) -> None:
+        """Where what goes into an activation is used again (a skip, a CReLU), a channel that is never above 0 lives."""
+        if _is_reading(func) or func in _SAME or _activation(func, args, kwargs) is not None:
+            return
+        for trace in traces:
+            if trace.chain is not None and trace.chain.settled:
+                trace.chain.activation = None
 
     # ---- tensors
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from cnnlog.comparison.rows import Row, letter
 from cnnlog.comparison.side_by_side import SideBySide
+from cnnlog.messages import some
 
 _LONG = 24
 """A label with more letters is written as the side's letter, so that the sentence stays within two lines."""
@@ -68,16 +69,19 @@ def verdict_of(of: SideBySide, rows: Sequence[Row]) -> str:
     labels = [side.label if len(side.label) <= _LONG else f"run {letter(i)}" for i, side in enumerate(of.sides)]
     own = [order for side, label in enumerate(labels) if (order := _own(rows, side, label)) is not None]
     between = _between(of, rows, labels)
+    broken = [said for side, label in enumerate(labels) if (said := _broken(rows, side, label))]
     moved = sorted((order for order in own if order.top > 0), key=lambda order: -order.top)
     if not moved:
         if between is not None and between.top > 0:
             whole = f"{between.most} changed most from {labels[0]} to {between.label}: {between.amount}"
-            return "; ".join(part for part in (whole, between.still) if part) + "."
+            return "; ".join(part for part in (*broken, whole, between.still) if part) + "."
+        if broken:
+            return "; ".join(broken) + "."
         if own or between is not None or all(of.says_itself(side) for side in range(len(of.sides))):
             return "No layer changed."
         return _least_alike(rows, labels) or "No number says how far the layers are apart."
     single = len(own) == 1 and (of.says_itself(moved[0].side) or len(of.sides) == 1)
-    parts = [_first(moved[0], rows, "" if single else f" in {moved[0].label}"), moved[0].still]
+    parts = [*broken, _first(moved[0], rows, "" if single else f" in {moved[0].label}"), moved[0].still]
     if len(own) == 2:
         parts += [_second(moved[0], order) for order in own if order is not moved[0]]
     if between is not None and between.top > 0:
@@ -166,6 +170,16 @@ def _first(order: _Order, rows: Sequence[Row], where: str) -> str:
     if cka is not None and noise is not None and abs(cka) <= noise:
         said += ", and its CKA is within what noise of that shape gives"
     return said
+
+
+def _broken(rows: Sequence[Row], side: int, label: str) -> str:
+    """What is said of a side that has layers of which nothing finite is left; empty if it has none."""
+    numbers = {row.layer: (row.function_change[side], row.weight_change[side]) for row in rows}
+    layers = [layer for layer, values in numbers.items() if any(v is not None and math.isnan(v) for v in values)]
+    if not layers:
+        return ""
+    which = "all layers" if len(layers) == len(numbers) else some(layers)
+    return f"in {label} every value of {which} is NaN or infinite, in the output or in the weights"
 
 
 def _second(first: _Order, second: _Order) -> str:

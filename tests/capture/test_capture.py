@@ -297,7 +297,7 @@ def test_copies_from_cuda_are_waited_for_once_and_by_whom_it_is_asked(
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
     monkeypatch.setattr(torch, "empty", allocate)
     seen = look(net, filters=layers, maps=layers, wait=wait)
-    assert pinned == [True] * 3  # the filters of both layers at once, and the maps of each
+    assert pinned == [True] * 4
     if not wait:
         assert stream.asked == ["record"]  # after all copies were sent for, and not waited for here
         assert seen.ready is not None

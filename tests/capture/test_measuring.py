@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
 from cnnlog.capture.capture import capture, survey
@@ -141,3 +143,93 @@ def test_weights_before_a_step_are_copies_of_plain_layers_alone() -> None:
     with torch.no_grad():
         net.get_parameter("0.weight").add_(1)
     torch.testing.assert_close(held["0"], before, rtol=0, atol=0)
+
+
+class Standardised(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True), self.bias)
+
+
+def test_a_linear_layer_that_computes_its_weight_is_measured_by_what_it_multiplies_with() -> None:
+    net = nn.Sequential(nn.Flatten(), Standardised(12, 5), nn.ReLU(), nn.Linear(5, 2))
+    taken = snapshot(net, torch.rand(1, 3, 2, 2)).weights["1"]
+    np.testing.assert_allclose(np.linalg.norm(taken, axis=1), 1, rtol=1e-6)
+
+
+def test_a_convolution_that_is_patched_on_the_instance_is_measured_by_what_it_convolves_with() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    conv = net[0]
+    assert isinstance(conv, nn.Conv2d)
+    plain = conv._conv_forward
+    conv.__dict__["_conv_forward"] = lambda x, weight, bias: plain(x, 3 * weight, bias)
+    taken = snapshot(net, torch.rand(1, 3, 6, 6)).weights["0"]
+    np.testing.assert_allclose(taken, 3 * conv.weight.detach().numpy(), rtol=1e-6)
+
+
+class WritesAfterUse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.conv(x)
+        with torch.no_grad():
+            self.conv.weight.mul_(0.5)
+        return result
+
+
+def test_of_a_network_that_writes_its_weights_those_are_taken_that_it_used() -> None:
+    net = WritesAfterUse()
+    used = net.conv.weight.detach().numpy().copy()
+    for _ in range(2):
+        np.testing.assert_array_equal(snapshot(net, torch.rand(1, 3, 6, 6)).weights["conv"], used)
+
+
+class ChannelsLastNorm(nn.Module):
+    """ConvNeXt's way of a layer norm, without the way back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), LayerNormLast(8), nn.Linear(8, 2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(F.relu(self.norm(self.conv(x))).mean((1, 2)))
+        return result
+
+
+class LayerNormLast(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.permute(0, 2, 3, 1))
+
+
+def test_peaks_are_of_the_channels_where_a_norm_moves_them_last() -> None:
+    net = ChannelsLastNorm()
+    with torch.no_grad():
+        net.norm.bias[:6] = -100
+    highest = snapshot(net, torch.rand(1, 3, 12, 12)).peaks["conv"]
+    assert highest.shape == (8,)
+    assert (highest > 0).sum() == 2
+
+
+@pytest.mark.parametrize("images", [1, 3])
+def test_what_leaves_a_device_is_in_its_order_before_it_leaves(images: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from CUDA has not arrived when `to_host` returns: nothing may be reordered, or read, after it."""
+    output = torch.rand(images, 5, 9, 7, dtype=torch.float64)  # takes the way of whatever is not float32 on the host
+    monkeypatch.setattr("cnnlog.capture.measuring.to_host", lambda tensor, **_: tensor)
+    left: Any = sampled(output, channels_last=False)
+    monkeypatch.undo()
+    expected = sampled(output.float(), channels_last=False)
+    assert isinstance(left, torch.Tensor)
+    np.testing.assert_array_equal(left.float().numpy(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.parametrize("layout", ["coo", "csr", "meta"])
+def test_a_buffer_whose_bytes_cannot_be_compared_stops_nothing(layout: str) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3))
+    dense = torch.eye(4)
+    buffer = dense.to("meta") if layout == "meta" else dense.to_sparse(layout=getattr(torch, f"sparse_{layout}"))
+    net.register_buffer("graph", buffer, persistent=False)
+    for _ in range(2):
+        assert snapshot(net, torch.rand(1, 3, 6, 6)).weights["0"].shape == (4, 3, 3, 3)
+    assert net.get_buffer("graph") is buffer

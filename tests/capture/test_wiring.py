@@ -110,6 +110,52 @@ def test_a_norm_that_serves_two_layers_is_looked_at_for_its_first() -> None:
     assert found["b"].at is None
 
 
+class Forked(nn.Module):
+    """What goes into the activation is used again: beside its negative, or on a skip, before or after."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.stem, self.norm, self.inner = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1)
+        self.head = nn.Conv2d(8 if how == "crelu" else 4, 2, 1)
+        self.how = how
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        if self.how == "crelu":
+            x = torch.cat([F.relu(x), F.relu(-x)], 1)
+        elif self.how == "preactivation":
+            x = x + F.relu(self.inner(F.relu(self.norm(x))))
+        elif self.how == "skip first":
+            skip = x * 1
+            x = skip + F.relu(self.inner(F.relu(x)))
+        else:  # read and activated twice
+            x = F.relu(x) * x.shape[1] + F.relu(x)
+        result: torch.Tensor = self.head(x)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("how", "at"), [("crelu", None), ("preactivation", None), ("skip first", None), ("twice", "stem")]
+)
+def test_a_channel_that_lives_on_elsewhere_is_not_called_dead(how: str, at: str | None) -> None:
+    assert behind(Forked(how))["stem"].at == at
+
+
+class FunctionalNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(F.relu(F.batch_norm(self.conv(x), None, None, training=True)))
+        return result
+
+
+def test_a_norm_that_is_called_as_a_function_normalises_and_hides_what_goes_into_the_activation() -> None:
+    conv = behind(FunctionalNorm())["conv"]
+    assert (conv.normalised, conv.at) == (True, None)
+
+
 class Detector(nn.Module):
     """Two heads, one of scores and one of boxes, on each of two levels; a ReLU behind the scores changes nothing."""
 

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.measuring import debiased, rows_of
 from support.pages import written
 from support.stored_runs import MAPS, Arrays, moving, write_run
+from torch import nn
 
 import cnnlog
 from cnnlog import kinds, messages
-from cnnlog.comparison import matching, rows, sides, verdict
+from cnnlog.comparison import matching, rows, settling, sides, verdict
 from cnnlog.comparison.comparison import Comparison, compare
 from cnnlog.comparison.matching import align
 from cnnlog.metrics.cka import noise_band
@@ -702,7 +704,45 @@ def test_nothing_but_nan_has_no_number_and_stops_nothing(tmp_path: Path, runs: t
     assert math.isnan(row.cka_between[0] or 0)
     assert math.isnan(row.weight_change[1] or 0)
     assert json.loads(json.dumps(c.to_dict(), allow_nan=False))["layers"][0]["cka_between"] == [None]
-    assert c.verdict().startswith("conv")
+    assert all(math.isnan(values[1] or 0) for values in (row.weight_change, row.function_change))
+    assert math.isnan(row.weight_distance[0] or 0)
+    assert "in lost every value of conv1 is NaN or infinite" in c.verdict()
+
+
+@pytest.mark.filterwarnings("ignore:.*are NaN or infinite")
+def test_what_was_left_out_of_an_earlier_step_is_not_counted_at_one_that_has_recovered(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    whole = model.get_parameter("0.weight").detach().clone()
+    with cnnlog.watch(model, cnnlog.Probe.chart(32), tmp_path, tensorboard=False) as watcher:
+        for step, broken in enumerate((False, True, False)):
+            with torch.no_grad():
+                model.get_parameter("0.weight").copy_(whole + 0.1 * step)
+                if broken:
+                    model.get_parameter("0.weight")[1:3] = float("nan")
+            watcher.snapshot(step)
+    c = compare(tmp_path)
+    assert [(row.filters_left_out[1], row.channels_left_out[1]) for row in c.rows()] == [(0, 0), (0, 0)]
+    assert [row.filters_left_out[1] for row in c.rows(1)] == [2, 0]
+
+
+@pytest.mark.filterwarnings("ignore:.*are NaN or infinite")
+def test_a_run_that_is_all_nan_does_not_read_like_one_that_stands_still(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with cnnlog.watch(model, cnnlog.Probe.chart(32), tmp_path, tensorboard=False) as watcher:
+        watcher.snapshot(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.fill_(float("nan"))
+        watcher.snapshot(1)
+    assert "every value of all layers is NaN or infinite" in compare(tmp_path).verdict()
+
+
+def test_what_is_kept_for_to_go_meets_every_column() -> None:
+    for shape in ((1, 64, 32, 32), (1, 64, 64, 64), (1, 10, 40, 40), (64, 3, 7, 7)):
+        columns = np.broadcast_to(np.arange(shape[-1], dtype=np.float32), shape)
+        kept = settling._some_of(columns)
+        assert set(kept.tolist()) == set(range(shape[-1])), shape
+        assert kept.size <= 1024
 
 
 def test_what_is_nan_is_left_out_of_a_value_and_counted_beside_it(tmp_path: Path) -> None:

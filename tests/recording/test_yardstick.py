@@ -78,17 +78,34 @@ def test_where_the_last_step_is_known_the_update_is_of_that_step_alone() -> None
 
 
 def test_what_is_not_finite_is_left_out_and_counted() -> None:
-    yardstick, later = Yardstick(LAYERS), snapshot(1)
-    yardstick.measure(snapshot(0))
+    yardstick, first, later = Yardstick(LAYERS), snapshot(0), snapshot(1, seed=9)
+    yardstick.measure(first)
+    yardstick.move_on(first)
     later.weights["stem"][1, 0, 0, 0] = np.nan
     later.outputs["stem"][3, 2] = np.inf
     numbers = yardstick.measure(replace(later, peaks={"stem": np.array([1, np.nan, 0, 2], np.float32)}))
-    assert numbers["weight_change"]["stem"] == 0
+    x, y = (of.outputs["stem"].astype(np.float64)[:, [0, 1, 3]] for of in (first, later))
+    w, v = (of.weights["stem"].astype(np.float64)[[0, 2, 3]].reshape(3, -1) for of in (first, later))
+    w, v = (of / np.linalg.norm(of, axis=1, keepdims=True) for of in (w, v))
+    assert numbers["weight_change"]["stem"] == pytest.approx(np.linalg.norm(v - w) / np.linalg.norm(w), rel=1e-5)
     assert numbers["filters_left_out"]["stem"] == 1
     assert np.isnan(numbers["filter_angle"]["stem"]).tolist() == [False, True, False, False]
-    assert numbers["function_change"]["stem"] == 0
+    assert numbers["function_change"]["stem"] == pytest.approx(np.linalg.norm(y - x) / np.linalg.norm(x), rel=1e-5)
     assert numbers["channels_left_out"]["stem"] == 1
     assert numbers["dead_share"]["stem"] == pytest.approx(1 / 3)
+
+
+def test_where_nothing_finite_is_left_there_is_no_number() -> None:
+    """Else a run whose weights are all NaN reads like one that stands still."""
+    yardstick, first, later = Yardstick(LAYERS), snapshot(0), snapshot(1, seed=9)
+    yardstick.measure(first)
+    yardstick.move_on(first)
+    for arrays in (later.weights, later.outputs):
+        for array in arrays.values():
+            array[...] = np.nan
+    numbers = yardstick.measure(later)
+    for number in ("weight_change", "filter_angle", "mean_update_ratio", "function_change", "cka_positions"):
+        assert all(np.isnan(values).all() for values in numbers[number].values()), number
 
 
 def test_of_a_layer_without_a_baseline_nothing_is_told() -> None:
