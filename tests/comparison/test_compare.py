@@ -33,6 +33,7 @@ from cnnlog.runs import steps as steps_module
 from cnnlog.runs import table as table_module
 from cnnlog.runs.finding import open_run
 from cnnlog.runs.manifest import WatchedLayer
+from cnnlog.runs.numbers import SHOWN
 from cnnlog.runs.run import Run
 from cnnlog.runs.spread import Spread
 from cnnlog.runs.store import RunStore
@@ -767,6 +768,10 @@ def test_the_warning_of_an_old_name_names_the_readers_line(comparison: Compariso
         assert [warning.filename for warning in warned] == [__file__]
     assert row.get("update_l2", "nothing") == row.get("none", "nothing") == "nothing"
     assert row.get("layer") == "conv1"
+
+
+def test_tables_and_curves_have_the_numbers_of_a_run_in_their_order() -> None:
+    assert tuple(column.number for column in rows.OF_A_SIDE) == (*SHOWN, "half_way")
 
 
 def test_plain_values_can_be_pickled_and_copied(comparison: Comparison) -> None:
