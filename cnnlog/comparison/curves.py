@@ -4,20 +4,10 @@ from __future__ import annotations
 
 from cnnlog.comparison.between import Distances
 from cnnlog.comparison.side_by_side import SideBySide
+from cnnlog.runs.numbers import SHOWN
 
 Curves = dict[str, dict[str, dict[str, list[tuple[int, float]]]]]
 """For each measure, for each layer, for each side's label: `(step, value)`, steps rising."""
-
-OF_A_SIDE = (
-    "function_change",
-    "weight_change",
-    "filter_angle",
-    "update_ratio",
-    "mean_update_ratio",
-    "cka_positions",
-    "dead_share",
-)
-"""The numbers of a side alone, by their names in a run."""
 
 
 def curves_of(of: SideBySide, distances: Distances) -> Curves:
@@ -40,7 +30,7 @@ def curves_of(of: SideBySide, distances: Distances) -> Curves:
         for step in side.run.steps if side.step is None else (side.step,):
             numbers = side.run.summary(step).numbers
             for layer in of.layers:
-                for measure in OF_A_SIDE:
+                for measure in SHOWN:
                     spread = numbers.get(measure, {}).get(layer.names[index] or "")
                     put(measure, layer.name, side.label, step, None if spread is None else spread.median)
         for layer in of.layers:

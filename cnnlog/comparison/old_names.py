@@ -34,13 +34,7 @@ class Renamed(dict[str, Any]):
         self._old = old
 
     def __missing__(self, key: str) -> Any:
-        if key not in self._old:
-            raise KeyError(key)
-        instead, make = self._old[key]
-        if make is None:
-            raise KeyError(f"{key!r} is no longer measured; take {instead!r}")
-        warnings.warn(f"{key!r} is replaced by {instead!r}; it goes with the next release", FutureWarning, stacklevel=2)
-        return make()
+        return self._derived(key)
 
     def get(self, key: str, default: Any = None) -> Any:
         """The value of a name, also of an old one; `default` where there is none.
@@ -49,10 +43,26 @@ class Renamed(dict[str, Any]):
             key: the name.
             default: what is given for a name that there is not.
         """
-        try:
+        if key in self:
             return self[key]
+        try:
+            return self._derived(key)
         except KeyError:
             return default
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What makes the old values cannot be pickled, and holds the whole comparison: copies have today's names alone.
+        return dict, (dict(self),)
+
+    def _derived(self, key: str) -> Any:
+        """The value of an old name. The warning names the line that is two calls above."""
+        if key not in self._old:
+            raise KeyError(key)
+        instead, make = self._old[key]
+        if make is None:
+            raise KeyError(f"{key!r} is no longer measured; take {instead!r}")
+        warnings.warn(f"{key!r} is replaced by {instead!r}; it goes with the next release", FutureWarning, stacklevel=3)
+        return make()
 
 
 def old_row(of: SideBySide, layer: LayerMatch, step: int, plain: Callable[[Any], Any]) -> Old:

@@ -122,13 +122,13 @@ def times(ratio: float) -> str:
     if ratio > 1e4:
         return "more than 10,000 times as much"
     text = _two_digits(ratio)
-    return "twice as much" if text in ("2", "2.0") else f"{text} times as much"
+    return "twice as much" if text == "2.0" else f"{text} times as much"
 
 
 def _two_digits(value: float) -> str:
-    digits = max(0, 1 - math.floor(math.log10(value)))
-    rounded = round(value, digits if value < 10 else 1 - math.floor(math.log10(value)))
-    return f"{rounded:,.{digits if value < 10 else 0}f}"
+    rounded = f"{value:.1e}"  # before the decimals are counted, because 9.99 becomes 10
+    exponent = int(rounded.partition("e")[2])
+    return f"{float(rounded):,.{max(0, 1 - exponent)}f}"
 
 
 def _own(rows: Sequence[Row], side: int, label: str) -> _Order | None:

@@ -1,4 +1,7 @@
-"""Products of matrices that stay in the calling thread."""
+"""Products of matrices that stay in the calling thread, for what is measured beside a training.
+
+Whether two runs are of one start (`starts.py`) is asked when runs are compared, and there BLAS may take all cores.
+"""
 
 from __future__ import annotations
 
@@ -11,30 +14,11 @@ Numbers = npt.NDArray[np.float64]
 _TILE = 64
 
 
-def product(a: Numbers, b: Numbers) -> Numbers:
-    """`a.T @ b`, in tiles that BLAS multiplies in the calling thread.
-
-    Larger ones (and dot products of long vectors) it shares out among all cores, whose threads then spin for longer
-    than the product took: beside a training that is most of the cost.
-
-    Args:
-        a: `[p, m]`.
-        b: `[p, n]`.
-
-    Returns:
-        `[m, n]`.
-    """
-    result = np.zeros((a.shape[1], b.shape[1]))
-    for start in range(0, len(a), _TILE):
-        rows_a, rows_b = np.ascontiguousarray(a[start : start + _TILE].T), b[start : start + _TILE]
-        for i in range(0, len(result), _TILE):
-            for j in range(0, result.shape[1], _TILE):
-                result[i : i + _TILE, j : j + _TILE] += rows_a[i : i + _TILE] @ rows_b[:, j : j + _TILE]
-    return result
-
-
 def gram(x: Numbers) -> Numbers:
     """`x @ x.T` in the calling thread, exactly symmetric: half of the tiles are computed, the others are copied.
+
+    Larger products (and dot products of long vectors) BLAS shares out among all cores, whose threads then spin for
+    longer than the product took: beside a training that is most of the cost.
 
     Args:
         x: `[n, c]`.

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from cnnlog.metrics.change import SHORT
+
 _COMPARED = 256
-_NEAR_ZERO = 0.01
 _CHANCE = 5.0  # standard deviations of what a random order of the filters gives
 _LEAST_MARGIN = 0.4
 _BY_LENGTH = 4.0
@@ -80,14 +81,17 @@ def same_start(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> bool:
 
 
 def _cosines(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """The cosine `[n, n]` of each filter of `a` with each of `b`, of those filters that have a direction in both."""
+    """The cosine `[n, n]` of each filter of `a` with each of `b`, of those filters that have a direction in both.
+
+    BLAS may share the product out among the cores: it is asked for after the trainings, when runs are compared.
+    """
     flat = [np.asarray(array, np.float64).reshape(len(array), -1) for array in (a, b)]
     with np.errstate(over="ignore", invalid="ignore"):
         lengths = [np.linalg.norm(array, axis=1) for array in flat]
     finite = np.isfinite(lengths[0]) & np.isfinite(lengths[1])
     kept = finite.copy()
     for length in lengths:
-        kept &= finite & (length > _NEAR_ZERO * np.median(length[finite])) if finite.any() else False
+        kept &= finite & (length > SHORT * np.median(length[finite])) if finite.any() else False
     one, other = (array[kept] / length[kept, None] for array, length in zip(flat, lengths, strict=True))
     return np.asarray(one @ other.T, np.float64)
 

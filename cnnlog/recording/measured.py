@@ -11,18 +11,8 @@ from cnnlog.kinds import Kind
 from cnnlog.messages import some
 from cnnlog.recording.problems import Problem
 from cnnlog.runs.manifest import MeasuredLayer
+from cnnlog.runs.numbers import SHOWN
 from cnnlog.snapshot import FloatArray, Record, Snapshot
-
-SCALARS = (
-    "function_change",
-    "cka_positions",
-    "dead_share",
-    "weight_change",
-    "filter_angle",
-    "update_ratio",
-    "mean_update_ratio",
-)
-"""The numbers that trackers draw as curves; of those of each filter the median."""
 
 
 def scalars_by_tag(record: Record, layers: Sequence[MeasuredLayer]) -> dict[str, float]:
@@ -34,7 +24,7 @@ def scalars_by_tag(record: Record, layers: Sequence[MeasuredLayer]) -> dict[str,
     """
     return {
         f"numbers/{number}/{layer.tag}": _median(record.numbers[number][layer.name])
-        for number in SCALARS
+        for number in SHOWN
         for layer in layers
         if layer.name in record.numbers.get(number, {})
     }

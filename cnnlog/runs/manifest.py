@@ -50,7 +50,8 @@ class MeasuredLayer:
         kind: the module's class name.
         weight_shape: of all its filters, `[O, I, kH, kW]`, `[O, I]` of a linear layer.
         output_shape: of its output on the probe; None if it did not run, or there is no probe.
-        filters: the filters that are measured, rising; None for all. Of a very large layer it is a fixed choice.
+        filters: the filters that are measured, rising; None for all. Of a very large layer it is
+            every second, third, ... filter, and one at least.
         normalised: whether a batch, group, layer or instance norm follows directly, so that the length of a filter
             means nothing; None where no probe could tell.
         activation: the activation that follows, if nothing but a norm lies between; None if none does, if it cannot

@@ -9,6 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from cnnlog.metrics.change import SHORT as TOO_SHORT
+
 Values = npt.NDArray[np.float64]
 ByLayer = Mapping[str, Values]
 
@@ -34,6 +36,17 @@ Number = Literal[
 SHORT: Mapping[str, str] = {"norm": "filter_norm", "active": "map_active", "mean": "map_mean", "max": "map_max"}
 """Short names, and what they are short for."""
 
+SHOWN: tuple[Number, ...] = (
+    "function_change",
+    "weight_change",
+    "filter_angle",
+    "update_ratio",
+    "mean_update_ratio",
+    "cka_positions",
+    "dead_share",
+)
+"""The numbers that say how a layer does: what trackers and comparisons show, of those of each filter the median."""
+
 OF_CHANNELS = frozenset({"filter_angle", "filter_norm", "map_active", "map_mean", "map_max"})
 """The numbers that each filter or channel has; the others are one for the layer."""
 
@@ -52,8 +65,6 @@ INSTEAD: Mapping[str, str] = {
     "cka": "'cka_positions', which is debiased: its values are lower",
 }
 """What is to be used in the place of an old number."""
-
-_NEAR_ZERO = 0.01
 
 
 def in_depth_order(measured: Sequence[str], pictured: Sequence[str]) -> tuple[str, ...]:
@@ -147,7 +158,7 @@ def old_number(name: str, numbers: Mapping[str, ByLayer], layer: str, first_norm
 def _too_short(first: Values, now: Values) -> npt.NDArray[np.bool_]:
     """Filters without a direction: below 1 % of the layer's median length, then or now."""
     finite = np.isfinite(first) & np.isfinite(now)
-    least = _NEAR_ZERO * float(np.median(first[finite])) if finite.any() else 0.0
+    least = TOO_SHORT * float(np.median(first[finite])) if finite.any() else 0.0
     return np.asarray(~finite | (np.minimum(first, now) < max(least, np.finfo(np.float32).tiny)))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import doctest
 import json
 import math
+import pickle
 import re
 import subprocess
 import sys
@@ -33,6 +35,7 @@ from cnnlog.runs import steps as steps_module
 from cnnlog.runs import table as table_module
 from cnnlog.runs.finding import open_run
 from cnnlog.runs.manifest import WatchedLayer
+from cnnlog.runs.numbers import SHOWN
 from cnnlog.runs.run import Run
 from cnnlog.runs.spread import Spread
 from cnnlog.runs.store import RunStore
@@ -795,6 +798,51 @@ def test_old_names_warn_and_give_what_can_be_derived(runs: tuple[Path, Path], co
         row["nothing"]
     written = json.dumps(comparison.to_dict())
     assert not [name for name in ("drift", "cosine", '"cka"', "update_l2") if name in written]
+
+
+def test_the_warning_of_an_old_name_names_the_readers_line(comparison: Comparison) -> None:
+    row, curves = comparison.to_dict()["layers"][0], comparison.curves()
+    for ask in (lambda: row["drift_l2"], lambda: row.get("drift_l2"), lambda: curves.get("drift_l2", {})):
+        with pytest.warns(FutureWarning, match="'drift_l2' is replaced") as warned:
+            assert ask()
+        assert [warning.filename for warning in warned] == [__file__]
+    assert row.get("update_l2", "nothing") == row.get("none", "nothing") == "nothing"
+    assert row.get("layer") == "conv1"
+
+
+def test_tables_and_curves_have_the_numbers_of_a_run_in_their_order() -> None:
+    assert tuple(column.number for column in rows.OF_A_SIDE) == (*SHOWN, "half_way")
+
+
+def test_plain_values_can_be_pickled_and_copied(comparison: Comparison) -> None:
+    values = comparison.to_dict()
+    for copied in (pickle.loads(pickle.dumps(values)), copy.deepcopy(values)):
+        assert json.dumps(copied) == json.dumps(values)
+        assert copied["layers"][0] is not values["layers"][0]
+        assert type(copied["layers"][0]) is type(copied["curves"]) is dict
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.00994, "0.0099"),
+        (0.00999, "0.010"),
+        (0.0994, "0.099"),
+        (0.0999, "0.10"),
+        (0.994, "0.99"),
+        (0.999, "1.0"),
+        (9.94, "9.9"),
+        (9.99, "10"),
+        (99.4, "99"),
+        (99.9, "100"),
+        (999.6, "1,000"),
+        (1234, "1,200"),
+    ],
+)
+def test_what_a_verdict_says_has_two_digits(value: float, text: str) -> None:
+    assert verdict.percent(value / 100) == f"{text} %"
+    if value >= 2.05:
+        assert verdict.times(value) == f"{text} times as much"
 
 
 def test_old_numbers_of_a_run_warn_and_give_what_can_be_derived(runs: tuple[Path, Path]) -> None:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import doctest
+import itertools
+import re
 from collections.abc import Callable
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
 from cnnlog.metrics import starts
 from cnnlog.metrics.starts import same_start
 from cnnlog.snapshot import FloatArray
+
+Array = npt.NDArray[np.float64]
 
 SHAPES = [(12, 3, 3, 3), (16, 3, 7, 7), (32, 1, 3, 3), (64, 16, 1, 1), (64, 64, 3, 3), (300, 8, 3, 3)]
 FEW = [(1, 3, 3, 3), (2, 3, 7, 7), (3, 3, 3, 3), (4, 1, 3, 3), (6, 8, 3, 3), (8, 3, 3, 3)]
@@ -95,15 +100,61 @@ def test_where_nothing_can_tell_it_is_not_the_same() -> None:
     assert not same_start(np.full_like(start, 3e38), start)
 
 
+def unit(array: Array) -> Array:
+    return array / np.linalg.norm(array, axis=-1, keepdims=True)
+
+
+def margins(cosines: Array) -> tuple[Array, Array]:
+    """Of `[draws, n, n]`: the margin m, and it in standard deviations of what all orders of the filters would give."""
+    n = cosines.shape[-1]
+    own, off = np.eye(n, dtype=bool), ~np.eye(n, dtype=bool)
+    margin = cosines[:, own].mean(axis=1) - cosines[:, off].mean(axis=1)
+    means = cosines.mean(axis=1, keepdims=True) + cosines.mean(axis=2, keepdims=True)
+    variance = np.square(cosines - means + cosines.mean(axis=(1, 2), keepdims=True)).sum(axis=(1, 2)) / (n - 1)
+    return margin, (cosines[:, own].sum(axis=1) - n * cosines.mean(axis=(1, 2))) / np.sqrt(variance)
+
+
+def measured(n: int, weights: int) -> dict[str, tuple[Array, Array]]:
+    """m and z of some draws of n filters, for each column of the table in the docstring of `same_start`."""
+    rng = np.random.default_rng([n, weights])
+    size = 40 if n == 256 else 400
+    a, b = (unit(rng.standard_normal((size, n, weights))) for _ in range(2))
+    aside = unit(b - (b * a).sum(axis=-1, keepdims=True) * a)
+    others = {
+        "independent": b,
+        "permuted": np.stack([filters[rng.permutation(n)] for filters in a]),
+        "cosine 0.99": 0.99 * a + np.sqrt(1 - 0.99**2) * aside,
+        "cosine 0.5": 0.5 * a + np.sqrt(1 - 0.5**2) * aside,
+    }
+    return {column: margins(a @ other.transpose(0, 2, 1)) for column, other in others.items()}
+
+
+def test_z_counts_in_deviations_of_all_orders() -> None:
+    cosines = np.random.default_rng(0).uniform(-1, 1, (3, 5, 5))
+    for one, z in zip(cosines, margins(cosines)[1], strict=True):
+        sums = [sum(one[i, j] for i, j in enumerate(order)) for order in itertools.permutations(range(5))]
+        assert z == pytest.approx((np.trace(one) - np.mean(sums)) / np.std(sums))
+        assert starts._beyond_chance(one) == pytest.approx(z)
+
+
 def test_the_measurements_in_the_docstring_are_those_of_a_naive_computation() -> None:
-    """A row of the table, by loops: 16 filters of 9 weights."""
-    margins = []
-    for seed in range(200):
-        a, b = (weights((16, 9), 2 * seed + one).astype(np.float64) for one in (0, 1))
-        cosines = [[float(x @ y / np.sqrt((x @ x) * (y @ y))) for y in b] for x in a]
-        own = np.mean([cosines[i][i] for i in range(16)])
-        margins.append(own - np.mean([cosines[i][j] for i in range(16) for j in range(16) if i != j]))
-    assert 0.15 < np.percentile(margins, 99.5) < 0.27 < starts._LEAST_MARGIN
+    """All rows and columns, m and z, within what the draws leave open; of d those that are quickly drawn."""
+    lines = [line.strip(" |").split(" | ") for line in (same_start.__doc__ or "").splitlines() if " | " in line]
+    heads = [head.partition(":")[0] for head in lines[0][1:]]
+    assert heads == ["independent", "permuted", "cosine 0.99", "cosine 0.5"]
+    assert [int(row[0]) for row in lines[1:]] == [4, 8, 16, 64, 256]
+    for row in lines[1:]:
+        draws = [measured(int(row[0]), weights) for weights in (9, 16, 27)]
+        for column, said in zip(heads, row[1:], strict=True):
+            bound = re.fullmatch(r"(<=|>=) ([\d.]+), ([\d.]+)", said)
+            if bound is None:
+                assert (row[0], column) == ("4", "permuted")
+                assert max(draw[column][0].max() for draw in draws) >= 1
+                continue
+            worst, share = (max, 99.9) if bound[1] == "<=" else (min, 1.0)
+            m, z = (worst(float(np.percentile(draw[column][at], share)) for draw in draws) for at in (0, 1))
+            assert m == pytest.approx(float(bound[2]), abs=0.02 + 0.5 / int(row[0])), (row[0], column)
+            assert z == pytest.approx(float(bound[3]), rel=0.3), (row[0], column)
 
 
 def test_the_example_holds() -> None:

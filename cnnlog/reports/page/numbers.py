@@ -146,7 +146,7 @@ def table(comparison: Comparison) -> dict[str, Any]:
     rows = comparison.rows()
     head: list[dict[str, Any]] = [{"text": "layer", "title": "", "side": None}]
     head += [{"text": "filters", "title": "", "side": None}]
-    columns: list[list[tuple[str, str]]] = [[(as_text(row.filters), "") for row in rows]]
+    columns: list[list[tuple[str, str]]] = [[(three_digits_or_whole(row.filters), "") for row in rows]]
     for column, side, at in shown_columns(rows, len(comparison.sides)):
         text = f"{column.word}{' from A' if column.between else ''} {column.unit}".strip()
         head.append({"text": text, "title": _TITLES[column.number], "side": side})
@@ -169,13 +169,13 @@ def _cell(column: Column, row: Row, at: int) -> tuple[str, str]:
     found = getattr(row, column.number)[at]
     below = []
     if isinstance(found, Spread) and found.finite > 1:
-        below.append(f"{as_text(found.lower)} to {as_text(found.upper)}")
+        below.append(f"{three_digits_or_whole(found.lower)} to {three_digits_or_whole(found.upper)}")
     band = getattr(row, column.noise)[at] if column.noise else None
     if band is not None and math.isfinite(band):
-        below.append(f"noise ±{as_text(band)}")
+        below.append(f"noise ±{three_digits_or_whole(band)}")
     if left_out := column.left_out_text(row, at):
         below.append(left_out)
-    return as_text(column.value(row, at)), "; ".join(below)
+    return three_digits_or_whole(column.value(row, at)), "; ".join(below)
 
 
 def moved_rows(comparison: Comparison, film: Film) -> list[list[list[Any]]]:
@@ -229,7 +229,8 @@ def moved(comparison: Comparison, sides: list[dict[str, Any]], rows: list[list[l
         turned = []
         for side in with_rows:
             values = of_channels(comparison, number, side["index"], "angle", comparison.steps[-1])
-            turned.append(as_text(values[channel]) if values is not None and channel < len(values) else "–")
+            angle = values[channel] if values is not None and channel < len(values) else None
+            turned.append(three_digits_or_whole(angle))
         listed.append({"layer": comparison.layers[number].name, "filter": channel, "turned": turned})
     about = "Sorted by the angle from the own baseline at the last step, in degrees; of the filters that are shown."
     if not with_rows:
@@ -237,7 +238,7 @@ def moved(comparison: Comparison, sides: list[dict[str, Any]], rows: list[list[l
     return {"about": about, "sides": with_rows, "first": first["index"] if first else 0, "rows": listed}
 
 
-def as_text(value: float | None) -> str:
+def three_digits_or_whole(value: float | None) -> str:
     """Three digits, of whole numbers all; a dash where there is no number."""
     if value is not None and math.isfinite(value) and float(value).is_integer():
         return f"{value:,.0f}".replace("-", "−")
