@@ -8,9 +8,9 @@ from PIL import Image
 from cnnlog.rendering.grids import STRIP_CHANNELS, STRIP_STEPS, strip_grid
 from cnnlog.rendering.views import most_changed
 from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Canvas, font_of, width_of
-from cnnlog.reports.columns import even_strides
 from cnnlog.reports.part import Part, Wanted, pixels_of
 from cnnlog.runs.run import Run
+from cnnlog.runs.steps import strided
 
 
 def strip(run: Run, wanted: Wanted) -> Image.Image:
@@ -31,8 +31,9 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
     part = Part.of(run, wanted)
     uneven = ""
     if wanted.steps is None:
-        chosen = even_strides(part.steps, STRIP_STEPS)
-        part, uneven = part.only(chosen.steps), chosen.note
+        chosen = strided(part.steps, STRIP_STEPS)
+        part = part.only(chosen.steps)
+        uneven = "" if chosen.is_even else f"columns: of every {chosen.stride} steps the nearest that is stored"
     cells = np.stack([picture.values for picture in part.pictures])
     if part.view not in (None, "rgb"):
         cells = cells[:, :, 0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -25,6 +26,7 @@ from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.reports import export as exporting
 from cnnlog.reports.animation import AT_THE_ENDS, FRAME, Animation, save_apng
+from cnnlog.reports.canvas import Canvas
 from cnnlog.reports.part import Wanted
 from cnnlog.reports.sheet import sheet
 from cnnlog.reports.strip import strip
@@ -152,6 +154,32 @@ def test_a_strip_takes_steps_at_even_strides(stored: Path) -> None:
     run = open_run(stored)
     given = strip(run, Wanted(steps=(0, 2, 4, 6, 8, 10)))
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(given))
+
+
+@pytest.mark.parametrize(
+    ("stored_steps", "columns", "note"),
+    [
+        (range(32), (0, 5, 10, 15, 20, 25, 30), ""),
+        ((0, 1, 2, 5, 10, 20), (0, 5, 10, 20), "columns: of every 4 steps the nearest that is stored"),
+    ],
+)
+def test_a_strip_has_the_columns_of_the_live_strip_and_says_where_they_are_uneven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored_steps: Sequence[int], columns: tuple[int, ...], note: str
+) -> None:
+    lines: list[str] = []
+
+    def canvas(width: int, *texts: str) -> Canvas:
+        lines.extend(texts)
+        return Canvas(width, *texts)
+
+    monkeypatch.setattr("cnnlog.reports.strip.Canvas", canvas)
+    run = open_run(write_run(tmp_path / "run", steps=stored_steps))
+    picture = np.asarray(strip(run, Wanted()))
+    assert [line for line in lines if line.startswith("columns")] == ([note] if note else [])
+    given = np.asarray(strip(run, Wanted(steps=columns)))
+    rows = slice(-8 * 30, None)
+    np.testing.assert_array_equal(picture[rows], given[rows])
+    assert strided(run.steps, STRIP_STEPS).steps == columns
 
 
 def test_a_strip_shows_the_channels_that_changed_most(tmp_path: Path) -> None:
