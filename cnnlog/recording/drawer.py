@@ -17,7 +17,8 @@ from cnnlog.rendering.facts import facts_of
 from cnnlog.rendering.grids import STRIP_CHANNELS, strip_grid
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import encode_png
-from cnnlog.rendering.ranges import ONE_IN, ROOM, AnchoredRange, ChangeRange, Limits, RangeRule, tight_limits
+from cnnlog.rendering.ranges import ONE_IN, ROOM, AnchoredRange, ChangeRange, Limits, RangeRule
+from cnnlog.rendering.shared_ranges import tight_limits
 from cnnlog.rendering.views import View, cell_width, grid_columns, most_changed, select_filters, select_maps
 from cnnlog.runs.manifest import WatchedLayer
 from cnnlog.runs.steps import Strided
