@@ -143,9 +143,7 @@ class Drawer:
             shown: the shown part of each step.
         """
         look, name = self.look, self.layer.name
-        limits = tight_limits(self.kind.by_channel(shown[0]), signed=self.kind.signed)
-        pictures = [Picture.of(self.kind, step, limits, view=self.layer.view) for step in shown]
-        cells = np.stack([picture.values for picture in pictures])
+        cells = np.stack([next(self.kind.pictures(step)) for step in shown])
         if cells.ndim == 5 and self.layer.view != "rgb":
             cells = cells[:, :, 0]
         rows = most_changed(cells, STRIP_CHANNELS)
