@@ -76,7 +76,7 @@ def show_filters(
     from cnnlog.kinds import Kind
     from cnnlog.models.torchvision import load_classifier
     from cnnlog.rendering.picture import Picture
-    from cnnlog.rendering.ranges import tight_limits
+    from cnnlog.rendering.shared_ranges import tight_limits
     from cnnlog.rendering.views import resolve_view, select_filters
 
     found = load_classifier(model, weights, arch=arch)
@@ -116,7 +116,7 @@ def show_maps(
     from cnnlog.models.torchvision import load_classifier
     from cnnlog.models.tutorials import place_among_tutorials, prepared
     from cnnlog.rendering.picture import Picture
-    from cnnlog.rendering.ranges import tight_limits
+    from cnnlog.rendering.shared_ranges import tight_limits
     from cnnlog.rendering.views import cell_width, grid_columns, select_maps
 
     found = load_classifier(model, weights, arch=arch)

@@ -17,7 +17,8 @@ from cnnlog.rendering.facts import facts_of
 from cnnlog.rendering.grids import STRIP_CHANNELS, strip_grid
 from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import encode_png
-from cnnlog.rendering.ranges import ONE_IN, ROOM, AnchoredRange, ChangeRange, Limits, RangeRule, tight_limits
+from cnnlog.rendering.ranges import ONE_IN, ROOM, AnchoredRange, ChangeRange, Limits, RangeRule
+from cnnlog.rendering.shared_ranges import tight_limits
 from cnnlog.rendering.views import View, cell_width, grid_columns, most_changed, select_filters, select_maps
 from cnnlog.runs.manifest import WatchedLayer
 from cnnlog.runs.steps import Strided
@@ -142,9 +143,7 @@ class Drawer:
             shown: the shown part of each step.
         """
         look, name = self.look, self.layer.name
-        limits = tight_limits(self.kind.by_channel(shown[0]), signed=self.kind.signed)
-        pictures = [Picture.of(self.kind, step, limits, view=self.layer.view) for step in shown]
-        cells = np.stack([picture.values for picture in pictures])
+        cells = np.stack([next(self.kind.pictures(step)) for step in shown])
         if cells.ndim == 5 and self.layer.view != "rgb":
             cells = cells[:, :, 0]
         rows = most_changed(cells, STRIP_CHANNELS)

@@ -55,8 +55,8 @@ def facts_of(grid: Grid, limits: Limits, *, channels: Sequence[int], cells: int 
     return {
         "channels": list(channels),
         "cells": cells,
-        "low": _numbers(np.ascontiguousarray(limits.low, np.float32).tobytes()),
-        "high": _numbers(np.ascontiguousarray(limits.high, np.float32).tobytes()),
+        "low": list(_numbers(np.ascontiguousarray(limits.low, np.float32).tobytes())),
+        "high": list(_numbers(np.ascontiguousarray(limits.high, np.float32).tobytes())),
         "symmetric": bool(limits.symmetric),
         "doubled": {str(channels[i]): int(limits.doubled[i]) for i in np.flatnonzero(limits.doubled).tolist()},
         "switched": bool(limits.switched),
@@ -68,6 +68,6 @@ def facts_of(grid: Grid, limits: Limits, *, channels: Sequence[int], cells: int 
 
 
 @functools.lru_cache(maxsize=512)
-def _numbers(float32: bytes) -> list[float]:
+def _numbers(float32: bytes) -> tuple[float, ...]:
     """Each number as the shortest decimal that float32 reads as the same; most ranges are those of the step before."""
-    return [float(str(number)) for number in np.frombuffer(float32, np.float32)]
+    return tuple(float(str(number)) for number in np.frombuffer(float32, np.float32))

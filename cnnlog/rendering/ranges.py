@@ -20,7 +20,7 @@ CHANGE_ROOM = 4
 """How many times the first change the range of changes reaches, at least."""
 
 ONE_IN = 50
-"""A range is outgrown when more than one value in so many lies beyond it: more than 2 %."""
+"""One value in so many may lie beyond a range, which is 2 %: a live range doubles only when more do."""
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 
@@ -70,25 +70,6 @@ def peak(values: npt.ArrayLike) -> float:
     return float(np.abs(array, where=np.isfinite(array), out=np.zeros_like(array)).max(initial=0))
 
 
-def tight_limits(values: npt.NDArray[Any], *, rule: RangeRule = "channel", signed: bool | None = None) -> Limits:
-    """The ranges that just hold what is there, for pictures that no later step follows.
-
-    Args:
-        values: `[n, ...]`, finite or not.
-        rule: `"channel"` and `"step"` give each channel its own largest magnitude, and a channel without any the median
-            of the others (1.0 if there is none); `"layer"` gives all channels the largest of them.
-        signed: whether the ranges are symmetric; None makes them so if any finite value is below 0.
-
-    Example:
-        >>> tight_limits(np.array([[1.0, -4.0], [0.5, 0.0]], np.float32)).high.tolist()
-        [4.0, 0.5]
-    """
-    low, high = _extremes(_rows(values))
-    symmetric = bool((low < 0).any()) if signed is None else signed
-    peaks = np.maximum(high, -low) if symmetric else high
-    return Limits(_bases(peaks, rule, room=1), symmetric, np.zeros(len(peaks), np.int64))
-
-
 class AnchoredRange:
     """The range of one layer's pictures over the steps, anchored at the baseline.
 
@@ -135,7 +116,7 @@ class AnchoredRange:
             raise ValueError(
                 f"every step must bring the same channels; the baseline had {len(self._base)}, now {len(flat)} arrived"
             )
-        low, high = _extremes(flat)
+        low, high = extremes_of(flat)
         negative = bool((low < 0).any())
         signed = negative if self._signed is None else self._signed
         if negative and not signed and self._may_switch:
@@ -145,7 +126,7 @@ class AnchoredRange:
             if not peaks.any():
                 return Limits(np.ones(len(flat), np.float32), signed, self._doubled.copy(), self._switched)
             self._signed = signed
-            self._base = _bases(peaks, self.rule, room=1 if self.rule == "step" else ROOM)
+            self._base = bases_of(peaks, self.rule, room=1 if self.rule == "step" else ROOM)
         else:
             needed = _outgrown(flat, peaks, self._base, self._doubled, signed=signed)
             self._doubled = np.full_like(needed, needed.max()) if self.rule == "layer" else needed
@@ -213,7 +194,7 @@ class ChangeRange:
             values: `[n, ...]`, finite or not.
         """
         flat = _rows(values)
-        low, high = _extremes(flat)
+        low, high = extremes_of(flat)
         peaks = np.maximum(high, -low)
         n = len(peaks)
         if self._first is None and peaks.any():
@@ -255,8 +236,13 @@ def _rows(values: npt.NDArray[Any]) -> FloatArray:
     return np.ascontiguousarray(values, dtype=np.float32).reshape(len(values), -1)
 
 
-def _extremes(flat: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Smallest and largest finite value of each row, but at most and at least 0."""
+def extremes_of(values: npt.NDArray[Any]) -> tuple[FloatArray, FloatArray]:
+    """The smallest and the largest finite value of each channel, but at most and at least 0: `[n]` each.
+
+    Args:
+        values: `[n, ...]`, finite or not.
+    """
+    flat = _rows(values)
     low, high = flat.min(axis=1, initial=0), flat.max(axis=1, initial=0)
     if not (np.isfinite(low).all() and np.isfinite(high).all()):
         finite = np.isfinite(flat)
@@ -264,8 +250,15 @@ def _extremes(flat: FloatArray) -> tuple[FloatArray, FloatArray]:
     return low, high
 
 
-def _bases(peaks: FloatArray, rule: RangeRule, *, room: float) -> FloatArray:
-    """Ranges of channels with these peaks `[n]`: `room` times them, a flat channel's the median of the others'."""
+def bases_of(peaks: FloatArray, rule: RangeRule, *, room: float = 1) -> FloatArray:
+    """The ranges of channels with these peaks; 1.0 for all where all are 0.
+
+    Args:
+        peaks: `[n]`, 0 or more.
+        rule: `"channel"` and `"step"` give each channel its own, and one whose peak is 0 the median of the others;
+            `"layer"` gives all channels the largest of them.
+        room: how many times its peak a range reaches.
+    """
     wide = peaks.astype(np.float64) * room
     if not wide.any():
         return np.ones(len(wide), np.float32)

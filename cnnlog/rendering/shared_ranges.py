@@ -12,13 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cnnlog.rendering.ranges import Limits, RangeRule
+from cnnlog.rendering.ranges import ONE_IN, Limits, RangeRule, bases_of, extremes_of
 
 GAINS: tuple[int, ...] = (1, 4, 16, 64)
 """By what a difference may be enlarged: its range is the layer's largest, divided by one of these."""
-
-SATURATED = 0.02
-"""Below this share of the values that differ, a difference may lie beyond the end of its scale."""
 
 _MAGNITUDES = 1 << 15  # of a float32's upper 16 bits, without the sign
 
@@ -44,11 +41,7 @@ class Extremes:
         Raises:
             ValueError: there are more or fewer channels than before.
         """
-        flat = np.asarray(values, dtype=np.float32).reshape(len(values), -1)
-        low, high = flat.min(axis=1, initial=0), flat.max(axis=1, initial=0)
-        if not (np.isfinite(low).all() and np.isfinite(high).all()):
-            finite = np.isfinite(flat)
-            low, high = flat.min(axis=1, initial=0, where=finite), flat.max(axis=1, initial=0, where=finite)
+        low, high = extremes_of(values)
         if not len(self.low):
             self.low, self.high = low, high
         elif len(low) != len(self.low):
@@ -80,18 +73,31 @@ def shared_limits(extremes: Extremes, *, signed: bool | None = None, rule: Range
 
     Args:
         extremes: of each channel.
-        signed: whether values have a sign. True draws -range to range; else that is done if any value is below 0.
+        signed: whether values have a sign. True draws -range to range, False 0 to range. None decides by the values:
+            True if any is below 0.
         rule: `"layer"` gives all channels the largest of their ranges. `"channel"` and `"step"` give each channel its
             own.
     """
-    below = bool(signed) or bool((extremes.low < 0).any())
-    peaks = np.maximum(extremes.high, -extremes.low) if below else extremes.high
-    if rule == "layer":
-        peaks = np.full_like(peaks, peaks.max(initial=0))
-    some = peaks[peaks > 0]
-    flat = np.median(some.astype(np.float64)) if len(some) else 1.0
-    high = np.where(peaks > 0, peaks, flat).astype(np.float32)
-    return Limits(high, below, np.zeros(len(high), np.int64))
+    symmetric = bool((extremes.low < 0).any()) if signed is None else signed
+    peaks = np.maximum(extremes.high, -extremes.low) if symmetric else extremes.high
+    return Limits(bases_of(peaks, rule), symmetric, np.zeros(len(peaks), np.int64))
+
+
+def tight_limits(values: npt.NDArray[Any], *, signed: bool | None = None, rule: RangeRule = "channel") -> Limits:
+    """The ranges that just hold what is there, for pictures that no other step belongs to: `shared_limits` of one step.
+
+    Args:
+        values: `[n, ...]`, finite or not.
+        signed: as in `shared_limits`.
+        rule: as in `shared_limits`.
+
+    Example:
+        >>> tight_limits(np.array([[1.0, -4.0], [0.5, 0.0]], np.float32)).high.tolist()
+        [4.0, 0.5]
+    """
+    extremes = Extremes()
+    extremes.see(values)
+    return shared_limits(extremes, signed=signed, rule=rule)
 
 
 class Magnitudes:
@@ -129,7 +135,7 @@ class Magnitudes:
         total = int(self._counts.sum())
         for gain in reversed(GAINS[1:]):
             end = int(np.array([largest / gain], np.float32).view(np.uint32)[0]) >> 16
-            if total == 0 or int(self._counts[end:].sum()) < SATURATED * total:
+            if total == 0 or int(self._counts[end:].sum()) * ONE_IN < total:
                 return gain
         return GAINS[0]
 

@@ -6,11 +6,11 @@ import numpy as np
 from PIL import Image
 
 from cnnlog.rendering.grids import STRIP_CHANNELS, STRIP_STEPS, strip_grid
+from cnnlog.rendering.views import most_changed
 from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Canvas, font_of, width_of
-from cnnlog.reports.columns import even_strides
 from cnnlog.reports.part import Part, Wanted, pixels_of
 from cnnlog.runs.run import Run
-from cnnlog.snapshot import FloatArray
+from cnnlog.runs.steps import strided
 
 
 def strip(run: Run, wanted: Wanted) -> Image.Image:
@@ -31,19 +31,20 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
     part = Part.of(run, wanted)
     uneven = ""
     if wanted.steps is None:
-        chosen = even_strides(part.steps, STRIP_STEPS)
-        part, uneven = part.only(chosen.steps), chosen.note
+        chosen = strided(part.steps, STRIP_STEPS)
+        part = part.only(chosen.steps)
+        uneven = "" if chosen.is_even else f"columns: of every {chosen.stride} steps the nearest that is stored"
     cells = np.stack([picture.values for picture in part.pictures])
     if part.view not in (None, "rgb"):
         cells = cells[:, :, 0]
-    channels = most_changed(cells, STRIP_CHANNELS) if wanted.channels is None else wanted.channels
+    channels = most_changed(cells, STRIP_CHANNELS) if wanted.channels is None else list(wanted.channels)
     part.refuse_channels(channels)
     columns = [str(step) for step in part.steps]
     font = font_of(SMALL)
     widest = max(width_of(font, text) for text in columns) + SPACE
     limits = part.limits.only(channels)
     width = max(wanted.width, len(columns) * widest)
-    grid = pixels_of(strip_grid(cells[:, list(channels)], limits, cmap=part.cmap, width=width))
+    grid = pixels_of(strip_grid(cells[:, channels], limits, cmap=part.cmap, width=width))
     labels = [f"{part.kind.one} {channel}" for channel in channels]
     left = max(width_of(font, label) for label in [*labels, "step"]) + SPACE
     slices = ", first input channel" if part.view == "slices" else ""
@@ -61,18 +62,3 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
         y = top + round((number + 0.5) * (grid.height + 1) / len(labels))
         canvas.write((MARGIN + left - SPACE, y), text, SMALL, INK, anchor="rm")
     return canvas.image
-
-
-def most_changed(cells: FloatArray, at_most: int) -> tuple[int, ...]:
-    """The channels that changed most over the steps of a strip, those that changed more first.
-
-    How much a channel changed is its largest Euclidean distance, at any step, from what it was at the first one. Values
-    that are not finite count as 0. Of channels that changed alike the lower number comes first.
-
-    Args:
-        cells: `[steps, n, ...]`.
-        at_most: how many channels to take.
-    """
-    values = np.where(np.isfinite(cells), cells, 0).astype(np.float64).reshape(*cells.shape[:2], -1)
-    changed = np.linalg.norm(values - values[:1], axis=2).max(axis=0)
-    return tuple(np.argsort(-changed, kind="stable")[:at_most].tolist())

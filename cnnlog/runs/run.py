@@ -15,8 +15,8 @@ import numpy.typing as npt
 from cnnlog.kinds import Kind, KindName
 from cnnlog.messages import by, near, some
 from cnnlog.rendering.picture import Picture
-from cnnlog.rendering.ranges import AnchoredRange, Limits
-from cnnlog.rendering.shared_ranges import Extremes, shared_limits
+from cnnlog.rendering.ranges import AnchoredRange, Limits, RangeRule
+from cnnlog.rendering.shared_ranges import Extremes, shared_limits, tight_limits
 from cnnlog.runs import numbers as names
 from cnnlog.runs import over_steps
 from cnnlog.runs.manifest import Manifest, MeasuredLayer, StoreError, WatchedLayer
@@ -345,7 +345,8 @@ class Run:
         """The range that a layer's live picture was drawn with: what full colour stood for, for each channel.
 
         While a training runs, later values are not known, so this range may differ from step to step. What is drawn
-        afterwards has that of `limits_over_steps`.
+        afterwards has that of `limits_over_steps`. Where a step's file does not say its range, it is the range that
+        just holds what the step shows.
 
         Args:
             layer: the name of a watched layer, one of `layers`.
@@ -356,7 +357,7 @@ class Run:
         state = record.ranges.get(kind, {}).get(layer)
         shown = kind.by_channel(kind.of(record)[layer])
         if state is None:
-            return AnchoredRange(signed=kind.signed).update(shown)
+            return tight_limits(shown, signed=kind.signed, rule=self._rule(kind))
         stored = AnchoredRange.from_state(state)  # as it was when it had taken what is shown
         return stored.limits() or stored.update(shown)
 
@@ -386,8 +387,7 @@ class Run:
                         self._extremes.setdefault((what, name), Extremes()).see(what.by_channel(shown))
         if (kind, self.layer(layer).name) not in self._extremes:
             raise ValueError(f"{self.name} holds no {kind.words} of {layer} at any step")
-        rule = (self.manifest.settings.get(kind) or {}).get("value_range", "channel")
-        return shared_limits(self._extremes[kind, layer], signed=kind.signed, rule=rule)
+        return shared_limits(self._extremes[kind, layer], signed=kind.signed, rule=self._rule(kind))
 
     def over_steps(self, name: Number, layer: str | None = None) -> Any:
         """A number over all steps, as a table.
@@ -476,6 +476,11 @@ class Run:
             hint = f"the last step that holds them is {held}" if held is not None else "they were not watched"
             raise ValueError(f"{self.name} holds no {kind.words} of {layer} at step {number}; {hint}")
         return arrays[layer]
+
+    def _rule(self, kind: Kind) -> RangeRule:
+        """One range a channel or one for the layer, as the run has it."""
+        rule: RangeRule = (self.manifest.settings.get(kind) or {}).get("value_range", "channel")
+        return rule
 
     def _of_today(self, record: Record) -> dict[str, dict[str, npt.NDArray[np.float64]]]:
         """The numbers of a step under their names of today."""

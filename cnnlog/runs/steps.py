@@ -49,12 +49,16 @@ def strided(steps: Sequence[int], at_most: int = 8, *, at_least: int = 4) -> Str
 
     The first step is always among them. The last one is, if a stride that gives `at_least` to `at_most` steps divides
     the way to it; of several, one that meets stored steps is taken, then the smallest. Else it is the smallest stride
-    that fits and meets stored steps. If none does, the smallest that fits is aimed at.
+    that meets stored steps and with which `at_most` of them would reach the last step. If none does, the smallest with
+    which they would is aimed at.
 
     Args:
         steps: all stored steps, rising, at least one.
         at_most: how many to take, at most; 2 or more.
         at_least: how few are still a strip.
+
+    Raises:
+        ValueError: `at_most` is below 2.
 
     Example:
         >>> strided(range(101)).steps, strided(range(12)).steps
@@ -62,14 +66,17 @@ def strided(steps: Sequence[int], at_most: int = 8, *, at_least: int = 4) -> Str
         >>> strided([0, 1, 2, 4, 8])
         Strided(steps=(0, 2, 4, 8), stride=2, is_even=False)
     """
+    if at_most < 2:
+        raise ValueError(f"at_most must be 2 or more; got {at_most}")
     first, span, stored = steps[0], steps[-1] - steps[0], frozenset(steps)
     if span == 0:
         return Strided((first,), 0, True)
     enough = min(at_least, len(steps))
     whole = [span // parts for parts in range(at_most - 1, enough - 2, -1) if parts and span % parts == 0]
     smallest = math.ceil(span / (at_most - 1))
-    met = [step - first for step in steps if step - first >= smallest and span // (step - first) + 1 >= enough]
     is_regular = len({after - before for before, after in pairwise(steps)}) == 1
+    reaching = [step - first for step in steps if step - first >= smallest]
+    met = [stride for stride in reaching if is_regular or span // stride + 1 >= enough]
     by_choice = [
         *(stride for stride in whole if _aims(first, span, stride) <= stored),
         *([] if is_regular else whole),

@@ -21,7 +21,7 @@ from typer.testing import CliRunner, Result
 import cnnlog
 from cnnlog.cli.app import app
 from cnnlog.rendering.grids import maps_grid
-from cnnlog.rendering.ranges import tight_limits
+from cnnlog.rendering.shared_ranges import tight_limits
 
 
 def run(*arguments: object) -> Result:

@@ -17,7 +17,8 @@ from PIL import Image
 
 from cnnlog.rendering import figures
 from cnnlog.rendering.grids import filters_grid, maps_grid
-from cnnlog.rendering.ranges import RangeRule, tight_limits
+from cnnlog.rendering.ranges import RangeRule
+from cnnlog.rendering.shared_ranges import tight_limits
 from cnnlog.rendering.views import View, select_filters
 
 FloatArray = npt.NDArray[np.float32]
@@ -204,9 +205,9 @@ def test_wrong_arrays_are_refused() -> None:
 
 def test_pyplot_is_left_alone(tmp_path: Path) -> None:
     code = (
-        "import sys, numpy as np; from cnnlog.rendering import figures, ranges\n"
+        "import sys, numpy as np; from cnnlog.rendering import figures, shared_ranges\n"
         "shown = np.ones((2, 3, 3), np.float32)\n"
-        "figures.save(figures.maps_figure(shown, ranges.tight_limits(shown)), sys.argv[1])\n"
+        "figures.save(figures.maps_figure(shown, shared_ranges.tight_limits(shown)), sys.argv[1])\n"
         "assert 'matplotlib.figure' in sys.modules and 'torch' not in sys.modules\n"
         "assert 'matplotlib.pyplot' not in sys.modules, 'pyplot'\n"
     )

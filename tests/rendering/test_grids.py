@@ -38,7 +38,8 @@ from cnnlog.rendering.colours import (
 )
 from cnnlog.rendering.grids import filters_grid, maps_grid, strip_grid
 from cnnlog.rendering.png import Grid, encode_png
-from cnnlog.rendering.ranges import AnchoredRange, Limits, tight_limits
+from cnnlog.rendering.ranges import AnchoredRange, Limits
+from cnnlog.rendering.shared_ranges import tight_limits
 from cnnlog.rendering.shrink import shrink
 from cnnlog.rendering.views import (
     View,

@@ -66,3 +66,15 @@ def test_a_figure_is_titled_and_numbers_the_channels() -> None:
     figure = Picture.of(Kind.FEATURE_MAPS, maps, ranges(maps, Kind.FEATURE_MAPS)).figure("What it shows")
     words = {text.get_text() for axes in figure.axes for text in axes.texts}
     assert {"What it shows", "0", "1", "2"} <= words
+
+
+def test_whoever_changes_the_facts_of_a_grid_changes_no_other_facts() -> None:
+    maps = values(1, 5, 4, 4)
+    picture = Picture.of(Kind.FEATURE_MAPS, maps, ranges(maps, Kind.FEATURE_MAPS))
+    grid = picture.grid(100)
+    facts = picture.facts(grid)
+    high = list(facts["high"])
+    facts["high"].clear()
+    facts["low"].append(1.0)
+    assert picture.facts(grid)["high"] == high
+    assert picture.facts(grid)["low"] == [-end for end in high]

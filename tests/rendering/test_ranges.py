@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cnnlog.rendering.ranges import AnchoredRange, ChangeRange, Limits, RangeRule, peak, tight_limits
+from cnnlog.rendering.ranges import AnchoredRange, ChangeRange, Limits, RangeRule, peak
 
 FloatArray = npt.NDArray[np.float32]
 few = settings(deadline=None, derandomize=True, max_examples=60)
@@ -316,17 +316,6 @@ def test_a_change_range_is_set_by_the_first_difference() -> None:
         change.update(values)
         was_set.append(change.is_set)
     assert was_set == [False, False, True, True]
-
-
-def test_pictures_without_later_steps_have_ranges_that_just_hold_them() -> None:
-    values = np.array([[1.0, -2.0], [0.5, np.nan], [0.0, 0.0]], np.float32)
-    limits = tight_limits(values)
-    assert limits.symmetric
-    np.testing.assert_array_equal(limits.high, [2, 0.5, 1.25])
-    np.testing.assert_array_equal(tight_limits(values, rule="layer").high, [2, 2, 2])
-    assert not tight_limits(np.abs(values)).symmetric
-    np.testing.assert_array_equal(tight_limits(np.zeros((2, 3), np.float32)).high, [1, 1])
-    np.testing.assert_array_equal(tight_limits(np.array([3e38, 3e38, 0], np.float32)).high, np.float32(3e38))
 
 
 def test_ranges_stay_finite_at_the_end_of_float32() -> None:

@@ -19,6 +19,7 @@ from cnnlog.rendering.shared_ranges import (
     ends,
     in_words,
     shared_limits,
+    tight_limits,
 )
 from cnnlog.snapshot import FloatArray
 
@@ -43,6 +44,9 @@ def test_without_a_value_below_0_ranges_begin_at_0_unless_values_have_a_sign() -
     assert not shared_limits(extremes).symmetric
     assert shared_limits(extremes, signed=True).symmetric
     assert shared_limits(seen([[1, 2], [0, 4]], [[1, 2], [-1e-30, 4]])).symmetric
+    from_zero = shared_limits(seen([[1, 2], [-8, 4]]), signed=False)
+    assert not from_zero.symmetric
+    np.testing.assert_array_equal(from_zero.high, [2, 4])
 
 
 def test_a_flat_channel_takes_the_median_of_the_others() -> None:
@@ -62,6 +66,17 @@ def test_sides_together_are_covered_and_another_number_of_channels_is_refused() 
     extremes = seen([[1.0], [2.0]])
     with pytest.raises(ValueError, match="there were 2, now 3 arrived"):
         extremes.see(np.zeros((3, 1), np.float32))
+
+
+def test_pictures_without_later_steps_have_ranges_that_just_hold_them() -> None:
+    values = np.array([[1.0, -2.0], [0.5, np.nan], [0.0, 0.0]], np.float32)
+    limits = tight_limits(values)
+    assert limits.symmetric
+    np.testing.assert_array_equal(limits.high, [2, 0.5, 1.25])
+    np.testing.assert_array_equal(tight_limits(values, rule="layer").high, [2, 2, 2])
+    assert not tight_limits(np.abs(values)).symmetric
+    np.testing.assert_array_equal(tight_limits(np.zeros((2, 3), np.float32)).high, [1, 1])
+    np.testing.assert_array_equal(tight_limits(np.array([3e38, 3e38, 0], np.float32)).high, np.float32(3e38))
 
 
 def naive_gain(differences: FloatArray, largest: float) -> int:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -16,19 +19,21 @@ from typer.testing import CliRunner, Result
 
 from cnnlog.cli.app import app
 from cnnlog.kinds import Kind, Unit
-from cnnlog.recording.drawer import Look
+from cnnlog.recording.drawer import Drawers, Look
 from cnnlog.recording.recorder import Recorder
-from cnnlog.rendering.grids import filters_grid, maps_grid
+from cnnlog.rendering.grids import STRIP_STEPS, filters_grid, maps_grid
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.reports import export as exporting
 from cnnlog.reports.animation import AT_THE_ENDS, FRAME, Animation, save_apng
+from cnnlog.reports.canvas import Canvas
 from cnnlog.reports.part import Wanted
 from cnnlog.reports.sheet import sheet
-from cnnlog.reports.strip import most_changed, strip
+from cnnlog.reports.strip import strip
 from cnnlog.runs.finding import open_run
 from cnnlog.runs.manifest import Manifest, WatchedLayer
 from cnnlog.runs.run import Run
+from cnnlog.runs.steps import strided
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Snapshot
 
@@ -151,9 +156,36 @@ def test_a_strip_takes_steps_at_even_strides(stored: Path) -> None:
     np.testing.assert_array_equal(np.asarray(picture), np.asarray(given))
 
 
+@pytest.mark.parametrize(
+    ("stored_steps", "columns", "note"),
+    [
+        (range(32), (0, 5, 10, 15, 20, 25, 30), ""),
+        ((0, 1, 2, 5, 10, 20), (0, 5, 10, 20), "columns: of every 4 steps the nearest that is stored"),
+    ],
+)
+def test_a_strip_has_the_columns_of_the_live_strip_and_says_where_they_are_uneven(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stored_steps: Sequence[int], columns: tuple[int, ...], note: str
+) -> None:
+    lines: list[str] = []
+
+    def canvas(width: int, *texts: str) -> Canvas:
+        lines.extend(texts)
+        return Canvas(width, *texts)
+
+    monkeypatch.setattr("cnnlog.reports.strip.Canvas", canvas)
+    run = open_run(write_run(tmp_path / "run", steps=stored_steps))
+    picture = np.asarray(strip(run, Wanted()))
+    assert [line for line in lines if line.startswith("columns")] == ([note] if note else [])
+    given = np.asarray(strip(run, Wanted(steps=columns)))
+    rows = slice(-8 * 30, None)
+    np.testing.assert_array_equal(picture[rows], given[rows])
+    assert strided(run.steps, STRIP_STEPS).steps == columns
+
+
 def test_a_strip_shows_the_channels_that_changed_most(tmp_path: Path) -> None:
     start = (np.random.default_rng(0).integers(-8, 9, (12, 3, 3, 3)) / 8).astype(np.float32)
     way = np.zeros_like(start)
+    start[[2, 4, 7, 11]] = start[0]  # of one length, so that what they changed by orders them
     for channel, amount in ((11, 3), (2, 2), (7, 1), (4, 1)):
         way[channel] = amount * np.eye(3)
     folder = write_run(tmp_path / "run", lambda step: ({"conv": start + np.float32(0.125 * step) * way}, {}))
@@ -162,10 +194,39 @@ def test_a_strip_shows_the_channels_that_changed_most(tmp_path: Path) -> None:
     given = strip(run, Wanted(channels=(11, 2, 4, 7, 0, 1, 3, 5)))
     height = 8 * 3 * (((700 - 5) // 4) // 3)
     np.testing.assert_array_equal(np.asarray(picture)[-height:], np.asarray(given)[-height:])
-    values = np.stack([start, start + way])
-    assert most_changed(values, 4) == (11, 2, 4, 7)
-    values[1, 5, 0, 0, 0] = np.nan
-    assert most_changed(values, 2) == (11, 2)
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+def test_an_exported_strip_shows_the_channels_of_the_live_strip(tmp_path: Path, kind: Kind) -> None:
+    """Channel 0 is long and moves furthest, channel 5 is short and changes most, and channel 9 becomes NaN."""
+    generator = np.random.default_rng(0)
+    filters, maps = (generator.normal(size=shape).astype(np.float32) for shape in ((12, 2, 3, 3), (2, 12, 4, 4)))
+    for start in (filters, maps.swapaxes(0, 1)):
+        start[0] *= 50
+        start[5] *= 0.3
+
+    def at(step: int) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, npt.NDArray[np.float32]]]:
+        moved = filters.copy(), maps.copy()
+        for channels in (moved[0], moved[1].swapaxes(0, 1)):
+            for channel in range(12):
+                channels[channel] += np.float32(step * {0: 2.0, 5: 1.5}.get(channel, 0.01 * channel))
+            channels[9, 0, 0, 0] = np.nan if step else 1.0
+        return {"conv": moved[0]}, {"conv": moved[1]}
+
+    run = open_run(write_run(tmp_path / "run", at))
+    (live,) = (
+        json.loads(Image.open(io.BytesIO(drawn.png)).text["cnnlog"])["channels"]  # type: ignore[attr-defined]
+        for drawn in Drawers(run.manifest.layers, {kind: Look()}).strips(
+            [run.record(step) for step in run.steps], strided(run.steps, STRIP_STEPS)
+        )
+    )
+    assert live[0] == 5
+    assert 9 not in live
+    rows = slice(-8 * 30, None)  # the labels say which channels they are
+    exported = np.asarray(strip(run, Wanted(kind=kind)))[rows]
+    np.testing.assert_array_equal(exported, np.asarray(strip(run, Wanted(kind=kind, channels=tuple(live))))[rows])
+    others = np.asarray(strip(run, Wanted(kind=kind, channels=tuple(reversed(live)))))[rows]
+    assert not np.array_equal(exported, others)
 
 
 def test_every_step_is_labelled_even_where_there_are_many(stored: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,19 @@ def test_a_kind_is_given_by_name_or_by_the_enum(run: Run) -> None:
     assert len(titles) == 1
     assert "Feature maps of conv1" in titles.pop()
     assert "Filters of conv1" in words_of(run.figure("conv1"))
+
+
+def test_a_step_whose_file_says_no_range_has_the_one_that_just_holds_it(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filters = np.abs(run.filters("conv1", 2))
+    with_room = run.limits("conv1", "filters", 2).high
+    record = replace(run.record(2), ranges={})
+    monkeypatch.setattr(Run, "record", lambda *_: record)
+    tight = run.limits("conv1", "filters", 2)
+    assert tight.symmetric
+    np.testing.assert_array_equal(tight.high, filters.reshape(len(filters), -1).max(axis=1))
+    assert (tight.high < with_room).all()
 
 
 @pytest.mark.parametrize("wrong", ["maps", "Filters", "", None])
