@@ -224,11 +224,11 @@ def test_what_leaves_a_device_is_in_its_order_before_it_leaves(images: int, monk
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-@pytest.mark.parametrize("layout", ["coo", "csr", "meta"])
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr", "meta"])
 def test_a_buffer_whose_bytes_cannot_be_compared_stops_nothing(layout: str) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3))
     dense = torch.eye(4)
-    buffer = dense.to("meta") if layout == "meta" else dense.to_sparse(layout=getattr(torch, f"sparse_{layout}"))
+    buffer = dense.to("meta") if layout == "meta" else dense.to_sparse(layout=getattr(torch, layout))
     net.register_buffer("graph", buffer, persistent=False)
     for _ in range(2):
         assert snapshot(net, torch.rand(1, 3, 6, 6)).weights["0"].shape == (4, 3, 3, 3)

@@ -266,7 +266,7 @@ class Small(nn.Sequential):
         )
 
 
-@pytest.mark.parametrize("seed", [2, 3, 5])
+@pytest.mark.parametrize("seed", [2, 5])
 @pytest.mark.parametrize("view", ["auto", "mean"])
 def test_weights_that_move_by_a_hundredth_a_step_are_drawn_so(seed: int, view: Any, tmp_path: Path) -> None:
     """From one picture to the next the pixels may move by at most 1.5 times what they move by in the median.
