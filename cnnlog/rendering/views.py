@@ -117,9 +117,9 @@ def columns_that_fill(n: int, size: tuple[int, int], width: int | None = 350) ->
     """Columns of the nearly square grid that fills its width best, where cells are enlarged by whole factors only.
 
     Cells wider than their place are averaged to it and fill the grid anyway: `grid_columns` then decides, and also
-    where it fills 9 tenths of the width. Else the widest grid is taken, of these the one with the largest cells, of
-    these the squarest, among grids that are at most 1.5 times as long as wide, or as wide as long, counted in cells,
-    and whose cells are no smaller.
+    where it fills 9 tenths of the width. Else, of the widest grid and those that are at least 9 tenths as wide, the one
+    with the largest cells is taken, of these the widest, of these the squarest. Counted in cells, a grid is at most 1.5
+    times as long as wide and 2.25 times as wide as long, and its cells are no smaller than those of `grid_columns`.
 
     Args:
         n: how many cells there are.
@@ -128,7 +128,7 @@ def columns_that_fill(n: int, size: tuple[int, int], width: int | None = 350) ->
 
     Example:
         >>> columns_that_fill(64, (13, 13)), columns_that_fill(64, (11, 11)), columns_that_fill(64, (27, 27))
-        (8, 10, 10)
+        (8, 7, 12)
     """
     square = grid_columns(n)
     least = cell_width(square, width)
@@ -137,13 +137,16 @@ def columns_that_fill(n: int, size: tuple[int, int], width: int | None = 350) ->
     filled: dict[int, tuple[int, int]] = {}  # columns -> how wide the grid is, and a cell
     for columns in range(1, n + 1):
         rows, cell = -(-n // columns), cell_width(columns, width)
-        if columns == square or (2 * max(columns, rows) <= 3 * min(columns, rows) and cell and size[1] <= cell):
+        is_even_enough = 2 * rows <= 3 * columns and 4 * columns <= 9 * rows
+        if columns == square or (is_even_enough and cell and size[1] <= cell):
             drawn = size[1] * max(1, (cell or 1) // max(size))
             filled[columns] = (columns * (drawn + 1) + 1, drawn)
     if filled[square][0] >= 0.9 * width:
         return square
     no_smaller = [columns for columns, (_, drawn) in filled.items() if drawn >= filled[square][1]]
-    return max(no_smaller, key=lambda columns: (*filled[columns], -abs(columns - square), -columns))
+    widest = max(filled[columns][0] for columns in no_smaller)
+    wide = [columns for columns in no_smaller if filled[columns][0] >= 0.9 * widest]
+    return max(wide, key=lambda columns: (*filled[columns][::-1], -abs(columns - square), -columns))
 
 
 def most_changed(steps: FloatArray, at_most: int) -> list[int]:

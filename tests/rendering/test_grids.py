@@ -268,15 +268,16 @@ def test_a_grid_fills_its_width_or_no_nearly_square_grid_fills_it_better(
 
     def is_nearly_square(columns: int) -> bool:
         rows = -(-n // columns)
-        return max(columns, rows) <= 1.5 * min(columns, rows)
+        return rows <= 1.5 * columns and columns <= 2.25 * rows
 
     cell = (width - square - 1) // square
     if w >= cell or filled(square)[0] >= 0.9 * width:
         assert chosen == square
     else:
         fits = [c for c in range(1, n + 1) if is_nearly_square(c) and w <= (width - c - 1) // c]
-        others = [filled(c) for c in fits if filled(c)[1] >= filled(square)[1]]
-        assert filled(chosen) == max([*others, filled(square)])
+        others = [filled(c) for c in [*fits, square] if filled(c)[1] >= filled(square)[1]]
+        wide = [(size, across) for across, size in others if across >= 0.9 * max(others)[0]]
+        assert filled(chosen)[::-1] == max(wide)
         assert filled(chosen)[0] <= width
     assert columns_that_fill(n, (h, w), None) == square
 

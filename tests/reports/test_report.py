@@ -373,6 +373,14 @@ def test_maps_that_are_kept_at_some_steps_only_are_held(tmp_path: Path) -> None:
     assert (reel["at"], reel["steps"]) == ([0, 0, 1, 1, 2], [0, 2, 4])
 
 
+def test_a_side_that_is_one_step_is_not_said_to_have_ended(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", moving(0, 0.1), steps=range(3))
+    _, seen = written(cnnlog.compare(run), tmp_path / "page.html")
+    assert [side["pinned"] for side in seen.data["sides"]] == [True, False]
+    assert "epoch 0" in seen.text
+    assert "its last" not in seen.text
+
+
 def test_few_bytes_make_a_small_page_that_says_so(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
 

@@ -27,6 +27,7 @@ def sides(comparison: Comparison, steps: Sequence[int]) -> list[dict[str, Any]]:
             "label": side.label,
             "about": _about_side(side),
             "last": comparison.step_of(index, steps[-1]),
+            "pinned": side.step is not None,
         }
         for index, side in enumerate(comparison.sides)
     ]

@@ -73,7 +73,7 @@ def _figure(comparison: Comparison, film: Film, sides: list[dict[str, Any]], key
         return {**figure, "alt": f"{what} of {name}: {why}."}
     grid = reel.last.grid(350, bare=True)
     when = f"{unit(comparison)} {reel.steps[-1]}" if comparison.sides[key.side].run is not None else ""
-    if when and reel.steps[-1] != film.steps[-1]:
+    if when and reel.steps[-1] != film.steps[-1] and comparison.sides[key.side].step is None:
         when += " (its last)"
     cells = layout(reel.last)
     low, high = ends(reel.last.limits)

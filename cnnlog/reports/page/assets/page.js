@@ -137,6 +137,7 @@
 
   function stepText(side, own) {
     if (side !== null && data.sides[side].last === null) return ""; // weights have no steps
+    if (side !== null && data.sides[side].pinned) return `${data.unit} ${own}`; // the one step that is compared
     const held = own !== data.steps[state.i];
     return `${data.unit} ${own}${held ? (side !== null && data.sides[side].last === own ? " (its last)" : " (held)") : ""}`;
   }
