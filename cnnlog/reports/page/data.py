@@ -56,7 +56,7 @@ def data(comparison: Comparison, film: Film, sides: list[dict[str, Any]], blocks
         "steps": film.steps,
         "images": film.images,
         "gap": GAP,
-        "sides": [{key: side[key] for key in ("letter", "label", "last")} for side in sides],
+        "sides": [{key: side[key] for key in ("letter", "label", "last", "pinned")} for side in sides],
         "layers": [{"name": layer.name, "filters": layer.has_filters} for layer in comparison.layers],
         "palettes": palettes,
         "pictures": pictures,
