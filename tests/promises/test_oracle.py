@@ -21,7 +21,7 @@ LEAST = {
     "filter_angle": 2000,
     "weight_change": 200,
     "mean_update_ratio": 150,
-    "filters_left_out": 9,
+    "filters_left_out": 5,
     "function_change": 200,
     "channels_left_out": 3,
     "cka_positions": 140,

@@ -172,7 +172,7 @@ FAULTS = [
     *((name, "batch_norm", scaled(name, "body.3")) for name in ("map_mean", "map_max", "map_active")),
     ("dead_share", "dead", scaled("dead_share", "body.2")),
     ("cka_positions", "batch_norm", scaled("cka_positions", "body.3")),
-    ("filters_left_out", "near_zero", one_more("filters_left_out", "body.0")),
+    ("filters_left_out", "near_zero", one_more("filters_left_out", "body.3")),
     ("channels_left_out", "not_finite", one_more("channels_left_out", "left")),
     ("function_change", "batch_norm", gone("function_change", "head")),
     ("weight_change", "batch_norm", of_all_weights),

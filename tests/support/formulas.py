@@ -38,6 +38,8 @@ def ratio_of_norms(difference: Array, of: Array) -> float:
 def weight_change(before: Array, after: Array, *, normalised: bool) -> float:
     """`|W_t - W_0| / |W_0|`; where a norm follows, of filters scaled to length 1."""
     w0, w1, finite, long = kept_filters(before, after)
+    if not finite.any():
+        return math.nan
     if not normalised:
         return ratio_of_norms(w1[finite] - w0[finite], w0[finite])
     if not long.any():
@@ -56,8 +58,10 @@ def filter_angle(before: Array, after: Array) -> Array:
     return angles
 
 
-def filters_left_out(before: Array, after: Array) -> int:
-    return int((~kept_filters(before, after)[3]).sum())
+def filters_left_out(before: Array, after: Array, *, normalised: bool) -> int:
+    """How many are not in `weight_change`: short ones are where lengths count."""
+    _, _, finite, long = kept_filters(before, after)
+    return int((~(long if normalised else finite)).sum())
 
 
 def filter_norm(weights: Array) -> Array:
@@ -67,6 +71,8 @@ def filter_norm(weights: Array) -> Array:
 def update_ratio(before: Array, after: Array) -> float:
     """`|W_after - W_before| / |W_before|`, filters that are not finite left out."""
     w0, w1, finite, _ = kept_filters(before, after)
+    if not finite.any():
+        return math.nan
     return ratio_of_norms(w1[finite] - w0[finite], w0[finite])
 
 
@@ -77,6 +83,8 @@ def finite_channels(before: Array, after: Array) -> Array:
 def function_change(before: Array, after: Array) -> float:
     """`|F_t - F_0| / |F_0|` of outputs, channels that are not finite left out."""
     known = finite_channels(before, after)
+    if not known.any():
+        return math.nan
     f0, f1 = (np.asarray(f, np.float64)[:, known] for f in (before, after))
     return ratio_of_norms(f1 - f0, f0)
 

@@ -128,7 +128,7 @@ def numbers_of(name: str, facts: Mapping[str, Any], normed: bool, states: Sequen
         "filter_norm": formulas.filter_norm(w),
         "filter_angle": formulas.filter_angle(w0, w),
         "weight_change": formulas.weight_change(w0, w, normalised=normed),
-        "filters_left_out": formulas.filters_left_out(w0, w) or None,
+        "filters_left_out": formulas.filters_left_out(w0, w, normalised=normed) or None,
     }
     if name in now.before:
         own["update_ratio"] = formulas.update_ratio(now.before[name][chosen], w)

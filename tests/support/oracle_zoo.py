@@ -256,7 +256,15 @@ def _dead() -> nn.Module:
 
 
 def _near_zero() -> nn.Module:
-    model = _plain()
+    body = [
+        nn.Conv2d(3, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 10, 3),
+        nn.BatchNorm2d(10),
+        nn.ReLU(),
+    ]
+    model = Pooled(nn.Sequential(*body), 10)
     with torch.no_grad():
         first, second = model.get_submodule("body.0"), model.get_submodule("body.3")
         assert isinstance(first.weight, torch.Tensor)
@@ -362,7 +370,9 @@ ZOO: dict[str, Case] = {
         {"left": Layer(activated="act"), "after": Layer(), "right": Layer(), **_ENDS},
         disturb=_break_a_filter,
     ),
-    "near_zero": Case(_near_zero, {"body.0": Layer(activated="body.1"), "body.3": Layer(activated="body.4"), **_ENDS}),
+    "near_zero": Case(
+        _near_zero, {"body.0": Layer(activated="body.1"), "body.3": Layer(norm=True, activated="body.5"), **_ENDS}
+    ),
     "large_maps": Case(
         lambda: Pooled(nn.Sequential(nn.Conv2d(3, 40, 5), nn.SiLU(), nn.Conv2d(40, 20, 3, 4), nn.ReLU()), 20, 2),
         {"body.0": Layer(activated="body.1"), "body.2": Layer(activated="body.3"), **_ENDS},
