@@ -77,6 +77,8 @@ def verdict_of(of: SideBySide, rows: Sequence[Row]) -> str:
             return "; ".join(part for part in (*broken, whole, between.still) if part) + "."
         if broken:
             return "; ".join(broken) + "."
+        if any(_is_nan(value) for row in rows for value in (*row.function_change, *row.weight_change)):
+            return "No number says how far the layers changed."
         if own or between is not None or all(of.says_itself(side) for side in range(len(of.sides))):
             return "No layer changed."
         return _least_alike(rows, labels) or "No number says how far the layers are apart."
@@ -173,13 +175,20 @@ def _first(order: _Order, rows: Sequence[Row], where: str) -> str:
 
 
 def _broken(rows: Sequence[Row], side: int, label: str) -> str:
-    """What is said of a side that has layers of which nothing finite is left; empty if it has none."""
-    numbers = {row.layer: (row.function_change[side], row.weight_change[side]) for row in rows}
-    layers = [layer for layer, values in numbers.items() if any(v is not None and math.isnan(v) for v in values)]
-    if not layers:
+    """What is said of a side that has layers of whose output nothing finite is left; empty if it has none.
+
+    A number that is NaN is not enough: what was 0 at the baseline and is no longer has none, either.
+    """
+    lost = [
+        row.layer for row in rows if _is_nan(row.function_change[side]) and row.channels_left_out[side] == row.filters
+    ]
+    if not lost:
         return ""
-    which = "all layers" if len(layers) == len(numbers) else some(layers)
-    return f"in {label} every value of {which} is NaN or infinite, in the output or in the weights"
+    return f"in {label} every output of {'all layers' if len(lost) == len(rows) else some(lost)} is NaN or infinite"
+
+
+def _is_nan(value: float | None) -> bool:
+    return value is not None and math.isnan(value)
 
 
 def _second(first: _Order, second: _Order) -> str:

@@ -709,7 +709,7 @@ def test_nothing_but_nan_has_no_number_and_stops_nothing(tmp_path: Path, runs: t
     assert json.loads(json.dumps(c.to_dict(), allow_nan=False))["layers"][0]["cka_between"] == [None]
     assert all(math.isnan(values[1] or 0) for values in (row.weight_change, row.function_change))
     assert math.isnan(row.weight_distance[0] or 0)
-    assert "in lost every value of conv1 is NaN or infinite" in c.verdict()
+    assert "in lost every output of conv1 is NaN or infinite" in c.verdict()
 
 
 @pytest.mark.filterwarnings("ignore:.*are NaN or infinite")
@@ -737,7 +737,21 @@ def test_a_run_that_is_all_nan_does_not_read_like_one_that_stands_still(tmp_path
             for parameter in model.parameters():
                 parameter.fill_(float("nan"))
         watcher.snapshot(1)
-    assert "every value of all layers is NaN or infinite" in compare(tmp_path).verdict()
+    assert "every output of all layers is NaN or infinite" in compare(tmp_path).verdict()
+
+
+def test_a_layer_that_began_at_0_is_not_said_to_be_nan(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1, bias=False))
+    with torch.no_grad():
+        model.get_parameter("2.weight").zero_()
+    with cnnlog.watch(model, cnnlog.Probe.chart(32), tmp_path, tensorboard=False) as watcher:
+        watcher.snapshot(0)
+        with torch.no_grad():
+            model.get_parameter("2.weight").fill_(0.1)
+        watcher.snapshot(1)
+    said = compare(tmp_path).verdict()
+    assert "NaN" not in said
+    assert "No layer changed" not in said
 
 
 def test_what_is_kept_for_to_go_meets_every_column() -> None:
