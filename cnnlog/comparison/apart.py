@@ -45,6 +45,12 @@ class Between:
     shown_weights: bool = False
     shown_outputs: bool = False
 
+    @property
+    def measured(self) -> Between:
+        """The same without the numbers of what is merely shown."""
+        weights = replace(self, weights=None, angle=None) if self.shown_weights else self
+        return replace(weights, function=None, cka=None, noise=None) if self.shown_outputs else weights
+
 
 @dataclass(frozen=True)
 class Stored:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cnnlog.comparison import apart
-from cnnlog.comparison.apart import Between
+from cnnlog.comparison.apart import Between, Stored
 from cnnlog.comparison.ranges import Ranges, Whose
 from cnnlog.comparison.settling import Settling
 from cnnlog.comparison.side_by_side import SideBySide
@@ -32,6 +32,7 @@ class Distances:
         self._ranges = Ranges(of, whose)
         self.settling = Settling(of)
         self._found: dict[tuple[int, str, int], Between] | None = None
+        self._stored: dict[int, dict[tuple[int, str], Between]] = {}
 
     def measure(self, progress: Progress | None = None) -> Mapping[tuple[int, str, int], Between]:
         """Measure all, unless that is done.
@@ -56,6 +57,24 @@ class Distances:
                     progress("comparing", done + 1, len(self._of.steps))
             self._found = found
         return self._found
+
+    def stored(self, step: int) -> Mapping[tuple[int, str], Between]:
+        """What a table says at a step: of all that is stored where both sides have it there, else of what is shown.
+
+        Args:
+            step: any step's number.
+
+        Returns:
+            For each further side and layer what lies between, which says what it is of.
+        """
+        if step not in self._stored:
+            measured, stored, known = self.measure(), Stored.at(self._of, step), self._of.known(step)
+            self._stored[step] = {
+                (side, layer.name): apart.between(self._of, layer, side, measured[side, layer.name, known], stored)
+                for layer in self._of.layers
+                for side in range(1, len(self._of.sides))
+            }
+        return self._stored[step]
 
     def ranges(self) -> Ranges:
         """The ranges of all pictures, over all steps."""

@@ -306,8 +306,11 @@ class Comparison:
             For each measure, for each layer, for each side's label: a list of `(step, value)`, steps rising. The
             measures of a side alone, each against the side's own baseline, are `function_change`, `weight_change`,
             `filter_angle`, `cka_positions`; `update_ratio` or `mean_update_ratio`, `dead_share` and `to_go` (to the
-            side's last step). Those of a further side are `function_distance`, `weight_distance`, `angle_between` and
-            `cka_between`: how far what it shows is from what the first side shows. Names of version 0.1 warn.
+            side's last step). Those of a further side, against the first side, are `function_distance`,
+            `weight_distance`, `angle_between` and `cka_between`, which are the numbers of `rows` at the first and the
+            last step, where both sides store all that is measured; and `shown_function_distance`,
+            `shown_weight_distance`, `shown_angle_between` and `shown_cka_between`, of the shown feature maps and
+            filters, at all steps. Names of version 0.1 warn.
         """
         return Renamed(copied(self._curves), old_curves(self._of))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cnnlog.comparison.apart import Between
 from cnnlog.comparison.between import Distances
 from cnnlog.comparison.side_by_side import SideBySide
 from cnnlog.runs.numbers import SHOWN
@@ -13,6 +14,10 @@ Curves = dict[str, dict[str, dict[str, list[tuple[int, float]]]]]
 def curves_of(of: SideBySide, distances: Distances) -> Curves:
     """Each layer's numbers, of angles the median: of every side alone, then of what lies between.
 
+    What lies between has two estimates, and a name for each: `function_distance` and so on are the table's, of all that
+    is measured, at the first and the last step, where sides store it; `shown_function_distance` and so on are of what
+    is shown, at all steps.
+
     Args:
         of: the sides.
         distances: how far the further sides are from the first.
@@ -23,7 +28,13 @@ def curves_of(of: SideBySide, distances: Distances) -> Curves:
         if value is not None:
             curves.setdefault(measure, {}).setdefault(layer, {}).setdefault(label, []).append((step, value))
 
-    between = distances.measure()
+    def put_between(prefix: str, layer: str, label: str, step: int, found: Between) -> None:
+        put(f"{prefix}function_distance", layer, label, step, found.function)
+        put(f"{prefix}weight_distance", layer, label, step, found.weights)
+        put(f"{prefix}angle_between", layer, label, step, None if found.angle is None else found.angle.median)
+        put(f"{prefix}cka_between", layer, label, step, found.cka)
+
+    shown = distances.measure()
     for index, side in enumerate(of.sides):
         if side.run is None or of.is_baseline(index):
             continue
@@ -36,12 +47,11 @@ def curves_of(of: SideBySide, distances: Distances) -> Curves:
         for layer in of.layers:
             for step, value in distances.settling.curve(index, layer.name):
                 put("to_go", layer.name, side.label, step, value)
-    for (index, name, step), found in between.items():
-        label = of.sides[index].label
-        put("function_distance", name, label, step, found.function)
-        put("weight_distance", name, label, step, found.weights)
-        put("angle_between", name, label, step, None if found.angle is None else found.angle.median)
-        put("cka_between", name, label, step, found.cka)
+    for step in dict.fromkeys((of.steps[0], of.steps[-1])):
+        for (index, name), found in distances.stored(step).items():
+            put_between("", name, of.sides[index].label, step, found.measured)
+    for (index, name, step), found in shown.items():
+        put_between("shown_", name, of.sides[index].label, step, found)
     return curves
 
 

@@ -109,7 +109,7 @@ def old_curves(of: SideBySide) -> Old:
 
     return {
         **{key: (instead, own(name)) for key, (name, instead) in _OWN.items()},
-        **{key: (instead, between(key)) for key, instead in _BETWEEN.items()},
+        **{key: (f"shown_{instead}", between(key)) for key, instead in _BETWEEN.items()},
         **_GONE,
     }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cnnlog.comparison import apart
-from cnnlog.comparison.apart import Between, Stored
+from cnnlog.comparison.apart import Between
 from cnnlog.comparison.between import Distances
 from cnnlog.comparison.side_by_side import SideBySide
 from cnnlog.comparison.sides import LayerMatch, filters_shape
@@ -51,8 +51,10 @@ class Row:
         noise_between: what independent noise of that shape gives as `cka_between`.
         filters_left_out_between: how many filters are not in what lies between.
         channels_left_out_between: how many channels are not in what lies between.
-        shown_weights: whether the distances are of the shown filters, as not all are stored at this step.
-        shown_outputs: whether they are of the shown feature maps, as no other outputs are stored at this step.
+        shown_weights_between: whether the distances are of the shown filters, as not all are stored at this step.
+        shown_outputs_between: whether they are of the shown feature maps, as no other outputs are stored at this step.
+        shown_weights: whether those of any side are of the shown filters.
+        shown_outputs: whether those of any side are of the shown feature maps.
     """
 
     layer: str
@@ -77,6 +79,8 @@ class Row:
     noise_between: Values
     filters_left_out_between: Counts
     channels_left_out_between: Counts
+    shown_weights_between: tuple[bool, ...]
+    shown_outputs_between: tuple[bool, ...]
     shown_weights: bool
     shown_outputs: bool
 
@@ -101,12 +105,10 @@ def rows_at(of: SideBySide, distances: Distances, step: int) -> list[Row]:
         distances: how far the further sides are from the first.
         step: the step.
     """
-    measured = distances.measure()
-    stored = Stored.at(of, step)
+    between = distances.stored(step)
     rows = []
     for layer in of.layers:
-        shown = [measured[side, layer.name, of.known(step)] for side in range(1, len(of.sides))]
-        further = [apart.between(of, layer, side, found, stored) for side, found in enumerate(shown, start=1)]
+        further = [between[side, layer.name] for side in range(1, len(of.sides))]
         rows.append(_row(of, distances, layer, step, further=further))
     if step == of.steps[-1]:
         _note_what_is_shown(of, distances, rows)
@@ -153,6 +155,8 @@ def _row(of: SideBySide, distances: Distances, layer: LayerMatch, step: int, *, 
         noise_between=tuple(found.noise for found in further),
         filters_left_out_between=tuple(found.filters_left_out for found in further),
         channels_left_out_between=tuple(found.channels_left_out for found in further),
+        shown_weights_between=tuple(found.shown_weights for found in further),
+        shown_outputs_between=tuple(found.shown_outputs for found in further),
         shown_weights=any(found.shown_weights for found in further),
         shown_outputs=any(found.shown_outputs for found in further),
     )
@@ -254,6 +258,7 @@ class Column:
         left_out: the row's attribute that counts what is not in the number; empty where its spread knows.
         between: whether it lies between the first side and a further one.
         noise: the row's attribute that says what noise gives; empty where that means nothing.
+        shown: the row's attribute that says whether the number is of what is shown; empty where it never is.
     """
 
     number: str
@@ -262,6 +267,16 @@ class Column:
     left_out: str = ""
     between: bool = False
     noise: str = ""
+    shown: str = ""
+
+    def heading(self, rows: Sequence[Row], at: int) -> str:
+        """The word of its heading; another one where the numbers are of what is shown.
+
+        Args:
+            rows: of all layers.
+            at: the position in the rows' numbers.
+        """
+        return f"shown {self.word}" if self.shown and any(getattr(row, self.shown)[at] for row in rows) else self.word
 
     def value(self, row: Row, at: int) -> float | None:
         """The number as it is shown, in its unit: of a spread the median; None where there is none.
@@ -321,6 +336,7 @@ class Column:
 
 
 _FILTERS, _CHANNELS = "filters_left_out", "channels_left_out"
+_SHOWN_WEIGHTS, _SHOWN_OUTPUTS = "shown_weights_between", "shown_outputs_between"
 OF_A_SIDE = (
     Column("function_change", "output", "%", _CHANNELS),
     Column("weight_change", "weights", "%", _FILTERS),
@@ -332,10 +348,10 @@ OF_A_SIDE = (
     Column("half_way", "half way"),
 )
 BETWEEN = (
-    Column("function_distance", "output", "%", f"{_CHANNELS}_between", between=True),
-    Column("weight_distance", "weights", "%", f"{_FILTERS}_between", between=True),
-    Column("angle_between", "turned", "°", between=True),
-    Column("cka_between", "CKA", "", f"{_CHANNELS}_between", between=True, noise="noise_between"),
+    Column("function_distance", "output", "%", f"{_CHANNELS}_between", between=True, shown=_SHOWN_OUTPUTS),
+    Column("weight_distance", "weights", "%", f"{_FILTERS}_between", between=True, shown=_SHOWN_WEIGHTS),
+    Column("angle_between", "turned", "°", between=True, shown=_SHOWN_WEIGHTS),
+    Column("cka_between", "CKA", "", f"{_CHANNELS}_between", True, "noise_between", _SHOWN_OUTPUTS),
 )
 # A table has room for a few; files, curves and `run.over_steps` have all.
 _LEFT_TO_OTHERS = ("update_ratio", "mean_update_ratio", "half_way")
@@ -354,7 +370,7 @@ def rows_table(rows: Sequence[Row], sides: int) -> Table:
     cells: list[list[Any]] = [[row.layer for row in rows]]
     for column, side, at in shown_columns(rows, sides):
         whose = f"{letter(0)}-{letter(side)}" if column.between else letter(side)
-        columns.append(f"{column.word} {whose} {column.unit}".strip())
+        columns.append(f"{column.heading(rows, at)} {whose} {column.unit}".strip())
         cells.append(
             [
                 column.text(row, at, cell_text)

@@ -5,10 +5,12 @@ The sides are called A, B, ... The layer `00_conv1`, say, has these tags:
 - `compare_filters/00_conv1/A`, `.../B` and `.../B-A`: the filters of each side, and their difference
 - `compare_feature_maps/00_conv1/A`, `.../B` and `.../B-A`: the same of feature maps; with several probe images each has
   its own tag, `.../A/image0`, `.../A/image1`, ...
-- `compare_numbers/function_distance/00_conv1/B-A`: `|B - A| / |A|` of the shown feature maps
-- `compare_numbers/weight_distance/00_conv1/B-A`: `|B - A| / |A|` of the shown filters
-- `compare_numbers/angle_between/00_conv1/B-A`: the median angle between the shown filters, in degrees
-- `compare_numbers/cka_between/00_conv1/B-A`: the debiased linear CKA of the shown feature maps
+- `compare_numbers/shown_function_distance/00_conv1/B-A`: `|B - A| / |A|` of the shown feature maps
+- `compare_numbers/shown_weight_distance/00_conv1/B-A`: `|B - A| / |A|` of the shown filters
+- `compare_numbers/shown_angle_between/00_conv1/B-A`: the median angle between the shown filters, in degrees
+- `compare_numbers/shown_cka_between/00_conv1/B-A`: the debiased linear CKA of the shown feature maps
+- `compare_numbers/function_distance/00_conv1/B-A` and the others without `shown_`: the same of all that is measured, as
+  the comparison's table has it, at the first and the last step
 
 Where A is B's own baseline these are B's own `function_change`, `weight_change`, `filter_angle` and `cka_positions`,
 of all channels, under `compare_numbers/function_change/00_conv1/B` and so on.
@@ -175,7 +177,8 @@ def _numbers(comparison: Comparison) -> dict[int, list[tuple[str, float]]]:
     curves, by_label = comparison.curves(), {side.label: letter(i) for i, side in enumerate(comparison.sides)}
     tags = {layer.name: layer.tag for layer in comparison.layers}
     numbers: dict[int, list[tuple[str, float]]] = {}
-    between = [column.number for column in BETWEEN if column.number in curves]
+    names = [f"{prefix}{column.number}" for prefix in ("", "shown_") for column in BETWEEN]
+    between = [number for number in names if number in curves]
     own = ["function_change", "weight_change", "filter_angle", "cka_positions"]
     for measure in between or [number for number in own if number in curves]:
         for layer, sides in curves[measure].items():

@@ -271,10 +271,11 @@ def test_the_tensorboard_run_holds_all_sides_and_steps(runs: tuple[Path, Path], 
     layers = ("00_conv1", "01_conv2")
     kinds = ("compare_filters", "compare_feature_maps")
     assert set(images) == {f"{k}/{layer}/{s}" for k in kinds for layer in layers for s in ("A", "B", "B-A")}
-    between = ("function_distance", "weight_distance", "angle_between", "cka_between")
+    ends = ("function_distance", "weight_distance", "angle_between", "cka_between")
+    between = (*ends, *(f"shown_{number}" for number in ends))
     assert set(numbers) == {f"compare_numbers/{k}/{layer}/B-A" for k in between for layer in layers}
     steps = [[step for step, _ in found] for found in images.values()]
-    steps += [[step for step, _ in found] for found in numbers.values()]
+    steps += [[step for step, _ in found] for tag, found in numbers.items() if "/shown_" in tag]
     assert all(found == [0, 1, 2, 3, 4] for found in steps)
     held = [pixels_of(png).tobytes() for _, png in images["compare_filters/00_conv1/A"]]
     assert held[3] == held[4] != held[2]
@@ -284,10 +285,11 @@ def test_the_tensorboard_run_holds_all_sides_and_steps(runs: tuple[Path, Path], 
     assert limits is not None
     drawn = pixels_of(images["compare_filters/00_conv1/B-A"][4][1])
     np.testing.assert_array_equal(drawn, filters_grid(change, limits, view="rgb").pixels)
-    distances = [value for _, value in comparison.curves()["angle_between"]["conv1"]["fast"]]
-    assert [value for _, value in numbers["compare_numbers/angle_between/00_conv1/B-A"]] == pytest.approx(
-        distances, rel=1e-6
-    )
+    for number in ("angle_between", "shown_angle_between"):
+        curve = comparison.curves()[number]["conv1"]["fast"]
+        steps_and_values = numbers[f"compare_numbers/{number}/00_conv1/B-A"]
+        assert [step for step, _ in steps_and_values] == [step for step, _ in curve]
+        assert [value for _, value in steps_and_values] == pytest.approx([value for _, value in curve], rel=1e-6)
 
 
 def test_a_board_that_fails_half_way_leaves_nothing(

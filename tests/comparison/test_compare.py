@@ -470,6 +470,7 @@ def test_curves_hold_every_step_of_every_side(runs: tuple[Path, Path], compariso
     assert set(curves) == {
         *("function_change", "weight_change", "filter_angle", "mean_update_ratio", "dead_share", "cka_positions"),
         *("to_go", "function_distance", "weight_distance", "angle_between", "cka_between"),
+        *("shown_function_distance", "shown_weight_distance", "shown_angle_between", "shown_cka_between"),
     }
     fast = open_run(runs[1])
     angles = curves["filter_angle"]["conv1"]
@@ -478,10 +479,11 @@ def test_curves_hold_every_step_of_every_side(runs: tuple[Path, Path], compariso
     assert [value for _, value in angles["fast"]] == pytest.approx(expected)
     assert [step for step, _ in angles["slow"]] == [0, 1, 2, 3]
     assert [step for step, _ in curves["mean_update_ratio"]["conv1"]["fast"]] == [1, 2, 3, 4, 5]
-    apart = curves["weight_distance"]["conv2"]["fast"]
+    apart = curves["shown_weight_distance"]["conv2"]["fast"]
     assert [step for step, _ in apart] == [0, 1, 2, 3, 4, 5]
     assert apart[0][1] == 0
     assert apart[-1][1] == pytest.approx(comparison.rows()[1].weight_distance[0], rel=1e-6)  # everything is shown here
+    assert [step for step, _ in curves["weight_distance"]["conv2"]["fast"]] == [0, 5]
     # Filters that move by the same amount each step; maps end at 0, so they are not as even.
     still_to_go = curves["to_go"]["conv1"]["fast"]
     assert [step for step, _ in still_to_go] == [*range(6)]
@@ -605,10 +607,30 @@ def test_runs_of_different_starts_have_no_distances_and_say_why(tmp_path: Path, 
         assert row.cka_between[0] is not None
         assert row.weight_change[1] is not None
     assert any("did not start from the same weights" in note for note in c.notes)
-    assert not {"weight_distance", "angle_between", "function_distance"} & set(c.curves())
+    assert not [name for name in c.curves() if name.endswith(("weight_distance", "angle_between", "function_distance"))]
     assert "A-B" not in " ".join(column for column in c.table().columns if not column.startswith("CKA"))
     assert "is least alike in slow and scratch (CKA 0." in c.verdict()
     assert len(c.verdict()) <= 220
+
+
+def test_a_curve_and_a_table_have_one_name_for_one_value(tmp_path: Path) -> None:
+    run, other = (write_run(tmp_path / str(seed), moving(seed, 0.2), max_filters=2) for seed in (1, 2))
+    c = compare(run, other, f"{other}@1")  # not all filters are shown, and step 1 stores no more than these
+    row, curves, label = c.rows()[0], c.curves(), c.sides[1].label
+    for name in ("weight_distance", "angle_between", "function_distance", "cka_between"):
+        (_, start), (step, end) = curves[name]["conv1"][label]
+        value = getattr(row, name)[0]
+        assert (step, end) == (3, value.median if isinstance(value, Spread) else value)
+        shown = dict(curves[f"shown_{name}"]["conv1"][label])
+        assert [*shown] == [0, 1, 2, 3]
+        assert start == pytest.approx(shown[0], abs=1e-6)
+        assert c.sides[2].label not in curves[name]["conv1"]
+        assert [*dict(curves[f"shown_{name}"]["conv1"][c.sides[2].label])] == [0, 1, 2, 3]
+    assert dict(curves["shown_weight_distance"]["conv1"][label])[3] != pytest.approx(row.weight_distance[0], rel=1e-4)
+    assert row.shown_weights_between == row.shown_outputs_between == (False, True)
+    columns = c.table().columns
+    assert {"output A-B %", "turned A-B °", "CKA A-B", "shown output A-C %", "shown turned A-C °"} <= set(columns)
+    assert json.loads(json.dumps(c.to_dict()))["layers"][0]["shown_weights_between"] == [False, True]
 
 
 def test_one_quantity_has_one_value_in_a_table(tmp_path: Path) -> None:
@@ -804,7 +826,7 @@ def test_old_names_warn_and_give_what_can_be_derived(runs: tuple[Path, Path], co
         assert row["distance_cosine"][0]["mean"] == pytest.approx(change(a, b).cosine.mean(), rel=1e-4)
     with pytest.warns(FutureWarning, match="'drift_cosine'"):
         assert [step for step, _ in curves["drift_cosine"]["conv1"]["slow"]] == [0, 1, 2, 3]
-    with pytest.warns(FutureWarning, match="'distance_l2' is replaced by 'weight_distance'"):
+    with pytest.warns(FutureWarning, match="'distance_l2' is replaced by 'shown_weight_distance'"):
         assert curves["distance_l2"]["conv1"]["fast"][0] == (0, 0.0)
     with pytest.raises(KeyError, match="'update_l2' is no longer measured; take 'update_ratio'"):
         row["update_l2"]

@@ -19,6 +19,7 @@ from cnnlog.runs.spread import Spread
 _MOVED = 60
 
 _BASE = "from the side's own baseline"
+_MAPS, _FILTERS = "feature maps (the table's number is of all channels)", "filters (the table's number is of all)"
 
 # The measures of a chart: name, title, what it is and its unit, and what it is multiplied with.
 _MEASURES = (
@@ -51,10 +52,11 @@ _MEASURES = (
         "debiased linear CKA of the output at the positions of the probe: 1 is alike, about 0 is noise",
         1,
     ),
-    ("function_distance", "Output, from A", "|F − F of A| / |F of A| of the shown feature maps, in %", 100),
-    ("weight_distance", "Weights, from A", "|W − W of A| / |W of A| of the shown filters, in %", 100),
-    ("angle_between", "Angle, from A", "median angle of the shown filters from those of the first side, in degrees", 1),
-    ("cka_between", "CKA with A", "debiased linear CKA of the shown feature maps with those of the first side", 1),
+    # Those of the table are known at the first and the last step alone; a curve needs what every step stores.
+    ("shown_function_distance", "Shown output, from A", f"|F − F of A| / |F of A| of the shown {_MAPS}, in %", 100),
+    ("shown_weight_distance", "Shown weights, from A", f"|W − W of A| / |W of A| of the shown {_FILTERS}, in %", 100),
+    ("shown_angle_between", "Shown angle, from A", f"median angle of the shown {_FILTERS} from A's, in degrees", 1),
+    ("shown_cka_between", "Shown CKA with A", f"debiased linear CKA of the shown {_MAPS} with those of A", 1),
 )
 
 # What the head of a table's column says when one points at it.
@@ -148,12 +150,12 @@ def table(comparison: Comparison) -> dict[str, Any]:
     head += [{"text": "filters", "title": "", "side": None}]
     columns: list[list[tuple[str, str]]] = [[(three_digits_or_whole(row.filters), "") for row in rows]]
     for column, side, at in shown_columns(rows, len(comparison.sides)):
-        text = f"{column.word}{' from A' if column.between else ''} {column.unit}".strip()
+        text = f"{column.heading(rows, at)}{' from A' if column.between else ''} {column.unit}".strip()
         head.append({"text": text, "title": _TITLES[column.number], "side": side})
         columns.append([_cell(column, row, at) for row in rows])
     caption = f"At the last step. Each number is {_BASE}, or from the first side (from A)."
     if any(row.shown_weights or row.shown_outputs for row in rows):
-        caption += " Numbers from A are of the shown filters and maps where a side stores no more at that step."
+        caption += " Where a heading says shown, a side stores no more than the shown filters and maps at that step."
     return {
         "head": head,
         "rows": [
