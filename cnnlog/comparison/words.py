@@ -14,8 +14,8 @@ from cnnlog.comparison.side_by_side import SideBySide
 _ABOUT = (
     "output: change of the layer's output on the probe, weights: change of its weights, turned: median angle of its "
     "filters, CKA: debiased, of its output at the positions of the probe, with (noise) where noise of that shape gives "
-    "as much; each from the side's own baseline, or (A-B) from the first side; shown: of the shown filters and maps alone. "
-    "dead: channels never above 0 behind the next activation."
+    "as much; each from the side's own baseline, or (A-B) from the first side; shown: of the shown filters and maps "
+    "alone. dead: channels never above 0 behind the next activation."
 )
 
 

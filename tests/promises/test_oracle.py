@@ -10,9 +10,19 @@ import ast
 from pathlib import Path
 
 import pytest
-from support import oracle_checks, oracle_pages
+from support import oracle_between, oracle_board, oracle_checks, oracle_pages
 from support.oracle_checks import Tally
-from support.oracle_runs import Runs, in_lightning, json_of, page_of, sides_of
+from support.oracle_runs import (
+    PAIRS,
+    Runs,
+    board_of,
+    check_exports,
+    exports_of,
+    in_lightning,
+    json_of,
+    page_of,
+    sides_of,
+)
 from support.oracle_zoo import ZOO
 
 SUPPORT = Path(oracle_checks.__file__).parent
@@ -57,11 +67,24 @@ LEAST = {
     "pixels below": 10,
     "pixels above": 10,
     "notches": 1,
+    "strip": 110_000,
+    "sheet": 70_000,
+    "animation": 280_000,
+    "board": 250_000,
+    "board range": 2000,
+    "board number": 200,
+    "page noise": 50,
+    "page curve to_go": 150,
 }
 """How many values of each kind are compared at least: a little less than today."""
 LEAST_OF_FORMAT_2 = {
     **dict.fromkeys(("json function_change", "json weight_change", "json filter_angle", "json cka_positions"), 80),
     **dict.fromkeys(("json curve function_change", "json curve weight_change", "json curve filter_angle"), 200),
+    **dict.fromkeys((f"json curve {measure}" for measure in oracle_between.BETWEEN), 25),
+    **dict.fromkeys((f"{where} curve {measure}" for where in ("json", "page") for measure in oracle_between.SHOWN), 35),
+    **dict.fromkeys(("json curve to_go",), 150),
+    **dict.fromkeys(("json to_go", "json half_way", "json noise"), 80),
+    "json noise_between": 40,
     **dict.fromkeys(("json weight_distance", "json angle_between", "json function_distance", "json cka_between"), 45),
     **dict.fromkeys(("page curve function_change", "page curve weight_change", "page curve filter_angle"), 200),
     "json curve mean_update_ratio": 150,
@@ -73,7 +96,12 @@ LEAST_OF_FORMAT_2 = {
     "page angle": 1000,
 }
 """The same where the comparison has the numbers of format 2."""
-MODULES = ("formulas", "oracle", "oracle_checks", "oracle_pages", "oracle_ranges", "oracle_zoo")
+MODULES = (
+    *("formulas", "oracle", "oracle_between", "oracle_board", "oracle_checks", "oracle_exports", "oracle_pages"),
+    *("oracle_ranges", "oracle_zoo"),
+)
+EXPORTED = ("batch_norm", "grouped", "video", "not_finite", "large_maps", "wide")
+"""The networks whose runs are exported: colours, slices, means and gray, several images, NaN, maps without room."""
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +115,21 @@ def test_the_oracle_imports_nothing_of_cnnlog() -> None:
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
         assert {one.split(".")[0] for one in imported} <= {
-            *("__future__", "ast", "base64", "collections", "copy", "dataclasses", "io", "itertools", "json", "math"),
-            *("re", "zlib", "pathlib", "typing", "numpy", "PIL", "torch", "tensorboard", "support"),
+            *("__future__", "ast", "base64", "collections", "copy", "dataclasses", "functools", "html", "io"),
+            *(
+                "itertools",
+                "json",
+                "math",
+                "re",
+                "zlib",
+                "pathlib",
+                "typing",
+                "numpy",
+                "PIL",
+                "torch",
+                "tensorboard",
+                "support",
+            ),
         }
         used = {one.split(".")[1] for one in imported if one.startswith("support.")}
         assert used <= set(MODULES)
@@ -105,6 +146,8 @@ def test_a_page_shows_what_the_oracle_saw(runs: Runs, name: str, tmp_path: Path)
     tally = Tally()
     oracle_pages.check_page(page, sides_of(runs, name), tally)
     oracle_pages.check_curves(page, sides_of(runs, name), tally)
+    oracle_between.check_between_page(page, sides_of(runs, name), tally)
+    oracle_between.check_table(tmp_path / "page.html", json_of(runs, name), tally)
     runs.others[name] = tally
     assert tally.faults == []
 
@@ -113,7 +156,23 @@ def test_a_page_shows_what_the_oracle_saw(runs: Runs, name: str, tmp_path: Path)
 def test_the_numbers_of_a_comparison_are_what_the_oracle_computes(runs: Runs, name: str) -> None:
     json, tally = json_of(runs, name), Tally()
     oracle_pages.check_json(json, sides_of(runs, name), tally)
+    oracle_between.check_between_json(json, sides_of(runs, name), tally)
     runs.others[f"json {name}"] = tally
+    assert tally.faults == []
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_strips_sheets_and_animations_show_what_the_oracle_saw(runs: Runs, name: str, tmp_path: Path) -> None:
+    tally = check_exports(exports_of(runs, name, tmp_path), runs[name])
+    runs.others[f"exports {name}"] = tally
+    assert tally.faults == []
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_a_board_shows_what_the_oracle_saw(runs: Runs, name: str, tmp_path: Path) -> None:
+    tally = Tally()
+    oracle_board.check_board(board_of(runs, name, tmp_path), sides_of(runs, name), tally)
+    runs.others[f"board {name}"] = tally
     assert tally.faults == []
 
 

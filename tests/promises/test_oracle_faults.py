@@ -9,10 +9,22 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import formulas, oracle, oracle_pages, oracle_ranges
+from support import formulas, oracle, oracle_between, oracle_board, oracle_exports, oracle_pages, oracle_ranges
 from support.oracle import Page, Stored
+from support.oracle_between import BETWEEN, SHOWN
+from support.oracle_board import Board
 from support.oracle_checks import Tally
-from support.oracle_runs import Runs, in_lightning, json_of, page_of, sides_of
+from support.oracle_runs import (
+    Exported,
+    Runs,
+    board_of,
+    check_exports,
+    exports_of,
+    in_lightning,
+    json_of,
+    page_of,
+    sides_of,
+)
 
 LAST = 4
 
@@ -321,7 +333,6 @@ def test_a_fault_planted_in_a_page_is_found(runs: Runs, sound_page: Page, number
 
 # --- JSON ------------------------------------------------------------------------------------------------------------
 
-BETWEEN = ("weight_distance", "angle_between", "function_distance", "cka_between")
 STORED = tuple(measure for measure in oracle_pages.OF_A_SIDE if measure != "update_ratio")
 
 
@@ -347,3 +358,216 @@ def test_a_fault_planted_in_a_curve_is_found(runs: Runs, sound_page: Page, measu
     oracle_pages.check_json(json, sides_of(runs, "batch_norm"), tally)
     oracle_pages.check_curves(page, sides_of(runs, "batch_norm"), tally)
     assert [fault.split(" of ")[0] for fault in tally.faults] == [f"json curve {measure}", f"page curve {measure}"]
+
+
+@pytest.mark.parametrize("measure", ["to_go", *BETWEEN, *SHOWN])
+def test_a_fault_planted_in_a_curve_between_sides_is_found(runs: Runs, sound_page: Page, measure: str) -> None:
+    json, page, tally = copy.deepcopy(json_of(runs, "batch_norm")), copy.deepcopy(sound_page), Tally()
+    [*json["curves"][measure]["body.3"].values()][-1][1][1] += 0.002
+    faults = [f"json curve {measure}"]
+    if measure in page.data["curves"]:
+        page.data["curves"][measure][1][1][1][1] += 0.2
+        faults.append(f"page curve {measure}")
+    oracle_between.check_between_json(json, sides_of(runs, "batch_norm"), tally)
+    oracle_between.check_between_page(page, sides_of(runs, "batch_norm"), tally)
+    found = {fault.split(" of ")[0] for fault in tally.faults}
+    assert found - {f"json {measure}"} == {*faults}
+    assert (len(faults) == 2) == (measure not in BETWEEN)
+
+
+def test_a_curve_of_what_is_shown_is_not_taken_for_the_table_s(runs: Runs, sound_page: Page) -> None:
+    """One name for two estimates, as it once was, in JSON and on a page."""
+    json, page, tally = copy.deepcopy(json_of(runs, "batch_norm")), copy.deepcopy(sound_page), Tally()
+    for measure in BETWEEN:
+        json["curves"][measure] = json["curves"].pop(f"shown_{measure}")
+        page.data["curves"][measure] = page.data["curves"].pop(f"shown_{measure}")
+    oracle_between.check_between_json(json, sides_of(runs, "batch_norm"), tally)
+    oracle_between.check_between_page(page, sides_of(runs, "batch_norm"), tally)
+    found = {fault.split(" of ")[0] for fault in tally.faults}
+    assert {f"{where} curve {measure}" for where in ("json", "page") for measure in BETWEEN} <= found
+
+
+def no_floor(row: dict[str, Any]) -> None:
+    row["noise"][1] = None
+
+
+def other_floor(row: dict[str, Any]) -> None:
+    row["noise"][0] *= 1.5
+
+
+def other_floor_between(row: dict[str, Any]) -> None:
+    row["noise_between"][0] /= 1.5
+
+
+def other_way(row: dict[str, Any]) -> None:
+    row["to_go"][1] += 0.01
+
+
+def later(row: dict[str, Any]) -> None:
+    row["half_way"][0] += 1
+
+
+ROW_FAULTS = [
+    *(("json noise", plant) for plant in (no_floor, other_floor)),
+    ("json noise_between", other_floor_between),
+    ("json to_go", other_way),
+    ("json half_way", later),
+]
+
+
+@pytest.mark.parametrize("number", range(len(ROW_FAULTS)), ids=[plant.__name__ for _, plant in ROW_FAULTS])
+def test_a_fault_planted_in_a_row_is_found(runs: Runs, number: int) -> None:
+    what, plant = ROW_FAULTS[number]
+    json, tally = copy.deepcopy(json_of(runs, "batch_norm")), Tally()
+    plant(json["layers"][0])
+    oracle_between.check_between_json(json, sides_of(runs, "batch_norm"), tally)
+    assert [fault.split(" of ")[0] for fault in tally.faults] == [what]
+
+
+@pytest.mark.parametrize(("digits", "other"), [("noise ±", "sound ±"), ("noise ±0.0", "noise ±0.1")])
+def test_a_floor_that_a_page_does_not_print_is_found(runs: Runs, tmp_path: Path, digits: str, other: str) -> None:
+    page_of(runs, "batch_norm", tmp_path)
+    page, tally = tmp_path / "page.html", Tally()
+    page.write_text(page.read_text("utf-8").replace(digits, other, 1), "utf-8")
+    oracle_between.check_table(page, json_of(runs, "batch_norm"), tally)
+    assert [fault.split(" of ")[0] for fault in tally.faults] == ["page noise"]
+
+
+# --- exports ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def exports(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> list[Exported]:
+    found = exports_of(runs, "batch_norm", tmp_path_factory.mktemp("exports"))
+    assert check_exports(found, runs["batch_norm"]).faults == []
+    return found
+
+
+def area(export: Exported, runs: Runs, frame: int) -> Any:
+    """The first grid of a frame: a part of its pixels that may be painted over."""
+    side = sides_of(runs, "batch_norm")[0]
+    expected = oracle_exports.Export(side)
+    layer = expected.layers[0] if not export.layer else side.facts(export.layer, "layers")
+    top, left, grid = oracle_exports.grids_of(export.frames[frame], expected.gap_of(layer, export.kind or "filters"))[0]
+    return export.frames[frame][top : top + grid.shape[0], left : left + grid.shape[1]]
+
+
+def two_shades(export: Exported, runs: Runs) -> None:
+    """One value of the last frame has the colour of another one."""
+    pixels = area(export, runs, -1)
+    down, across = (int(np.flatnonzero((pixels == pixels[0, 0]).all(-1).all(axis))[1]) for axis in (1, 0))
+    colours = pixels[1:down, 1:across].reshape(-1, 3)
+    other = colours[np.abs(colours.astype(int) - colours[0]).sum(axis=1).argmax()]
+    value = (pixels[1:down, 1:across] == colours[0]).all(axis=-1)
+    pixels[1:down, 1:across][value] = other
+
+
+def cells_exchanged(export: Exported, runs: Runs) -> None:
+    pixels = area(export, runs, -1)
+    across = int(np.flatnonzero((pixels == pixels[0, 0]).all(-1).all(0))[1])
+    first, second = pixels[:, 1:across].copy(), pixels[:, 1 + across : 2 * across].copy()
+    pixels[:, 1:across], pixels[:, 1 + across : 2 * across] = second, first
+
+
+def no_frame(export: Exported, runs: Runs) -> None:
+    area(export, runs, -1)[3:, 0] = 255
+
+
+def frames_exchanged(export: Exported, _: Runs) -> None:
+    export.frames[1], export.frames[2] = export.frames[2], export.frames[1]
+
+
+def frame_gone(export: Exported, _: Runs) -> None:
+    del export.frames[1]
+
+
+def in_a_hurry(export: Exported, _: Runs) -> None:
+    export.durations[0] = export.durations[1]
+
+
+EXPORT_FAULTS: list[tuple[str, str, str, Callable[[Exported, Runs], None]]] = [
+    *(
+        (form, form, kind, plant)
+        for form, kind in (("strip", "filters"), ("strip", "feature_maps"), ("sheet", ""))
+        for plant in (two_shades, cells_exchanged, no_frame)
+    ),
+    *(
+        ("animation", form, kind, plant)
+        for form, kind in (("apng", "filters"), ("gif", "filters"), ("gif", "feature_maps"))
+        for plant in (two_shades, cells_exchanged, no_frame, frames_exchanged, frame_gone, in_a_hurry)
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    "number", range(len(EXPORT_FAULTS)), ids=[f"{form} {kind} {p.__name__}" for _, form, kind, p in EXPORT_FAULTS]
+)
+def test_a_fault_planted_in_an_export_is_found(runs: Runs, exports: list[Exported], number: int) -> None:
+    what, form, kind, plant = EXPORT_FAULTS[number]
+    chosen = copy.deepcopy(next(one for one in exports if (one.form, one.kind) == (form, kind)))
+    plant(chosen, runs)
+    faults = check_exports([chosen], runs["batch_norm"]).faults
+    assert faults
+    assert {fault.split(" of ")[0] for fault in faults} == {what}
+
+
+def of_another_range(pictures: Board) -> None:
+    """A picture of a board drawn in a range that is not that of all sides."""
+    key = next(key for key in pictures.images if key[0].startswith("compare_filters") and key[0].endswith("/A"))
+    facts, pixels = oracle.facts_and_pixels(pictures.images[key])
+    wider = {end: [2 * value for value in facts[end]] for end in ("high", "low")}
+    pictures.images[key] = oracle.with_pixels(pictures.images[key], pixels, **wider)
+
+
+def a_shade_off(whose: str) -> Callable[[Board], None]:
+    def plant(pictures: Board) -> None:
+        key = next(key for key in pictures.images if f"/{whose}" in key[0] and key[1] == LAST)
+        facts, pixels = oracle.facts_and_pixels(pictures.images[key])
+        pixels = pixels.copy()
+        shifted(facts, pixels)
+        pictures.images[key] = oracle.with_pixels(pictures.images[key], pixels)
+
+    return plant
+
+
+def side_b_as_a(pictures: Board) -> None:
+    for tag, step in [key for key in pictures.images if "/A" in key[0]]:
+        pictures.images[tag, step] = pictures.images[tag.replace("/A", "/B"), step]
+
+
+def no_difference(pictures: Board) -> None:
+    del pictures.images[next(key for key in pictures.images if "B-A" in key[0])]
+
+
+def other_number(pictures: Board) -> None:
+    tag = next(tag for tag in pictures.scalars if "shown_angle" in tag)
+    pictures.scalars[tag] = [(step, 1.001 * value + 0.001) for step, value in pictures.scalars[tag]]
+
+
+def number_of_the_shown(pictures: Board) -> None:
+    """The table's name for a number of what is shown."""
+    for tag in [tag for tag in pictures.scalars if "shown_" in tag]:
+        pictures.scalars[tag.replace("shown_", "")] = pictures.scalars[tag]
+
+
+BOARD_FAULTS: list[tuple[set[str], Callable[[Board], None]]] = [
+    ({"board", "board range"}, of_another_range),
+    *(({"board"}, a_shade_off(whose)) for whose in ("A", "B-A")),
+    ({"board"}, side_b_as_a),
+    ({"board tag"}, no_difference),
+    *(({"board number"}, plant) for plant in (other_number, number_of_the_shown)),
+]
+
+
+@pytest.fixture(scope="module")
+def board(runs: Runs, tmp_path_factory: pytest.TempPathFactory) -> Board:
+    return board_of(runs, "batch_norm", tmp_path_factory.mktemp("board"))
+
+
+@pytest.mark.parametrize("number", range(len(BOARD_FAULTS)))
+def test_a_fault_planted_in_a_board_is_found(runs: Runs, board: Board, number: int) -> None:
+    what, plant = BOARD_FAULTS[number]
+    pictures, tally = copy.deepcopy(board), Tally()
+    plant(pictures)
+    oracle_board.check_board(pictures, sides_of(runs, "batch_norm"), tally)
+    assert {fault.split(" of ")[0] for fault in tally.faults} == what, tally.faults

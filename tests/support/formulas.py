@@ -5,6 +5,7 @@ Filters are `[k, ...]`, one a row. Outputs are rows `[samples, C]`. What is unde
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from typing import Any
@@ -110,6 +111,51 @@ def debiased_cka(x: Array, y: Array) -> float:
     return both / math.sqrt(of_x * of_y) if of_x > 1e-20 and of_y > 1e-20 else math.nan
 
 
+@functools.cache
+def noise_band(rows: int, channels: int, draws: int = 600) -> float:
+    """What `debiased_cka` of noise with nothing in common lies within, 95 times of 100: drawn, at its full size."""
+    if rows < 4:
+        return math.nan
+    generator, found = np.random.default_rng(3), []
+    for _ in range(draws):
+        first, other = (x @ x.T for x in generator.standard_normal((2, rows, channels)))
+        np.fill_diagonal(first, 0)
+        np.fill_diagonal(other, 0)
+        both, one, two = (_hsic_1_of_hollow(k, of) for k, of in ((first, other), (first, first), (other, other)))
+        found.append(abs(both) / math.sqrt(one * two))
+    return min(1.0, float(np.quantile(found, 0.95)))
+
+
+def _hsic_1_of_hollow(k: Array, other: Array) -> float:
+    """The same as `hsic_1` with sums in place of the products of matrices."""
+    n, of_k, of_other = len(k), k.sum(axis=0), other.sum(axis=0)
+    second = float(of_k.sum() * of_other.sum()) / ((n - 1) * (n - 2))
+    return (float((k * other).sum()) + second - 2 / (n - 2) * float(of_k @ of_other)) / (n * (n - 3))
+
+
+def some_of(shown: Array) -> Array:
+    """So many of the shown values as a way is measured by: every d-th, with the least d that leaves 1,024 at most.
+
+    A d that has a divisor in common with the length of an axis would meet some columns alone, so it is passed over.
+    """
+    distance = max(1, math.ceil(shown.size / 1024))
+    while distance > 1 and any(math.gcd(distance, size) > 1 for size in shown.shape):
+        distance += 1
+    return np.asarray(shown.reshape(-1)[::distance], np.float64)
+
+
+def to_go(values: Array, first: Array, last: Array) -> float:
+    """`|X - X_last| / |X_0 - X_last|`, of what is finite in all three; NaN where there was no way."""
+    known = np.isfinite(values) & np.isfinite(first) & np.isfinite(last)
+    way = float(np.linalg.norm(first[known] - last[known]))
+    return float(np.linalg.norm(values[known] - last[known])) / way if way > 0 else math.nan
+
+
+def half_way(curve: list[tuple[int, float]]) -> int | None:
+    """The first step from which on there is never more than half of the way to go."""
+    return next((step for at, (step, _) in enumerate(curve) if all(value <= 0.5 for _, value in curve[at:])), None)
+
+
 def biased_cka(x: Array, y: Array) -> float:
     """What the debiased one replaces; a fault that is planted."""
     x, y = (_scaled(np.asarray(f, np.float64)) for f in (x, y))
@@ -129,13 +175,13 @@ def dead_share(activated: Array) -> float:
     return float((flat[known].max(axis=1) <= 0).mean()) if known.any() else math.nan
 
 
-def lattice(spatial: tuple[int, ...], images: int) -> list[tuple[int, ...]]:
+def lattice(spatial: tuple[int, ...], images: int, of_an_image: int = 64) -> list[tuple[int, ...]]:
     """The positions of an image that are compared: of all lattices with one stride the finest with few enough points.
 
     At most 64 an image, and at most 256 over all images unless there are more images than that; the lattice lies in
     the middle of what its stride leaves over.
     """
-    at_most = min(64, max(1, 256 // images))
+    at_most = min(of_an_image, max(1, 256 // images))
     for stride in itertools.count(1):
         axes = [list(range(((size - 1) % stride) // 2, size, stride)) for size in spatial]
         points = list(itertools.product(*axes))
@@ -144,10 +190,10 @@ def lattice(spatial: tuple[int, ...], images: int) -> list[tuple[int, ...]]:
     raise AssertionError("a stride as long as the longest side has one point")
 
 
-def sampled(output: Array, *, channels_last: bool) -> Array:
+def sampled(output: Array, *, channels_last: bool, of_an_image: int = 64) -> Array:
     """The rows that are compared: image by image, position by position, `[samples, C]`."""
     moved = output if channels_last else np.moveaxis(output, 1, -1)
-    points = lattice(moved.shape[1:-1], len(moved))
+    points = lattice(moved.shape[1:-1], len(moved), of_an_image)
     return np.stack([image[point] for image in moved for point in points])
 
 

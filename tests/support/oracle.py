@@ -178,7 +178,7 @@ def decode(png: bytes) -> Decoded:
         cells.append(small)
     assert _is(pixels, gap)[left].all(), "around the cells there is a gap"
     low, high = (np.repeat(np.array(facts[end], np.float64), facts["cells"]) for end in ("low", "high"))
-    return Decoded(facts, _valued(np.stack(cells), low, high, facts), np.array(notched))
+    return Decoded(facts, valued(np.stack(cells), low, high, facts), np.array(notched))
 
 
 def _is(pixels: Array, colour: Any) -> Array:
@@ -186,7 +186,7 @@ def _is(pixels: Array, colour: Any) -> Array:
     return np.asarray(same.all(axis=-1)) if pixels.ndim > 1 and pixels.shape[-1] == 3 and np.ndim(colour) else same
 
 
-def _valued(cells: Array, low: Array, high: Array, facts: dict[str, Any]) -> Cells:
+def valued(cells: Array, low: Array, high: Array, facts: dict[str, Any]) -> Cells:
     if cells.ndim == 4:  # colours [m, h, w, 3]
         cells = np.moveaxis(cells, -1, 1)
         lost = ((cells == 0) | (cells == 255)).any(axis=1)
@@ -241,8 +241,8 @@ def frames(page: Page, reel: dict[str, Any]) -> list[Cells]:
     high = np.repeat(np.array(reel["high"], np.float64), k)
     low = -high if reel["symmetric"] or reel["rgb"] else np.zeros_like(high)
     if reel["rgb"]:
-        return [_valued(frame, low, high, {"first": 4, "last": 252}) for frame in stacked]
-    return [_valued(frame, low, high, _page_facts(page)) for frame in stacked[..., 0]]
+        return [valued(frame, low, high, {"first": 4, "last": 252}) for frame in stacked]
+    return [valued(frame, low, high, _page_facts(page)) for frame in stacked[..., 0]]
 
 
 def _page_facts(page: Page) -> dict[str, Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from support import oracle, oracle_checks, oracle_ranges
+from support import oracle, oracle_board, oracle_checks, oracle_exports, oracle_ranges
 from support.oracle import Page
 from support.oracle_checks import Tally
 from support.oracle_pages import Side
@@ -21,7 +21,11 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import cnnlog
 from cnnlog import Probe
+from cnnlog.kinds import Kind
+from cnnlog.reports.export import Form, export
 from cnnlog.reports.page.page import write_report
+from cnnlog.reports.part import Wanted
+from cnnlog.reports.tensorboard_run import write_board
 
 PAIRS = ("plain", "batch_norm", "video", "residual")
 """Of these a second run is trained from the same start, at a tenth of the rate."""
@@ -90,6 +94,58 @@ def page_of(runs: Runs, name: str, folder: Path) -> Page:
     """The page of a network's runs."""
     write_report(_comparison(runs, name), folder / "page.html")
     return oracle.page(folder / "page.html")
+
+
+def board_of(runs: Runs, name: str, folder: Path) -> oracle_board.Board:
+    """The TensorBoard run of the comparison of a network's runs."""
+    write_board(_comparison(runs, name), folder / "board")
+    return oracle_board.Board(folder / "board")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was exported of a layer: what it is, the layer, its kind, and all frames of it."""
+
+    form: str
+    layer: str
+    kind: str
+    frames: list[Any]
+    durations: list[float] = field(default_factory=list)
+
+
+def exports_of(runs: Runs, name: str, folder: Path) -> list[Exported]:
+    """A strip and an animation of all that a network's run shows, and a sheet of all of it at the last step.
+
+    A GIF has 256 colours, so filters in colours are animated as PNG.
+    """
+    run, found = cnnlog.open_run(runs[name].folder), []
+    for layer in run.manifest.layers:
+        for kind, shape in ((Kind.FILTERS, layer.weight_shape), (Kind.FEATURE_MAPS, layer.output_shape)):
+            if shape is None:
+                continue
+            forms: list[Form] = ["strip", "apng" if layer.view == "rgb" else "gif"]
+            wanted = Wanted(layer=layer.name, kind=kind)
+            for form, file in zip(forms, export(run, forms, wanted, folder), strict=True):
+                times = oracle_exports.durations_of(file.path) if form != "strip" else []
+                found.append(Exported(form, layer.name, str(kind), oracle_exports.frames_of(file.path), times))
+    (sheet,) = export(run, ["sheet"], Wanted(), folder)
+    return [*found, Exported("sheet", "", "", oracle_exports.frames_of(sheet.path))]
+
+
+def check_exports(exports: list[Exported], found: Seen) -> Tally:
+    """What of the exports of a run is not what the oracle saw."""
+    tally, side = Tally(), Side(found.run, found.case, found.states)
+    expected = oracle_exports.Export(side)
+    for one in exports:
+        if one.form == "sheet":
+            oracle_exports.check_sheet(one.frames[0], expected, side.states[-1].step, tally)
+        elif one.form == "strip":
+            oracle_exports.check_strip(one.frames[0], expected, one.layer, one.kind, tally)
+        else:
+            oracle_exports.check_animation(one.frames, expected, one.layer, one.kind, tally)
+            if not one.durations[0] == one.durations[-1] > one.durations[1] > 0:
+                tally.fault("animation", f"{one.kind} of {one.layer}", f"frames stand {one.durations} ms")
+    return tally
 
 
 def json_of(runs: Runs, name: str) -> dict[str, Any]:
