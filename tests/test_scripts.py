@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from support.places import SCRIPTS
 
+pytestmark = pytest.mark.once
+
 QUICK = "--ignore=tests/promises --numprocesses=auto --dist=loadfile"
 CHECKS = ["-m ruff check .", "-m ruff format --check .", "-m mypy", "-m codespell_lib"]
 
@@ -100,6 +102,15 @@ def test_a_module_in_another_python_says_which_package_is_missing_and_how_to_get
 )
 def test_the_tests_are_called_as_the_usage_says(arguments: list[str], expected: list[str], checkout: Path) -> None:
     assert lines_of(checkout, *arguments) == expected
+
+
+def test_only_the_lowest_versions_are_told_to_leave_out_what_is_tested_once(checkout: Path) -> None:
+    lines_of(checkout)  # which makes what stands for the set-up
+    said = 'echo "once ${CNNLOG_LOWEST:-is there}"'
+    stand_in(checkout / ".venv" / "bin" / "python", said)
+    stand_in(checkout / ".venv-lowest" / "bin" / "python", said)
+    assert run(checkout / "scripts" / "test", "--lowest").stdout.splitlines()[-1] == "once 1"
+    assert run(checkout / "scripts" / "test", "--all").stdout.splitlines()[-1] == "once is there"
 
 
 def test_a_failed_check_ends_the_tests_before_they_run(checkout: Path) -> None:

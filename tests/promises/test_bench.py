@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from support.places import SCRIPTS
 
+pytestmark = pytest.mark.once
+
 BENCH = SCRIPTS / "bench.py"
 
 

@@ -116,6 +116,7 @@ print(*(str(w.message) for w in caught if "cnnlog:" in str(w.message)), sep="\\n
 """
 
 
+@pytest.mark.once
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     script = FULL_DISK.format(folder=str(tmp_path), limit=2000)
     around = environment(Path(__file__).parent)

@@ -22,6 +22,8 @@ from support.training import TinyCNN, events, fit, image_steps, probe, trainer
 from cnnlog import FeatureMapMonitor, FilterMonitor
 from cnnlog.runs.store import RunStore
 
+pytestmark = pytest.mark.once
+
 # Stored steps at which each training is killed (after a further random moment), and whether it logs numbers of its
 # own: with those Lightning flushes the event file, too.
 KILLS = [(1, True), (1, False), (2, True), (5, False), (9, True), (16, False), (24, True), (33, False)]

@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
 from cnnlog.runs.store import RunStore
 
+pytestmark = pytest.mark.once
+
 EPOCHS = 1000
 LOOKS = (250, 500, 750, 1000)
 RESIDENT_GROWTH = 8.0  # MiB from epoch 250 to 1000: under 11 kB an epoch, where one snapshot has about 10

@@ -23,7 +23,7 @@ from cnnlog.reports.page.page import write_report
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.once]
 
 SHAPES = {"conv1": (16, 3, 7, 7), "conv2": (16, 16, 3, 3)}
 RDBU = np.frombuffer(palette("auto", True), np.uint8).reshape(-1, 3)[: TOP + 1].astype(int)

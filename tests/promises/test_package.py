@@ -16,6 +16,8 @@ from support.stored_runs import write_run
 
 import cnnlog
 
+pytestmark = pytest.mark.once
+
 NAME = f"cnnlog-{cnnlog.__version__}"
 # What a user does first, and what TensorBoard looks for.
 FIRST_USE = """

@@ -20,6 +20,8 @@ from torch import nn
 from cnnlog import FeatureMapMonitor, FilterMonitor, watch
 from cnnlog.runs.store import RunStore
 
+pytestmark = pytest.mark.once
+
 ROUNDS = 5
 EPOCHS = 2
 

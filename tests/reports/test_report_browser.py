@@ -23,7 +23,7 @@ from cnnlog.runs.run import Run
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.once]
 
 STEPS = 6
 EVIL = "<img src=x onerror=document.title='hacked'>"
