@@ -28,6 +28,8 @@ from support.oracle_runs import (
 
 LAST = 4
 
+pytestmark = pytest.mark.once  # what is tested is the oracle, not the package
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
