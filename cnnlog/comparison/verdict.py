@@ -25,12 +25,14 @@ class _Order:
         label: what it is called in the sentence.
         what: what the values are of, in words.
         values: layer -> how far it changed, as a share; finite.
+        shown: whether the values are of what is shown alone.
     """
 
     side: int
     label: str
     what: str
     values: Mapping[str, float]
+    shown: bool = False
 
     @property
     def most(self) -> str:
@@ -87,7 +89,8 @@ def verdict_of(of: SideBySide, rows: Sequence[Row]) -> str:
     if len(own) == 2:
         parts += [_second(moved[0], order) for order in own if order is not moved[0]]
     if between is not None and between.top > 0:
-        parts.append(f"{between.most} differs most from {labels[0]} to {between.label} ({percent(between.top)})")
+        shown = " of what is shown" if between.shown else ""
+        parts.append(f"{between.most} differs most from {labels[0]} to {between.label} ({percent(between.top)}{shown})")
     elif between is None:
         parts.append(_least_alike(rows, labels))
     return "; ".join(part for part in parts if part) + "."
@@ -149,13 +152,18 @@ def _between(of: SideBySide, rows: Sequence[Row], labels: Sequence[str]) -> _Ord
     """
     found = []
     for side, label in enumerate(labels[1:], start=1):
-        numbers = [("function_distance", "its output on the probe by"), ("weight_distance", "its weights by")]
+        maps = any(row.shown_outputs_between[side - 1] for row in rows)
+        filters = any(row.shown_weights_between[side - 1] for row in rows)
+        numbers = [
+            ("function_distance", f"its {'shown maps' if maps else 'output on the probe'} by", maps),
+            ("weight_distance", f"its {'shown filters' if filters else 'weights'} by", filters),
+        ]
         if of.sides[0].run is None and of.sides[side].run is None:
             numbers.reverse()
-        for number, what in numbers:
+        for number, what, shown in numbers:
             values = _finite({row.layer: getattr(row, number)[side - 1] for row in rows})
             if values:
-                found.append(_Order(side, label, what, values))
+                found.append(_Order(side, label, what, values, shown))
                 break
     return max(found, key=lambda order: order.top, default=None)
 

@@ -631,6 +631,8 @@ def test_a_curve_and_a_table_have_one_name_for_one_value(tmp_path: Path) -> None
     columns = c.table().columns
     assert {"output A-B %", "turned A-B °", "CKA A-B", "shown output A-C %", "shown turned A-C °"} <= set(columns)
     assert json.loads(json.dumps(c.to_dict()))["layers"][0]["shown_weights_between"] == [False, True]
+    assert "of what is shown" not in compare(run, other).verdict()
+    assert re.search(r"differs most from .* to .* \([\d.]+ % of what is shown\)", compare(run, f"{other}@1").verdict())
 
 
 def test_one_quantity_has_one_value_in_a_table(tmp_path: Path) -> None:
