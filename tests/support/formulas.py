@@ -205,10 +205,12 @@ def area_means(maps: Array, size: tuple[int, int]) -> Array:
     rows, columns = _overlaps(maps.shape[-2], size[0]), _overlaps(maps.shape[-1], size[1])
     finite = np.isfinite(maps)
     found: Array = rows @ np.where(finite, maps, 0).astype(np.float64) @ columns.T
-    found[rows @ ~finite @ columns.T > 0] = np.nan
+    if not finite.all():
+        found[rows @ ~finite @ columns.T > 0] = np.nan
     return found
 
 
+@functools.cache
 def _overlaps(before: int, after: int) -> Array:
     """`[after, before]`: which share of each output pixel each input pixel makes."""
     weights = np.zeros((after, before))

@@ -146,6 +146,7 @@ class Export:
     def __init__(self, side: Side) -> None:
         self.side = side
         self.layers = side.run.manifest["layers"]
+        self._ranges: dict[tuple[str, str], tuple[Array, bool]] = {}
         self.palettes = {kind: palettes_of(side.run, kind) for kind in ("filters", "feature_maps")}
 
     def kinds(self, layer: Mapping[str, Any]) -> list[str]:
@@ -154,6 +155,12 @@ class Export:
 
     def range_of(self, layer: Mapping[str, Any], kind: str) -> tuple[Array, bool]:
         """The end of each channel's range over all steps and images, and whether there are values below 0."""
+        key = (layer["name"], kind)
+        if key not in self._ranges:
+            self._ranges[key] = self._range_of(layer, kind)
+        return self._ranges[key]
+
+    def _range_of(self, layer: Mapping[str, Any], kind: str) -> tuple[Array, bool]:
         shown = [self.side.shown(layer["name"], kind, state.step) for state in self.side.states]
         channels = np.stack([one if kind == "filters" else np.swapaxes(one, 0, 1) for one in shown], axis=1)
         flat = channels.reshape(len(channels), -1)
