@@ -45,7 +45,7 @@ LOOP = """
         def log_image(self, name, image, step): pass
         def close(self): open(folder + "/closed", "w").close()
 
-    watcher = watch(net, Probe.chart(16), folder, trackers=[Tracker()])
+    watcher = watch(net, Probe.chart(32), folder, trackers=[Tracker()])
     watcher.snapshot(0)
     watcher._live.recorder.drain(trackers=True)
 
