@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, get_args
 
 from torch import nn
 
@@ -259,7 +259,7 @@ class Watcher:
         if self._live.writes and (store := self._live.recorder.store) is not None:
             self.folder = store.folder  # beside the one asked for, if that holds a run of an older format
 
-    def snapshot(self, step: int, *, global_step: int = 0, metrics: Mapping[str, float] | None = None) -> None:
+    def snapshot(self, step: int, *, global_step: int = 0, metrics: Mapping[str, SupportsFloat] | None = None) -> None:
         """Capture the model as it is now. The first snapshot is the baseline, which changes and drift are relative to.
 
         This copies the arrays and returns; drawing and writing happen in the background. If something fails, you get

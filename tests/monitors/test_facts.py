@@ -107,8 +107,8 @@ def test_learning_rates_are_called_as_lightnings(tmp_path: Path) -> None:
 
         def configure_optimizers(self) -> Any:
             head = list(self.head.parameters())
-            groups = [{"params": self.net[0].parameters()}, {"params": self.net[3].parameters(), "lr": 0.3}]
-            named = [{"params": head[:1], "name": "weight"}, {"params": head[1:], "lr": 0.4, "name": "bias"}]
+            groups: Any = [{"params": self.net[0].parameters()}, {"params": self.net[3].parameters(), "lr": 0.3}]
+            named: Any = [{"params": head[:1], "name": "weight"}, {"params": head[1:], "lr": 0.4, "name": "bias"}]
             return (
                 torch.optim.SGD(groups, lr=0.1),
                 torch.optim.SGD(named, lr=0.2),

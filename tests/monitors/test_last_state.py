@@ -335,7 +335,7 @@ def test_only_one_epoch_is_kept_in_memory(tmp_path: Path) -> None:
 
     class Counts(L.Callback):
         def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None:
-            session = next(c for c in trainer.callbacks if isinstance(c, FilterMonitor))._session  # type: ignore[attr-defined]
+            session: Any = next(c for c in trainer.callbacks if isinstance(c, FilterMonitor))._session  # type: ignore[attr-defined]
             seen.append(0 if session.taking._last is None else session.taking._last[0].step)
 
     fit(trainer(tmp_path, [OwnAverage(), *monitors(every_n_epochs=3), Counts()], max_epochs=5), TinyCNN())
