@@ -338,12 +338,13 @@ class LiveRun:
         """
         if self._is_forked():
             return False
+        if self._recorder is not None:
+            self._recorder.record(snapshot)  # Ctrl-C may end this, and the step is not there then
         first, self.last_step = self.last_step < 0, snapshot.step
         if self.provisional_step == snapshot.step:
             self.provisional_step = None
         if self._recorder is None:
             return False
-        self._recorder.record(snapshot)
         if first:
             self._recorder.drain()
         return True

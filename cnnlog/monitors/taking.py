@@ -186,9 +186,10 @@ class Taking:
 
     def _keep(self, snapshot: Snapshot, here: Here, kinds: frozenset[Kind]) -> None:
         is_same = here.step == self._live.last_step
+        records = self._live.keep(snapshot)
         self._missing = (self._missing if is_same else frozenset(self._plans)) - kinds
         self._taken_at = here.mark
-        if self._live.keep(snapshot) and not here.provisional:
+        if records and not here.provisional:
             self._memory.step = here.step
 
     def _known(self) -> Known:

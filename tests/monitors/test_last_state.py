@@ -16,8 +16,10 @@ from support.training import TinyCNN, events, fit, image_steps, loader, probe, t
 from torch import nn
 
 from cnnlog import FeatureMapMonitor, FilterMonitor, open_run
+from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.run import Run
 from cnnlog.runs.store import RunStore
+from cnnlog.snapshot import Snapshot
 
 LAYER = "net.0"
 
@@ -146,6 +148,23 @@ def test_ctrl_c_within_a_batch(tmp_path: Path) -> None:
     interrupted(tmp_path, module, monitors(every_n_epochs=5), max_epochs=9)
     is_last(stored(tmp_path), module)
     assert stored(tmp_path).provisional
+
+
+def test_ctrl_c_while_a_snapshot_is_handed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, left = Recorder.record, [3]
+
+    def pressed(self: Recorder, snapshot: Snapshot) -> None:
+        left[0] -= 1
+        if left[0] == 0:  # as if it came while this waits for the snapshot before
+            raise KeyboardInterrupt
+        record(self, snapshot)
+
+    monkeypatch.setattr(Recorder, "record", pressed)
+    module = TinyCNN()
+    interrupted(tmp_path, module, monitors(), max_epochs=9)
+    assert stored(tmp_path).steps == (0, 1, 2)
+    is_last(stored(tmp_path), module)
+    assert not stored(tmp_path).provisional
 
 
 def test_ctrl_c_before_a_step_adds_nothing(tmp_path: Path) -> None:
