@@ -30,7 +30,11 @@ class Snapshot:
         peaks: layer with an activation behind -> the largest value that each channel brings to it `[C]`.
         before: measured layer -> its weights before the last optimiser step, like `weights`; empty where that step is
             not known.
-        ready: waits until the arrays have arrived from a device; None if they have. Call it before you read them.
+        metrics: what the trainer knew at that moment, such as losses and learning rates: name -> value.
+        provisional: whether the state lies within an epoch, so that the step is not complete.
+        drawn: whether trackers get its pictures and numbers, too.
+        ready: waits until the arrays and metrics have arrived from a device; None if they have. Call it before you
+            read them.
     """
 
     step: int
@@ -42,6 +46,9 @@ class Snapshot:
     outputs: Mapping[str, FloatArray] = field(default_factory=dict)
     peaks: Mapping[str, FloatArray] = field(default_factory=dict)
     before: Mapping[str, FloatArray] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    provisional: bool = False
+    drawn: bool = True
     ready: Callable[[], None] | None = field(default=None, compare=False, repr=False)
 
 
@@ -61,6 +68,8 @@ class Record:
             (`weight_change`, `function_change`, ...).
         ranges: picture kind (`filters`, `feature_maps`, `filters_change`, `feature_maps_change`) -> layer -> the
             state of its value range, as plain arrays.
+        metrics: what the trainer knew at that moment, such as losses and learning rates: name -> value.
+        provisional: whether the state lies within an epoch, so that a training that goes on writes the step anew.
     """
 
     step: int
@@ -70,3 +79,5 @@ class Record:
     feature_maps: Mapping[str, FloatArray] = field(default_factory=dict)
     numbers: Mapping[str, Mapping[str, npt.NDArray[np.float64]]] = field(default_factory=dict)
     ranges: Mapping[str, Mapping[str, Mapping[str, npt.NDArray[np.generic]]]] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    provisional: bool = False

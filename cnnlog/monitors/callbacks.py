@@ -34,6 +34,7 @@ class _Monitor(L.Callback):
         every_n_epochs: completed epochs between two snapshots; None counts steps, or takes 1 if those are not given
             either.
         every_n_train_steps: completed optimiser steps between two snapshots; None counts epochs.
+        at_steps: optimiser steps with a snapshot each.
         on_error: `"warn"` or `"raise"`: what becomes of problems while training.
         through: the sub-module that the probe runs through; None runs it through the module's own `forward`.
         weights: `"train"` shows the weights being trained, `"ema"` their averages.
@@ -47,13 +48,15 @@ class _Monitor(L.Callback):
         look: Look,
         every_n_epochs: int | None,
         every_n_train_steps: int | None,
+        at_steps: Sequence[int],
         on_error: OnError,
         through: str | None,
         weights: Weights,
     ) -> None:
         super().__init__()
         who = type(self).__name__
-        unit, every = _schedule(who, every_n_epochs, every_n_train_steps)
+        steps = _steps_of(who, at_steps)
+        unit, every = _schedule(who, every_n_epochs, every_n_train_steps, steps)
         self.plan = plan_of(
             who,
             layers=layers,
@@ -65,11 +68,24 @@ class _Monitor(L.Callback):
             on_error=on_error,
             through=through,
             weights=weights,
+            at_steps=steps,
         )
+        self._is_alone = False
         self._session: Session | None = None
         self._memory = Memory()
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+    @property
+    def state_key(self) -> str:
+        """What the monitor's state is called in a checkpoint: its class, as soon as `setup` knows that it is alone.
+
+        Before that it is a name of this monitor's own, because Lightning refuses two states of one name in words that
+        say nothing of monitors.
+        """
+        name = type(self).__qualname__
+        return name if self._is_alone else f"{name}-{id(self)}"
+
+    # The defaults are for a class in the place of a monitor, whose arguments arrive one place too early.
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule | None = None, stage: str = "") -> None:
         """Refuse monitors that do not go together, and strategies under which a layer does not have its weights.
 
         Args:
@@ -77,6 +93,7 @@ class _Monitor(L.Callback):
             pl_module: the module that it trains.
             stage: what begins: `"fit"`, `"validate"`, `"test"` or `"predict"`.
         """
+        _refuse_classes(self, trainer)
         if stage == "fit":
             _refuse_strategy(trainer)
         monitors = _monitors(trainer)
@@ -86,12 +103,7 @@ class _Monitor(L.Callback):
                 raise ValueError(
                     f"A Trainer takes one {kind.__name__}, got {count}: name all layers, and give all images, to one."
                 )
-        units = {monitor.plan.unit for monitor in monitors}
-        if len(units) > 1:
-            raise ValueError(
-                "The monitors of a Trainer share their steps, but one counts epochs (every_n_epochs) and the other "
-                "training steps (every_n_train_steps): give both the same."
-            )
+        self._is_alone = True
         if len({monitor.plan.weights for monitor in monitors}) > 1:
             raise ValueError(
                 "The monitors of a Trainer share their forward pass, but one shows the averaged weights "
@@ -123,14 +135,18 @@ class _Monitor(L.Callback):
         memory = next((m._memory for m in _monitors(trainer) if m._memory.folder), self._memory)
         for monitor in _monitors(trainer):
             monitor._memory = memory
-        self._session = Session(trainer, pl_module, filters=filters, maps=maps, memory=memory, shown=shown)
+        callbacks: list[L.Callback] = list(trainer.callbacks)  # type: ignore[attr-defined]  # set in a connector
+        before_us = callbacks[: callbacks.index(self)]
+        self._session = Session(
+            trainer, pl_module, filters=filters, maps=maps, memory=memory, shown=shown, before_us=before_us
+        )
 
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
         """Keep the weights as they are, if a snapshot is due after this step: how large it is, is a number of it."""
         if self._session is not None:
-            self._session.before_step(optimizer)
+            self._session.taking.before_step(optimizer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -145,7 +161,7 @@ class _Monitor(L.Callback):
             batch_idx: its number in the epoch; not used.
         """
         if self._session is not None:
-            self._session.after_batch()
+            self._session.taking.after_batch()
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Capture, if epochs are counted and one is due.
@@ -155,10 +171,13 @@ class _Monitor(L.Callback):
             pl_module: the module that it trains.
         """
         if self._session is not None:
-            self._session.after_epoch()
+            self._session.taking.after_epoch()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw the strips, write what is waiting. No snapshot: weight averaging swaps weights in this hook.
+        """Capture the last state, draw the strips, write what is waiting.
+
+        Where weight averaging comes before the monitors, it has swapped the weights by now, and the last state is that
+        of the last epoch's end.
 
         Args:
             trainer: the one that has trained.
@@ -167,15 +186,33 @@ class _Monitor(L.Callback):
         if self._session is not None:
             self._session.end()
 
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        """Write what is waiting; `teardown` is not called after an exception.
+    def on_validation_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that weight averaging may have swapped the weights."""
+        if self._session is not None:
+            self._session.taking.validates(True)
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note that the weights are those being trained."""
+        if self._session is not None:
+            self._session.taking.validates(False)
+
+    def on_exception(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException | None = None
+    ) -> None:
+        """Write what is waiting, after Ctrl-C the last state, too; `teardown` is not called after an exception.
 
         Args:
             trainer: the one that is interrupted.
             pl_module: the module that it trains.
             exception: what ends the training; Lightning raises it after this.
         """
-        self._close(failed=True)
+        if isinstance(self, L.Trainer):  # a class in the place of a monitor, which `setup` has refused
+            return
+        try:
+            if isinstance(exception, KeyboardInterrupt) and self._session is not None:
+                self._session.interrupted()
+        finally:
+            self._close(failed=True)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """End the background threads.
@@ -231,9 +268,14 @@ class FilterMonitor(_Monitor):
             as in `model.named_modules()`, a glob such as `"layer1.*"`, or a list of names, globs and module types such
             as `torch.nn.Conv2d`.
         every_n_epochs: take a snapshot each time that many epochs are complete. The default is 1, unless you give
-            `every_n_train_steps`. The steps of the pictures are then completed epochs.
+            `every_n_train_steps` or `at_steps`. The steps of the pictures are completed epochs. Whatever you give, the
+            last state of a training is captured, too, also after Ctrl-C.
         every_n_train_steps: take a snapshot each time that many optimiser steps (`trainer.global_step`) are complete,
-            instead. The steps of the pictures are then optimiser steps. All monitors of a trainer count the same.
+            instead. The steps of the pictures are then optimiser steps. If one monitor of a trainer counts optimiser
+            steps, the pictures of all do, also of one that takes its snapshots every few epochs.
+        at_steps: take a snapshot after each of these optimiser steps (`trainer.global_step`), such as
+            `(1, 10, 100, 1000)`; with `every_n_epochs` or `every_n_train_steps`, besides. The steps of the pictures are
+            then optimiser steps.
         max_filters: how many filters a grid shows at most: always the first ones, so that a cell keeps its filter.
             The numbers cover all filters.
         view: how a filter with several input channels is drawn. `"rgb"`: in colour (3 input channels). `"gray"`: as one
@@ -268,7 +310,7 @@ class FilterMonitor(_Monitor):
     Raises:
         ValueError: an argument has an impossible value (raised at once), or does not fit the model, the data or the
             log folder (raised when training starts, before the first optimiser step).
-        TypeError: `layers`, `probe`, `through`, `cmap`, `change` or `histograms` is of a wrong type.
+        TypeError: `layers`, `probe`, `at_steps`, `through`, `cmap`, `change` or `histograms` is of a wrong type.
         FileNotFoundError: a probe image does not exist.
 
     Example:
@@ -281,6 +323,7 @@ class FilterMonitor(_Monitor):
         *,
         every_n_epochs: int | None = None,
         every_n_train_steps: int | None = None,
+        at_steps: Sequence[int] = (),
         max_filters: int = 64,
         view: View = "auto",
         max_slices: int = 16,
@@ -309,6 +352,7 @@ class FilterMonitor(_Monitor):
             ),
             every_n_epochs=every_n_epochs,
             every_n_train_steps=every_n_train_steps,
+            at_steps=at_steps,
             on_error=on_error,
             through=through,
             weights=weights,
@@ -333,9 +377,14 @@ class FeatureMapMonitor(_Monitor):
             as `torch.nn.Conv2d`. Any module with an output `[N, C, H, W]` may be named; of an output
             `[N, C, T, H, W]` the middle frame is shown.
         every_n_epochs: take a snapshot each time that many epochs are complete. The default is 1, unless you give
-            `every_n_train_steps`. The steps of the pictures are then completed epochs.
+            `every_n_train_steps` or `at_steps`. The steps of the pictures are completed epochs. Whatever you give, the
+            last state of a training is captured, too, also after Ctrl-C.
         every_n_train_steps: take a snapshot each time that many optimiser steps (`trainer.global_step`) are complete,
-            instead. The steps of the pictures are then optimiser steps. All monitors of a trainer count the same.
+            instead. The steps of the pictures are then optimiser steps. If one monitor of a trainer counts optimiser
+            steps, the pictures of all do, also of one that takes its snapshots every few epochs.
+        at_steps: take a snapshot after each of these optimiser steps (`trainer.global_step`), such as
+            `(1, 10, 100, 1000)`; with `every_n_epochs` or `every_n_train_steps`, besides. The steps of the pictures are
+            then optimiser steps.
         max_maps: how many feature maps a grid shows at most: always the first ones, so that a cell keeps its channel.
             The numbers cover all channels.
         value_range: what full colour stands for. `"channel"`: for each channel, its peak at the baseline: the largest
@@ -363,7 +412,7 @@ class FeatureMapMonitor(_Monitor):
     Raises:
         ValueError: an argument has an impossible value (raised at once), or does not fit the model, the data or the
             log folder (raised when training starts, before the first optimiser step).
-        TypeError: `layers`, `probe`, `through`, `cmap`, `change` or `histograms` is of a wrong type.
+        TypeError: `layers`, `probe`, `at_steps`, `through`, `cmap`, `change` or `histograms` is of a wrong type.
         FileNotFoundError: a probe image does not exist.
 
     Example:
@@ -377,6 +426,7 @@ class FeatureMapMonitor(_Monitor):
         *,
         every_n_epochs: int | None = None,
         every_n_train_steps: int | None = None,
+        at_steps: Sequence[int] = (),
         max_maps: int = 64,
         value_range: RangeRule = "channel",
         cmap: str = "auto",
@@ -400,6 +450,7 @@ class FeatureMapMonitor(_Monitor):
             ),
             every_n_epochs=every_n_epochs,
             every_n_train_steps=every_n_train_steps,
+            at_steps=at_steps,
             on_error=on_error,
             through=through,
             weights=weights,
@@ -450,12 +501,45 @@ def _refuse_strategy(trainer: L.Trainer) -> None:
         )
 
 
-def _schedule(who: str, every_n_epochs: int | None, every_n_train_steps: int | None) -> tuple[Unit, int]:
+def _refuse_classes(monitor: object, trainer: L.Trainer) -> None:
+    """Refuse a monitor's class in the place of a monitor.
+
+    Args:
+        monitor: whose `setup` was called; of a class it is the trainer.
+        trainer: that has the monitor among its callbacks.
+
+    Raises:
+        TypeError: there is a class.
+    """
+    trainer = monitor if isinstance(monitor, L.Trainer) else trainer
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets it in a connector
+    names = [one.__name__ for one in callbacks if isinstance(one, type) and issubclass(one, _Monitor)]
+    if names:
+        raise TypeError(
+            f"Trainer(callbacks=...) takes a monitor, got the class {names[0]}: write {names[0]}() with its brackets, "
+            f"as in callbacks=[{names[0]}()]."
+        )
+
+
+def _steps_of(who: str, at_steps: Sequence[int]) -> tuple[int, ...]:
+    if not isinstance(at_steps, Sequence) or isinstance(at_steps, (str, bytes)):
+        raise TypeError(f"{who} expected at_steps as a list of optimiser steps, such as (10, 100), got {at_steps!r}.")
+    for step in at_steps:
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ValueError(f"{who} expected at_steps to be whole numbers from 0 on, got {step!r} among them.")
+    return tuple(sorted(set(at_steps)))
+
+
+def _schedule(
+    who: str, every_n_epochs: int | None, every_n_train_steps: int | None, at_steps: tuple[int, ...]
+) -> tuple[Unit, int | None]:
     if every_n_epochs is not None and every_n_train_steps is not None:
         raise ValueError(
             f"{who} takes every_n_epochs or every_n_train_steps, got both ({every_n_epochs}, {every_n_train_steps}); "
             "leave one out."
         )
+    if at_steps and every_n_epochs is None and every_n_train_steps is None:
+        return Unit.STEP, None
     unit: Unit = Unit.EPOCH if every_n_train_steps is None else Unit.STEP
     every = every_n_train_steps if every_n_train_steps is not None else 1 if every_n_epochs is None else every_n_epochs
     if not isinstance(every, int) or isinstance(every, bool) or every < 1:

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from torch import nn
 
 from cnnlog.capture.capture import placed, survey
 from cnnlog.capture.layer_table import LayerTable, layer_table
-from cnnlog.capture.layers import LayerInfo, layer_names
-from cnnlog.capture.measuring import weights_now
+from cnnlog.capture.layers import LayerInfo
 from cnnlog.capture.probe import Probe, default_probe
 from cnnlog.capture.sharding import is_sharded, plain_type, refuse_flattened
 from cnnlog.capture.transfer import sent
-from cnnlog.kinds import Unit
+from cnnlog.kinds import Kind, Unit
 from cnnlog.monitors.alarm import Alarm
+from cnnlog.monitors.announcement import announcement
+from cnnlog.monitors.facts import hyper_parameters
 from cnnlog.monitors.live_run import LiveRun, RunPlace, Subject
-from cnnlog.monitors.plan import Plan, choose
+from cnnlog.monitors.plan import Plan, choose, unit_of
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.monitors.run_folder import Memory, is_rehearsal, place_of
+from cnnlog.monitors.taking import Taking
 from cnnlog.runs.manifest import Manifest
 from cnnlog.trackers import Tracker, takes_pictures, trackers_for
 from cnnlog.trackers.loggers import handle_of, names_of, takes_only_numbers
@@ -42,6 +44,12 @@ class Session:
         maps: what the `FeatureMapMonitor` was asked for; None without one.
         memory: of an earlier fit or a checkpoint.
         shown: the module that is looked at: the one it trains, or an averaged copy.
+        before_us: the callbacks whose hooks come before ours.
+
+    Attributes:
+        memory: what outlives this fit.
+        unit: what steps count.
+        taking: takes the snapshots.
 
     Raises:
         ValueError: something asked for is not possible with this model, probe or folder.
@@ -56,8 +64,11 @@ class Session:
         maps: Plan | None,
         memory: Memory,
         shown: torch.nn.Module,
+        before_us: Sequence[L.Callback] = (),
     ) -> None:
-        plans = [plan for plan in (filters, maps) if plan is not None]
+        both = {Kind.FILTERS: filters, Kind.FEATURE_MAPS: maps}
+        self._plans = {kind: plan for kind, plan in both.items() if plan is not None}
+        plans = [*self._plans.values()]
         self.memory = memory
         self._trainer, self._module, self._shown = trainer, module, shown
         self._filters, self._maps = filters, maps
@@ -69,10 +80,7 @@ class Session:
             ranks=self._ranks,
         )
         self._through = next((plan.through for plan in plans if plan.through), None)
-        self.unit: Unit = plans[0].unit
-        self._last_global_step = trainer.global_step
-        self._before: dict[str, torch.Tensor] = {}  # the weights before the last step, where a snapshot follows it
-        self._before_at: tuple[int, int] | None = None
+        self.unit: Unit = unit_of(*plans)
         with self._ranks.together():
             refuse_flattened([*(module if trainer.model is None else trainer.model).modules()])
             together = self._ranks.several and is_sharded(shown.modules())
@@ -86,6 +94,19 @@ class Session:
             ranks=self._ranks,
             sharded_over=self._sharded_over,
             says=self._alarm,
+        )
+        self.taking = Taking(
+            trainer,
+            module,
+            plans=self._plans,
+            live=self._live,
+            subject=self._subject,
+            memory=memory,
+            alarm=self._alarm,
+            before_us=before_us,
+            show=self._show,
+            knows_updates=shown is module and not self._sharded_over.several,
+            every_batch=not self._ranks.several,
         )
         try:
             self._begin()
@@ -108,6 +129,7 @@ class Session:
             run=self._run,
             through=self._through,
             table=self._table if with_table else None,
+            hyper_parameters=hyper_parameters(self._module, self._trainer.datamodule),  # type: ignore[attr-defined]
         )
 
     def _survey(self) -> tuple[Probe | None, tuple[LayerInfo, ...]]:
@@ -149,7 +171,7 @@ class Session:
             memory.folder, memory.run_id = ("", "") if store is None else (store.folder, store.manifest.run_id)
         fresh = live.last_step < 0
         if fresh:
-            self._take(self._now(), filters=self._filters is not None, maps=self._maps is not None)
+            self.taking.baseline()
         if live.writes:
             live.recorder.drain()
         live.report()
@@ -191,30 +213,19 @@ class Session:
 
     def _announcement(self, folder: str | None) -> str:
         assert self._subject is not None, "rank 0 captures"
-        watched, probe, recorder = self._subject.watched, self._subject.probe, self._live.recorder
-        names = ", ".join(layer.name for layer in watched.layers)
-        what = " and ".join(
-            ([f"the filters of {len(watched.filter_layers)}"] if watched.filter_layers else [])
-            + ([f"the feature maps of {len(watched.map_layers)}"] if watched.map_layers else [])
-        )
-        plan = self._filters or self._maps
-        assert plan is not None, "a session has a monitor"
-        schedule = f"every {plan.every} {self.unit.short}"
-        on = f" of {', '.join(probe.names)} {list(probe.tensor.shape)}" if probe and watched.map_layers else ""
+        recorder = self._live.recorder
         size = f"{recorder.step_bytes / 1e6:.2f} MB stored"
         if recorder.step_pictures_bytes:
             size += f" and {recorder.step_pictures_bytes / 1e6:.2f} MB of pictures"
-        if self._shown is not self._module:
-            on += " with averaged weights"
-        view = ""
         logdir = next((lg.log_dir for lg in self._trainer.loggers if "TensorBoardLogger" in names_of(lg)), None)
-        if folder is None:
-            size = "nothing is kept in fast_dev_run"
-        elif logdir is not None:
-            view = f"; view: tensorboard --logdir {shlex.quote(str(logdir))}"
-        return (
-            f"cnnlog watches {what} layers ({names}){on}, {schedule.replace('every 1 epochs', 'every epoch')}: "
-            f"{size} a snapshot in {folder}{view}"
+        return announcement(
+            self._subject.watched,
+            self._subject.probe,
+            schedules=[plan.schedule() for plan in self._plans.values()],
+            averaged=self._shown is not self._module,
+            size=size,
+            folder=folder,
+            logdir=None if logdir is None else str(logdir),
         )
 
     # ---- every step
@@ -222,82 +233,27 @@ class Session:
     def _now(self) -> int:
         return self._trainer.current_epoch if self.unit is Unit.EPOCH else self._trainer.global_step
 
-    def before_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimiser is about to step: keep its weights, if a snapshot is due afterwards.
+    def interrupted(self) -> None:
+        """Ctrl-C: capture the state as it is, in one process; more would have to be interrupted at the same moment."""
+        if not self._ranks.several:
+            self._alarm.failed = True
+            self.taking.interrupted()
 
-        Args:
-            optimizer: whose step it is.
-        """
-        if self._subject is None or self._shown is not self._module or self._sharded_over.several:
-            return
-        try:
-            if not self._is_due_after_step():
-                return
-            known_at = (id(optimizer), self._trainer.global_step)
-            if known_at == self._before_at:  # LBFGS comes here several times in one step
-                return
-            stepping = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-            modules = {
-                name: module
-                for name, _, module in layer_names(self._module)
-                if id(module._parameters.get("weight")) in stepping  # to ask for .weight may compute it, and draw
-            }
-            layers = [layer for layer in self._subject.watched.taken if layer.name in modules]
-            self._before |= weights_now(modules, layers)
-            self._before_at = known_at
-        except Exception as error:  # a number less, and no word of it must reach the training
-            self._alarm.warn("update", f"how large the last optimiser step was is not known ({error})")
+    def _show(self, model: nn.Module) -> None:
+        self._shown = model  # tells how the probe is placed
 
-    def _is_due_after_step(self) -> bool:
-        trainer = self._trainer
-        plans = [plan for plan in (self._filters, self._maps) if plan is not None]
-        if self.unit is Unit.STEP:
-            before, now = self._last_global_step, self._last_global_step + max(1, len(trainer.optimizers))
-        else:
-            before, now = trainer.current_epoch, trainer.current_epoch + 1
-            if not trainer.is_last_batch and trainer.max_steps != trainer.global_step + 1:
-                return False
-        return any(now // plan.every > before // plan.every for plan in plans)
-
-    def after_epoch(self) -> None:
-        """An epoch is complete: capture what is due."""
-        if self.unit is Unit.EPOCH:
-            self._take_due(self._trainer.current_epoch, self._trainer.current_epoch + 1)
-        self._live.report()
-
-    def after_batch(self) -> None:
-        """A batch is through: capture what is due, if it ended with optimiser steps."""
-        before, now = self._last_global_step, self._trainer.global_step
-        self._last_global_step = now
-        if self.unit is Unit.STEP and now > before:
-            due = self._take_due(before, now)
-            self._before = {}
-            if due or not self._ranks.several:  # telling the other processes costs more than a step may
-                self._live.report()
-
-    def _take_due(self, before: int, now: int) -> bool:
-        due = [plan is not None and now // plan.every > before // plan.every for plan in (self._filters, self._maps)]
-        if any(due) and now > self._live.last_step:
-            if self._live.last_step < 0:  # the baseline failed; this one takes its place, so it must be whole
-                due = [self._filters is not None, self._maps is not None]
-            self._take(now, filters=due[0], maps=due[1])
-        return any(due)
-
-    def _take(self, step: int, *, filters: bool, maps: bool) -> None:
-        epoch = step if self.unit is Unit.EPOCH else self._trainer.current_epoch
-        count = self._trainer.global_step
-        before, self._before, self._before_at = self._before, {}, None
-        if self._live.take(step, epoch=epoch, global_step=count, filters=filters, maps=maps, before=before):
-            self.memory.step = step
+    # ---- the end
 
     def end(self, *, failed: bool = False) -> None:
-        """Draw the strips and wait until everything is written.
+        """Capture the last state if it is not yet, draw the strips and wait until everything is written.
 
         Args:
             failed: this process is leaving the training, and the others are not waited for any more.
         """
         self._alarm.failed |= failed
-        self._live.finish()
+        if not failed:
+            self.taking.take_last()
+        self._live.finish(failed=failed)
         self._live.report()
 
     def close(self) -> None:

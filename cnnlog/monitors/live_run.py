@@ -6,10 +6,11 @@ and where the run goes. Everything between stands here once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -21,8 +22,10 @@ from cnnlog.monitors.plan import Plan, Watched, manifest_of, probe_files
 from cnnlog.monitors.ranks import Ranks
 from cnnlog.recording.problems import Problem
 from cnnlog.recording.recorder import Recorder
+from cnnlog.runs import writers
 from cnnlog.runs.manifest import Manifest
 from cnnlog.runs.store import RunStore
+from cnnlog.snapshot import Snapshot
 from cnnlog.trackers import Tracker
 
 
@@ -59,6 +62,7 @@ class Subject:
         run: executes the forward pass; None calls the model.
         through: the sub-module that the probe runs through.
         table: makes the table of layers; None leaves it out.
+        hyper_parameters: plain values, for the manifest.
     """
 
     model: nn.Module
@@ -70,6 +74,7 @@ class Subject:
     run: Forward | None = None
     through: str | None = None
     table: Callable[[], LayerTable] | None = None
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,9 @@ class LiveRun:
 
     Rank 0 alone records. The others capture, too, if the model is sharded over them; what they capture is dropped.
 
+    A process that `os.fork` made of this one has no run: it has none of the threads, locks may be held for ever, and
+    files and trackers are its parent's. There, all methods do nothing.
+
     Args:
         subject: what is looked at; None on a rank that does not capture.
         ranks: all processes of the training.
@@ -102,11 +110,16 @@ class LiveRun:
         says: takes what goes wrong.
 
     Attributes:
-        last_step: the last step that was captured, -1 before the baseline.
+        last_step: the last step that was captured, -1 before the baseline; of a run that is gone on with, the last
+            complete one.
+        provisional_step: a stored step of a state within an epoch, which is to be written anew; None without one.
     """
 
     def __init__(self, subject: Subject | None, *, ranks: Ranks, sharded_over: Ranks, says: Says) -> None:
         self.last_step = -1
+        self.provisional_step: int | None = None
+        self._pid = os.getpid()
+        self._ended_well = False
         self._subject = subject
         self._ranks, self._sharded_over = ranks, sharded_over
         self._says = says
@@ -148,7 +161,9 @@ class LiveRun:
                 if ranks.first:
                     assert subject is not None, "rank 0 captures"
                     live._recorder = live._record(subject, now, place, trackers, texts)
-            live.last_step = ranks.share(-1 if live._recorder is None else live._recorder.last_step)
+            recorder = live._recorder
+            known = (-1, None) if recorder is None else (recorder.last_step, recorder.provisional_step)
+            live.last_step, live.provisional_step = ranks.share(known)
         except BaseException:
             live._opened.close()  # nobody else has this run yet
             raise
@@ -192,10 +207,12 @@ class LiveRun:
             probe=subject.probe,
             baseline_step=now,
             architecture=subject.architecture,
+            hyper_parameters=subject.hyper_parameters,
         )
         there = place(manifest)
         if there.store is not None:
-            self._opened.callback(there.store.release)
+            writers.begins(there.store.manifest.run_id)
+            self._opened.callback(self._let_go, there.store)
         recorder = Recorder(
             subject.watched.layers,
             measured=subject.watched.measured,
@@ -220,6 +237,10 @@ class LiveRun:
             unread = f"the baseline in {old.folder} cannot be read ({error})"
             self._says.warn("baseline", f"{unread}; {new_baseline(now)}")
 
+    def _let_go(self, store: RunStore) -> None:
+        store.release(failed=not self._ended_well)
+        writers.ends(store.manifest.run_id)
+
     # ---- every step
 
     def take(
@@ -232,10 +253,40 @@ class LiveRun:
         maps: bool = True,
         model: nn.Module | None = None,
         before: Mapping[str, torch.Tensor] | None = None,
+        metrics: Mapping[str, float] | None = None,
     ) -> bool:
-        """Capture the model for the recorder. The first snapshot is waited for, so that its size is known.
+        """Capture the model, and `keep` what that gave.
 
-        What goes wrong is kept for `report`, and never raised.
+        Args:
+            step: the snapshot's number, above all earlier ones.
+            epoch: how many epochs are complete.
+            global_step: how many optimiser steps are complete.
+            filters: capture them.
+            maps: capture feature maps.
+            model: capture this one, of the same layers; None captures the subject's.
+            before: layer -> its weights before the last optimiser step; None where they are not known.
+            metrics: what the loop knows at this moment: name -> value.
+
+        Returns:
+            Whether this process recorded a snapshot.
+        """
+        snapshot = self.capture(
+            step, epoch=epoch, global_step=global_step, filters=filters, maps=maps, model=model, before=before
+        )
+        return snapshot is not None and self.keep(replace(snapshot, metrics=dict(metrics or {})))
+
+    def capture(
+        self,
+        step: int,
+        *,
+        epoch: int,
+        global_step: int,
+        filters: bool = True,
+        maps: bool = True,
+        model: nn.Module | None = None,
+        before: Mapping[str, torch.Tensor] | None = None,
+    ) -> Snapshot | None:
+        """Capture the model. What goes wrong is kept for `report`, and never raised.
 
         Args:
             step: the snapshot's number, above all earlier ones.
@@ -247,10 +298,10 @@ class LiveRun:
             before: layer -> its weights before the last optimiser step; None where they are not known.
 
         Returns:
-            Whether this process recorded a snapshot.
+            The snapshot; None on a rank that does not capture, and if something went wrong.
         """
-        if self._subject is None:
-            return False
+        if self._subject is None or self._is_forked():
+            return None
         subject, error = self._subject, None
         try:
             snapshot = capture(
@@ -273,17 +324,35 @@ class LiveRun:
         if error is not None:
             goes_on = "training goes on, and later ones are tried"
             self._problems.append(Problem("probe", f"no snapshot of step {step}", error, goes_on))
+            return None
+        return snapshot
+
+    def keep(self, snapshot: Snapshot) -> bool:
+        """Hand a snapshot to the recorder. The first one is waited for, so that its size is known.
+
+        Args:
+            snapshot: of a step above all earlier ones; or of the last one, with the kinds that it lacks.
+
+        Returns:
+            Whether this process records.
+        """
+        if self._is_forked():
             return False
-        first, self.last_step = self.last_step < 0, step
+        if self._recorder is not None:
+            self._recorder.record(snapshot)  # Ctrl-C may end this, and the step is not there then
+        first, self.last_step = self.last_step < 0, snapshot.step
+        if self.provisional_step == snapshot.step:
+            self.provisional_step = None
         if self._recorder is None:
             return False
-        self._recorder.record(snapshot)
         if first:
             self._recorder.drain()
         return True
 
     def report(self) -> None:
         """Say what went wrong since the last call. If problems are raised, every rank must call this."""
+        if self._is_forked():
+            return
         problems, self._problems = self._problems, []
         if self._recorder is not None:
             problems += self._recorder.take_problems()
@@ -291,20 +360,33 @@ class LiveRun:
 
     # ---- the end
 
-    def finish(self) -> None:
-        """Draw the strips and wait until everything is written."""
+    def finish(self, *, failed: bool = False) -> None:
+        """Draw the strips and wait until everything is written.
+
+        Args:
+            failed: an exception ended the training.
+        """
+        if self._is_forked():
+            return
+        self._ended_well = not failed
         if self._recorder is not None:
             self._recorder.finish()
 
     def close(self) -> None:
         """End the threads and close what was opened. A second call does nothing."""
-        self._opened.close()
+        if not self._is_forked():
+            self._opened.close()
+
+    def _is_forked(self) -> bool:
+        """Whether `os.fork` made this process of the one whose run this is."""
+        return os.getpid() != self._pid
 
 
 def claim(folder: str, manifest: Manifest) -> RunStore:
     """Make a folder this run's, before anything of it is written there.
 
-    A folder that cannot be written is claimed by nobody; the recorder tries again, and warns.
+    A folder that cannot be written is claimed by nobody; the recorder tries again, and warns. What a run left there
+    that failed or died with its baseline alone is deleted.
 
     Args:
         folder: of the run's files.
@@ -317,7 +399,10 @@ def claim(folder: str, manifest: Manifest) -> RunStore:
         FileExistsError: another run is there.
     """
     if RunStore.exists(folder):  # looked for first, because a folder that cannot be written may hold a run, too
-        raise FileExistsError(folder)
+        old = RunStore.open(folder)
+        if not old.is_abandoned():
+            raise FileExistsError(folder)
+        old.delete()
     store = RunStore(folder, manifest)
     try:
         store.create()

@@ -6,11 +6,11 @@ import functools
 import logging
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, SupportsFloat, get_args
 
 from torch import nn
 
@@ -21,6 +21,7 @@ from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type
 from cnnlog.kinds import Unit, UnitName
 from cnnlog.monitors.alarm import Alarm
+from cnnlog.monitors.facts import plain_numbers
 from cnnlog.monitors.live_run import LiveRun, RunPlace, Subject, claim, taken
 from cnnlog.monitors.plan import Plan, choose, plan_of, refuse_other
 from cnnlog.monitors.ranks import Ranks
@@ -258,7 +259,7 @@ class Watcher:
         if self._live.writes and (store := self._live.recorder.store) is not None:
             self.folder = store.folder  # beside the one asked for, if that holds a run of an older format
 
-    def snapshot(self, step: int, *, global_step: int = 0) -> None:
+    def snapshot(self, step: int, *, global_step: int = 0, metrics: Mapping[str, SupportsFloat] | None = None) -> None:
         """Capture the model as it is now. The first snapshot is the baseline, which changes and drift are relative to.
 
         This copies the arrays and returns; drawing and writing happen in the background. If something fails, you get
@@ -268,14 +269,20 @@ class Watcher:
             step: the number of this snapshot, from 0 on and above all earlier ones: how many epochs (with
                 `unit="step"`: optimiser steps) are complete. 0 is the state before the first optimiser step.
             global_step: how many optimiser steps are complete, if `step` counts epochs; it is stored beside the epoch.
+            metrics: numbers of your own that are kept beside the snapshot, such as `{"val_loss": 0.31}`;
+                `Run.metrics` reads them.
 
         Raises:
             RuntimeError: something failed, and the watcher was made with `on_error="raise"`.
         """
         if not self._may(step, global_step):
             return
+        known, wrong = plain_numbers(metrics or {})
+        if wrong:
+            self._alarm.handle([Problem("metrics", f"metrics expected names with numbers, left out: {wrong}")])
         epochs = self._unit == Unit.EPOCH
-        self._live.take(int(step), epoch=int(step) if epochs else 0, global_step=global_step if epochs else int(step))
+        epoch, count = (int(step), global_step) if epochs else (0, int(step))
+        self._live.take(int(step), epoch=epoch, global_step=count, metrics=known)
         self._live.report()
 
     def close(self, *, failed: bool = False) -> None:
@@ -293,7 +300,7 @@ class Watcher:
             return
         try:
             self._alarm.failed |= failed
-            self._live.finish()
+            self._live.finish(failed=failed)
         finally:
             self._end()
         self._live.report()

@@ -16,12 +16,14 @@ from cnnlog.capture.layers import LayerInfo, LayerSpec, select
 from cnnlog.capture.measuring import Measured, measured, samples_of
 from cnnlog.capture.probe import Probe
 from cnnlog.kinds import Kind, Unit
+from cnnlog.messages import some
 from cnnlog.recording.drawer import LoggedPicture, Look
 from cnnlog.rendering.colours import palette
 from cnnlog.rendering.png import Grid, encode_png
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View, resolve_view
 from cnnlog.runs.manifest import Manifest, MeasuredLayer, WatchedLayer
+from cnnlog.runs.writers import own_mark
 from cnnlog.snapshot import FloatArray
 
 OnError = Literal["warn", "raise"]
@@ -37,21 +39,47 @@ class Plan:
         layers: `"auto"`, names, globs or module types.
         look: how its pictures are drawn.
         unit: what its steps count.
-        every: a snapshot is due each time so many are complete.
+        every: a snapshot is due each time so many are complete; None for none but those of `at_steps`.
         on_error: `"warn"` warns once of each kind of problem, `"raise"` raises it.
         probe: the fixed input; None takes the first image of the data.
         through: the sub-module that the probe runs through; None runs it through the model.
         weights: `"train"` shows those being trained, `"ema"` their averages.
+        at_steps: a snapshot is due after each of these optimiser steps, too.
     """
 
     layers: LayerSpec
     look: Look
     unit: Unit
-    every: int
+    every: int | None
     on_error: OnError
     probe: Probe | None
     through: str | None
     weights: Weights = "train"
+    at_steps: tuple[int, ...] = ()
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether it needs steps that are optimiser steps."""
+        return self.unit is Unit.STEP or bool(self.at_steps)
+
+    def is_due(self, counted: Unit, before: int, now: int) -> bool:
+        """Whether a snapshot is due between two counts.
+
+        Args:
+            counted: what is counted.
+            before: how many were complete.
+            now: how many are.
+        """
+        if counted is Unit.STEP and any(before < step <= now for step in self.at_steps):
+            return True
+        return counted is self.unit and self.every is not None and now // self.every > before // self.every
+
+    def schedule(self) -> str:
+        """When snapshots are due, in words."""
+        every = None if self.every is None else f"every {self.every} {self.unit.short}"
+        steps = f"at steps {some([str(step) for step in self.at_steps])}" if self.at_steps else None
+        said = " and ".join(part for part in (every, steps) if part is not None)
+        return said.replace("every 1 epochs", "every epoch").replace("every 1 training steps", "every training step")
 
     def settings(self) -> dict[str, Any]:
         """The arguments as plain values, for the manifest."""
@@ -63,6 +91,7 @@ class Plan:
             "unit": self.unit.value,
             "weights": self.weights,
             **vars(self.look),
+            **({"at_steps": list(self.at_steps)} if self.at_steps else {}),
         }
 
 
@@ -93,10 +122,11 @@ def plan_of(
     look: Look,
     shown: str,
     unit: Unit,
-    every: int,
+    every: int | None,
     on_error: OnError,
     through: str | None,
     weights: Weights = "train",
+    at_steps: tuple[int, ...] = (),
     layers_are: str = "layers",
 ) -> Plan:
     """Check what was asked for.
@@ -108,10 +138,11 @@ def plan_of(
         look: how pictures are drawn.
         shown: what the caller calls the number of channels that a grid shows, used in error messages.
         unit: what steps count.
-        every: a snapshot is due each time so many are complete.
+        every: a snapshot is due each time so many are complete; None for none but those of `at_steps`.
         on_error: `"warn"` or `"raise"`.
         through: the sub-module that the probe runs through; None runs it through the model.
         weights: `"train"` shows those being trained, `"ema"` their averages.
+        at_steps: a snapshot is due after each of these optimiser steps, too; checked already.
         layers_are: what the caller calls `layers`, used in error messages.
 
     Raises:
@@ -128,7 +159,7 @@ def plan_of(
         raise TypeError(f"{who} expected through as the name of a sub-module, or None, got {through!r}.")
     if probe is not None and not isinstance(probe, Probe):
         probe = Probe.from_images(_image_paths(who, probe))
-    return Plan(layers, look, unit, every, on_error, probe, through, weights)
+    return Plan(layers, look, unit, every, on_error, probe, through, weights, at_steps)
 
 
 def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None) -> Watched:
@@ -165,6 +196,7 @@ def manifest_of(
     probe: Probe | None,
     baseline_step: int,
     architecture: str,
+    hyper_parameters: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """The manifest of a run that begins now.
 
@@ -175,13 +207,12 @@ def manifest_of(
         probe: the fixed input; None for a run without one.
         baseline_step: the first step.
         architecture: the network's name.
+        hyper_parameters: plain values; None for none.
     """
-    plan = filters or maps
-    assert plan is not None, "something is watched"
     return Manifest(
         layers=watched.layers,
         measured=watched.measured,
-        unit=plan.unit,
+        unit=unit_of(filters, maps),
         baseline_step=baseline_step,
         settings={
             **({Kind.FILTERS.value: filters.settings()} if filters else {}),
@@ -191,7 +222,18 @@ def manifest_of(
         versions={"cnnlog": __version__, **{name: version(name) for name in ("torch", "lightning")}},
         architecture=architecture,
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        hyper_parameters=dict(hyper_parameters or {}),
+        writer=own_mark(),
     )
+
+
+def unit_of(*plans: Plan | None) -> Unit:
+    """What the steps of a run count: optimiser steps as soon as one plan counts these.
+
+    Args:
+        plans: what was asked for; None for a kind that is not watched.
+    """
+    return Unit.STEP if any(plan is not None and plan.counts_steps for plan in plans) else Unit.EPOCH
 
 
 def refuse_other(old: Manifest, new: Manifest) -> None:

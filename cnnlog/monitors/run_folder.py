@@ -55,12 +55,13 @@ def place_of(trainer: L.Trainer, manifest: Manifest, *, memory: Memory, now: int
     folder = _run_folder(trainer, memory)
     if folder is not None and not trainer.loggers and _holds_another(folder, manifest):
         folder = _free_folder(trainer)  # nobody named the old one, so nobody can name another
-    if trainer.global_step > 0 or trainer.ckpt_path is not None:
+    went_back = trainer.ckpt_path is None and now < memory.step  # the loops were reset, which begins a training anew
+    if not went_back and (trainer.global_step > 0 or trainer.ckpt_path is not None):
         folder = folder if folder is None else folder_of_format(folder)
         old = _resumed_run(folder, manifest, memory=memory, now=now, alarm=alarm)
     else:
         old = None
-        _clear(folder, memory, named=bool(trainer.loggers))
+        folder = _clear(trainer, folder, memory)
     if folder is None:
         return RunPlace(None, old)
     if old is not None and old.folder == folder:
@@ -137,25 +138,26 @@ def _stored(folder: str | None) -> RunStore | None:
     return RunStore.open(folder) if folder is not None and RunStore.exists(folder) else None
 
 
-def _clear(folder: str | None, memory: Memory, *, named: bool) -> None:
-    """Make a folder free for a run that begins, if what is there is our own, of a fit that made no further step.
+def _clear(trainer: L.Trainer, folder: str | None, memory: Memory) -> str | None:
+    """A folder that is free for a run that begins: what is there is our own, of a fit that made no further step.
 
     Args:
+        trainer: about to train; without a logger, nobody has chosen the folder, and another one will do.
         folder: of the run's files; None keeps nothing.
         memory: of an earlier fit.
-        named: somebody has chosen the folder, by the name of a logger. Of others a free one is claimed afterwards.
 
     Raises:
         ValueError: another run is in a folder that was named, or more than the baseline of ours.
     """
     here = _stored(folder)
-    if here is None:
-        return
-    if not named and here.manifest.run_id != memory.run_id:
-        return  # begun by another training at the same moment
-    if here.manifest.run_id != memory.run_id or here.steps not in ([], [0]):
+    if here is None or here.is_abandoned():  # `claim` deletes what was abandoned
+        return folder
+    if here.manifest.run_id == memory.run_id and here.steps in ([], [here.manifest.baseline_step]):
+        here.delete()
+        return folder
+    if trainer.loggers:
         raise taken(here, _INSTEAD)
-    here.delete_manifest()
+    return _free_folder(trainer)
 
 
 def _resumed_run(folder: str | None, manifest: Manifest, *, memory: Memory, now: int, alarm: Alarm) -> RunStore | None:
@@ -174,15 +176,16 @@ def _resumed_run(folder: str | None, manifest: Manifest, *, memory: Memory, now:
     here = _stored(folder)
     if here is not None:
         goes_on = here.folder == f"{memory.folder}-{VERSION}"  # of a run of an older format, whose checkpoint this is
-        if memory.run_id and here.manifest.run_id != memory.run_id and not goes_on:
+        is_ours = not memory.run_id or here.manifest.run_id == memory.run_id or goes_on
+        if not is_ours and not here.is_abandoned():
             raise ValueError(
                 f"{here.folder} holds another run than the one this checkpoint comes from "
                 f"({memory.folder}): expected that one or a new folder. Choose another logger name or version."
             )
-        if here.steps:
+        if here.steps and is_ours:
             refuse_other(here.manifest, manifest)
             return here
-        here.delete_manifest()  # it could never store its baseline, so there is nothing to go on from
+        here.delete()  # it could never store its baseline, or it holds nothing else; there is nothing to go on from
     try:
         if not memory.folder:
             raise LookupError("the checkpoint was written without the monitors")

@@ -53,6 +53,7 @@ class Outbox:
         self._problems = problems
         self._kept_in = kept_in
         self._lines = [(tracker, self._mailbox(tracker)) for tracker in trackers]
+        self._lasts: list[int | None] = [None for _ in trackers]  # what each had when a stored run was gone on with
 
     @property
     def is_used(self) -> bool:
@@ -62,11 +63,14 @@ class Outbox:
     def send(self, parcel: Parcel) -> None:
         """Queue a parcel for every tracker.
 
+        A tracker that had this step before the run was gone on with gets nothing: the steps of a tag only rise.
+
         Args:
             parcel: what they get.
         """
-        for _, mailbox in self._lines:
-            mailbox.put(parcel)
+        for last, (_, mailbox) in zip(self._lasts, self._lines, strict=True):
+            if last is None or last < parcel.step:
+                mailbox.put(parcel)
 
     def catch_up(self, steps: Iterable[int], parcel_of: Callable[[int], Parcel]) -> None:
         """Queue what a kill kept from the trackers, so that it leaves no gap.
@@ -75,7 +79,7 @@ class Outbox:
             steps: the stored steps, rising.
             parcel_of: makes the parcel of a step; called only for steps that a tracker lacks.
         """
-        lasts = [tracker.last_step() for tracker, _ in self._lines]
+        lasts = self._lasts = [tracker.last_step() for tracker, _ in self._lines]
         for step in steps:
             behind = [
                 mailbox

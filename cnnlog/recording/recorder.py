@@ -59,7 +59,10 @@ class Recorder:
 
     Attributes:
         store: where the run is kept, or None.
-        last_step: the step of the last snapshot that was handed over, or that a resumed run holds; -1 without any.
+        last_step: the step of the last snapshot that was handed over, or the last complete one that a resumed run
+            holds; -1 without any.
+        provisional_step: the step that a resumed run holds of a state within an epoch, which is to be written anew;
+            None without one.
         step_pictures_bytes: the size of the pictures of the last step that was drawn.
     """
 
@@ -77,6 +80,7 @@ class Recorder:
     ) -> None:
         self.store = store
         self.last_step = -1
+        self.provisional_step: int | None = None
         self.step_pictures_bytes = 0
         self._layers, self._measured = tuple(layers), tuple(measured)
         self._texts = dict(texts or {})
@@ -88,7 +92,9 @@ class Recorder:
         probe_files = None if probe is None else (probe[0], probe[1].png)
         self._store_writer = StoreWriter(store, probe=probe_files, problems=self._problems)
         self._outbox = Outbox(trackers, self._problems, kept_in=store.folder if store is not None else "")
-        self._recorded = False
+        self._recorded = self._drawn = False
+        self._drawn_step = -1
+        self._kept: Record | None = None  # the last record, while a kind is missing in it
         self._stored = threading.Event()
         self._stored.set()
         self._jobs: Mailbox[Job] = Mailbox(
@@ -108,14 +114,22 @@ class Recorder:
     def record(self, snapshot: Snapshot) -> None:
         """Hand a snapshot over; this waits until the one before is stored, so that a kill costs at most this one.
 
+        A second snapshot of the last step adds the kinds that the first one lacks.
+
         Args:
             snapshot: what to keep and to draw.
         """
         self._stored.wait()
         self._stored.clear()
+        try:
+            self._jobs.put(Job(f"keeping the snapshot of step {snapshot.step}", lambda: self._process(snapshot)))
+        except BaseException:  # Ctrl-C: nobody will store it, and the next one must not wait for that
+            self._stored.set()
+            raise
         self.last_step = snapshot.step
         self._recorded = True
-        self._jobs.put(Job(f"keeping the snapshot of step {snapshot.step}", lambda: self._process(snapshot)))
+        if snapshot.drawn:
+            self._drawn, self._drawn_step = True, snapshot.step
 
     def drain(self, *, trackers: bool = False) -> None:
         """Wait until everything handed over is stored and drawn.
@@ -132,9 +146,9 @@ class Recorder:
         store = self.store
         if self._recorded:
             self._jobs.put(Job("storing the last weights", lambda: self._store_writer.finish(self._yardstick.latest)))
-        if store is not None and self._outbox.is_used and self._recorded:
+        if store is not None and self._outbox.is_used and self._drawn:
             self._jobs.put(Job("drawing the evolution", lambda: self._draw_evolution(store)))
-        self._recorded = False  # a second strip at the same step would hide the first
+        self._recorded = self._drawn = False  # a second strip at the same step would hide the first
         self.drain()
 
     def close(self) -> None:
@@ -159,6 +173,10 @@ class Recorder:
         """
         first, last = old.manifest.baseline_step, max(old.steps)
         baseline, latest = old.read_record(first), old.read_record(last)
+        provisional = last if latest.provisional and last > first else None
+        if provisional is not None:  # ranges and numbers go on from the step before, as if it had not been
+            last = max(step for step in old.steps if step < last)
+            latest = old.read_record(last)
         if old.manifest.version < VERSION:  # some numbers there have our names and another meaning
             kept = {name: by_layer for name, by_layer in baseline.numbers.items() if name in _SAME_IN_ALL_FORMATS}
             baseline = replace(baseline, numbers=kept)
@@ -175,6 +193,7 @@ class Recorder:
             latest=Latest(last, latest.global_step, before[0], {}) if leads_here and before is not None else None,
         )
         self.last_step = first if carried else last
+        self.provisional_step = None if carried else provisional
         if carried:
             self._jobs.put(Job("carrying the baseline over", lambda: self._carry(baseline)))
         else:
@@ -188,19 +207,24 @@ class Recorder:
         try:
             if snapshot.ready is not None:
                 snapshot.ready()
-            record = self._measure(snapshot)
+            new = self._measure(snapshot)
+            record = replace(self._whole(new), ranges=self._drawers.ranges())
             begins = self._yardstick if is_baseline else None
-            weights = stored_weights(snapshot)
-            self._store_writer.keep(replace(record, ranges=self._drawers.ranges()), weights, begins=begins)
+            weights = stored_weights(snapshot) if self._kept is None else {}  # of the missing kind alone: at the end
+            self._store_writer.keep(record, weights, begins=begins)
             self._yardstick.move_on(snapshot)
+            lacks = [kind for kind in Kind if self._drawers.draws(kind) and not kind.of(record)]
+            adds, self._kept = self._kept is not None, record if lacks else None
         finally:
             self._stored.set()  # also when that failed: the training does not wait for what will not come
         for problem in broken_or_dead(snapshot, record.numbers):
             self._problems.add(problem)
-        if self._outbox.is_used:
+        if self._outbox.is_used and snapshot.drawn:
             try:
                 histograms = self._drawers.histograms(snapshot)
-                parcel = self._parcel(record, is_baseline=is_baseline, histograms=histograms)
+                if adds:
+                    new = replace(new, numbers={})  # those of the layers are with the trackers
+                parcel = self._parcel(new, is_baseline=is_baseline, histograms=histograms)
             except Exception as error:  # the snapshot is stored all the same
                 message = f"the pictures of step {record.step} could not be drawn"
                 self._problems.add(Problem("pictures", message, error))
@@ -216,9 +240,24 @@ class Recorder:
             numbers=self._yardstick.measure(snapshot),
             filters=self._drawers.shown(snapshot, Kind.FILTERS),
             feature_maps=self._drawers.shown(snapshot, Kind.FEATURE_MAPS),
+            metrics=dict(snapshot.metrics),
+            provisional=snapshot.provisional,
         )
         self._drawers.see(record)
         return record
+
+    def _whole(self, record: Record) -> Record:
+        """A record with what the one of the same step has already; others are whole, and nothing is kept of before."""
+        kept = self._kept
+        if kept is None or kept.step != record.step:
+            self._kept = None
+            return record
+        return replace(
+            record,
+            filters={**record.filters, **kept.filters},
+            feature_maps={**record.feature_maps, **kept.feature_maps},
+            numbers={**record.numbers, **kept.numbers},
+        )
 
     def _parcel(
         self, record: Record, *, is_baseline: bool, histograms: Mapping[str, FloatArray] | None = None
@@ -252,11 +291,11 @@ class Recorder:
             self._drawers.see(record)
             return self._parcel(record, is_baseline=step == self._yardstick.baseline_step)
 
-        self._outbox.catch_up(store.steps, parcel_of)
+        self._outbox.catch_up([step for step in store.steps if step != self.provisional_step], parcel_of)
 
     def _draw_evolution(self, store: RunStore) -> None:
         """Draw a strip for each layer and kind, of steps at one distance from each other."""
-        steps = store.steps
+        steps = [step for step in store.steps if step <= self._drawn_step]
         if not steps:
             return
         chosen = strided(steps, STRIP_STEPS)

@@ -54,7 +54,9 @@ class StoreWriter:
                 self.step_bytes = self._store.write_record(record)
             self._kept_step = record.step
             self._bytes_since += self.step_bytes
-            if weights and self._bytes_since >= self._weights_bytes:
+            if not weights:
+                self._weights_step = None  # a kind was added, and `finish` writes what both have
+            elif self._bytes_since >= self._weights_bytes:
                 self._write_weights(self._store, weights, record.step)
         except Exception as error:  # fsspec's file systems raise errors of their own
             message = f"step {record.step} could not be stored in {self._store.folder}"

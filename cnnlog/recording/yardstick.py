@@ -60,6 +60,7 @@ class Yardstick:
         self._squares: dict[str, npt.NDArray[np.float64]] = {}  # of what is measured now
         self._grams: dict[str, npt.NDArray[np.float64]] = {}
         self._set = False
+        self._counted: bool | None = None  # whether snapshots tell their optimiser steps; None before one could
 
     @property
     def is_set(self) -> bool:
@@ -84,6 +85,7 @@ class Yardstick:
         """
         self._begin(baseline_step, weights, outputs)
         self.latest = latest
+        self._counted = None if latest is None or latest.step == baseline_step else latest.global_step > 0
         kept = latest.weights if latest is not None else {}
         self._before = {
             layer.name: Reference.of(_rows(layer, kept[layer.name])) for layer in self._layers if layer.name in kept
@@ -99,6 +101,8 @@ class Yardstick:
             self._begin(snapshot.step, stored_weights(snapshot), snapshot.outputs)
         numbers: Numbers = {}
         self._squares = {}
+        if self._counted is None and snapshot.step != self.baseline_step:
+            self._counted = snapshot.global_step > 0
         for layer in self._layers:
             for number, value in self._of_layer(layer, snapshot):
                 numbers.setdefault(number, {})[layer.name] = np.atleast_1d(np.asarray(value, dtype=np.float64))
@@ -175,9 +179,23 @@ class Yardstick:
         if layer.name in snapshot.before:
             yield "update_ratio", distance(snapshot.before[layer.name], now)
         elif latest is not None and layer.name in self._before:
-            steps = snapshot.global_step - latest.global_step or snapshot.step - latest.step
+            steps = self._steps_since(latest, snapshot)
             if steps > 0:
                 yield "mean_update_ratio", distance_from(self._before[layer.name], now) / steps
+
+    def _steps_since(self, latest: Latest, now: Snapshot) -> int:
+        """How many optimiser steps lie between two snapshots; where none are counted, how many steps. 0: not known.
+
+        A loop may tell `global_step` sometimes only. One curve must not mix both, so such snapshots are left out.
+
+        Args:
+            latest: the snapshot before.
+            now: the later one.
+        """
+        if not self._counted:
+            return now.step - latest.step
+        is_known = now.global_step > 0 and (latest.global_step > 0 or latest.step == 0)
+        return max(0, now.global_step - latest.global_step) if is_known else 0
 
 
 def stored_weights(snapshot: Snapshot) -> dict[str, FloatArray]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from cnnlog.kinds import Unit
+from cnnlog.runs.writers import ENDED
 
 VERSION = 2
 _GIVE_UP = "restore it from a copy, or delete the folder"
@@ -87,6 +88,10 @@ class Manifest:
         carried_from: the folder that the baseline was carried over from, on a resume into a new folder.
         measured: the layers that numbers are kept of, in the order of their tags; empty in format 1, whose numbers are
             of the pictured layers.
+        hyper_parameters: of the module and the data module that Lightning trained, as far as they are plain values;
+            empty without any.
+        writer: the process that writes the run (`runs/writers.py`); empty if it ended as it should, or if that is not
+            known.
         version: the format of the run's files.
     """
 
@@ -101,6 +106,8 @@ class Manifest:
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     carried_from: str | None = None
     measured: tuple[MeasuredLayer, ...] = ()
+    hyper_parameters: Mapping[str, Any] = field(default_factory=dict)
+    writer: str = ENDED
     version: int = VERSION
 
     def to_json(self) -> str:

@@ -292,6 +292,29 @@ class Run:
             )
         return np.asarray(stored[number][layer], dtype=np.float64)
 
+    def metrics(self, step: Which = "last") -> dict[str, float]:
+        """What the trainer knew when a snapshot was taken: what the module logged, and the learning rates.
+
+        Args:
+            step: a step's number, `"baseline"` or `"last"`.
+
+        Returns:
+            Name -> value, such as `{"val_loss": 0.31, "lr-SGD": 0.01}`; learning rates are called as Lightning's
+            `LearningRateMonitor` calls them. Empty if nothing was known, as in a run of an older cnnlog.
+
+        Raises:
+            ValueError: there is no such step, or its file is damaged.
+        """
+        return dict(self.summary(self.step(step)).metrics)
+
+    @property
+    def provisional(self) -> bool:
+        """Whether the state of the last step lies within an epoch: the training ended there.
+
+        A training that goes on writes the step anew when the epoch is complete.
+        """
+        return self.summary(self.step("last")).provisional
+
     def weights(self, which: Literal["baseline", "last"]) -> tuple[dict[str, FloatArray], int]:
         """All weights of the layers, also of filters that are not shown.
 
@@ -459,13 +482,7 @@ class Run:
         return f"Run({self.name!r}, {len(self.layers)} layers, {len(self.steps)} steps to {self._listed[-1]})"
 
     def _repr_html_(self) -> str:
-        rows = tuple(
-            (layer.name, layer.kind, by(layer.weight_shape), by(layer.output_shape)) for layer in self.manifest.layers
-        )
-        table = Table(("layer", "kind", "filters", "feature maps"), rows)
-        until = f"{self._listed[-1]} {self.manifest.unit.short}"
-        head = f"{self.name}: {self.manifest.architecture}, {len(self.steps)} snapshots to {until}"
-        return f"<p><b>{html.escape(head)}</b><br>{html.escape(self.path)}</p>{table._repr_html_()}"
+        return _html_of(self)
 
     def _array(self, layer: str, kind: Kind, step: Which) -> FloatArray:
         number = self.step(step)
@@ -518,3 +535,12 @@ class Run:
     def _skip(self, step: int, why: str) -> None:
         self._damaged[step] = why
         self._steps = tuple(known for known in self._listed if known not in self._damaged)
+
+
+def _html_of(run: Run) -> str:
+    layers = run.manifest.layers
+    rows = tuple((layer.name, layer.kind, by(layer.weight_shape), by(layer.output_shape)) for layer in layers)
+    table = Table(("layer", "kind", "filters", "feature maps"), rows)
+    until = f"{run._listed[-1]} {run.manifest.unit.short}"
+    head = f"{run.name}: {run.manifest.architecture}, {len(run.steps)} snapshots to {until}"
+    return f"<p><b>{html.escape(head)}</b><br>{html.escape(run.path)}</p>{table._repr_html_()}"

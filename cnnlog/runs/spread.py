@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -61,6 +61,8 @@ class Summary:
         filters: the names of the layers whose filters the step holds.
         feature_maps: the names of the layers whose feature maps the step holds.
         numbers: for each number, by its name of today, for each layer, its spread.
+        metrics: what the trainer knew at that moment: name -> value.
+        provisional: whether the state lies within an epoch.
     """
 
     epoch: int
@@ -68,6 +70,8 @@ class Summary:
     filters: frozenset[str]
     feature_maps: frozenset[str]
     numbers: Mapping[str, Mapping[str, Spread]]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    provisional: bool = False
 
 
 def summary_of(record: Record, numbers: Mapping[str, Mapping[str, npt.NDArray[np.float64]]]) -> Summary:
@@ -80,4 +84,12 @@ def summary_of(record: Record, numbers: Mapping[str, Mapping[str, npt.NDArray[np
     spreads = {
         name: {layer: Spread.of(values) for layer, values in by_layer.items()} for name, by_layer in numbers.items()
     }
-    return Summary(record.epoch, record.global_step, frozenset(record.filters), frozenset(record.feature_maps), spreads)
+    return Summary(
+        epoch=record.epoch,
+        global_step=record.global_step,
+        filters=frozenset(record.filters),
+        feature_maps=frozenset(record.feature_maps),
+        numbers=spreads,
+        metrics=record.metrics,
+        provisional=record.provisional,
+    )

@@ -35,6 +35,7 @@ from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 
 from cnnlog.kinds import Kind
+from cnnlog.runs import writers
 from cnnlog.runs.manifest import DELETE_IT, VERSION, Manifest, StoreError, refuse_newer
 from cnnlog.runs.places import locate
 from cnnlog.runs.whole_files import join, read_bytes, renamed, write_bytes
@@ -43,6 +44,10 @@ from cnnlog.snapshot import FloatArray, Record
 FOLDER = "cnnlog"
 MANIFEST = "manifest.json"
 _STEP_FILE = re.compile(r"step-(\d{8,})\.safetensors")
+_FILES = frozenset(
+    {"probe.png", "probe.safetensors"}
+    | {f"{what}-{which}.safetensors" for what in ("weights", "outputs") for which in ("baseline", "latest")}
+)
 _PNG_END = b"IEND\xaeB`\x82"
 _Arrays = dict[str, npt.NDArray[Any]]
 _T = TypeVar("_T")
@@ -148,16 +153,37 @@ class RunStore:
         except (OSError, StoreError):
             return False
 
-    def delete_manifest(self) -> None:
-        """Give the folder up. Another run can then begin there, and overwrites the other files."""
-        fs, path = locate(join(self.folder, MANIFEST))
-        fs.rm(path)
+    def delete(self) -> None:
+        """Delete the files of the run, its manifest last, so that another one can begin in the folder."""
+        fs, path = locate(self.folder)
+        names = [str(name).rsplit("/", 1)[-1] for name in fs.ls(path, detail=False)]
+        for name in [*(name for name in names if _STEP_FILE.fullmatch(name) or name in _FILES), MANIFEST]:
+            fs.rm(locate(join(self.folder, name))[1])
 
-    def release(self) -> None:
-        """Give the folder up if it is this run's and holds no snapshot, because nothing is there to mix with."""
+    def release(self, *, failed: bool) -> None:
+        """Nobody writes here any more. If the folder is this run's and holds no snapshot, it is given up.
+
+        A run of its baseline alone says how it ended, because one that failed may be begun anew.
+
+        Args:
+            failed: the training did not end as it should.
+        """
         with contextlib.suppress(Exception):  # remote file systems raise errors of their own
-            if self.is_begun() and not self.steps:
-                self.delete_manifest()
+            if not self.is_begun():
+                return
+            if not self.steps:
+                self.delete()
+            elif self._is_baseline_alone():
+                with self._lock:
+                    self._manifest = replace(self._manifest, writer=writers.FAILED if failed else writers.ENDED)
+                write_bytes(join(self.folder, MANIFEST), self.manifest.to_json().encode())
+
+    def is_abandoned(self) -> bool:
+        """Whether nothing but a baseline is here, of a training that failed or whose process died."""
+        return self._is_baseline_alone() and writers.is_gone(self.manifest.writer, self.manifest.run_id)
+
+    def _is_baseline_alone(self) -> bool:
+        return self.steps in ([], [self.manifest.baseline_step])
 
     @property
     def steps(self) -> list[int]:
@@ -183,7 +209,11 @@ class RunStore:
         for picture_kind, states in record.ranges.items():
             for layer, state in states.items():
                 arrays.update({f"ranges/{picture_kind}/{part}/{layer}": a for part, a in state.items()})
-        counts = {"step": record.step, "epoch": record.epoch, "global_step": record.global_step}
+        counts: dict[str, object] = {"step": record.step, "epoch": record.epoch, "global_step": record.global_step}
+        if record.provisional:
+            counts["provisional"] = 1
+        if record.metrics:
+            counts["metrics"] = json.dumps(dict(record.metrics))
         return self._write_arrays(_step_file(record.step), "cnnlog-step", arrays, counts)
 
     def read_record(self, step: int, *, numbers_only: bool = False) -> Record:
@@ -199,7 +229,9 @@ class RunStore:
             StoreError: the file is damaged, newer, or not ours.
         """
         only, counts = "numbers/" if numbers_only else "", ("step", "epoch", "global_step")
-        arrays, meta = self._read_arrays(_step_file(step), "cnnlog-step", counts, only=only)
+        arrays, texts = self._read_file(_step_file(step), "cnnlog-step", only=only)
+        where = join(self.folder, _step_file(step))
+        meta = _counts(texts, counts, where)
         shown: dict[str, dict[str, FloatArray]] = {kind.value: {} for kind in Kind}
         numbers: dict[str, dict[str, npt.NDArray[np.float64]]] = {}
         ranges: dict[str, dict[str, dict[str, npt.NDArray[np.generic]]]] = {}
@@ -222,6 +254,8 @@ class RunStore:
             feature_maps=self._in_order(shown[Kind.FEATURE_MAPS.value]),
             numbers={number: self._in_order(by_layer) for number, by_layer in numbers.items()},
             ranges={kind: self._in_order(by_layer) for kind, by_layer in ranges.items()},
+            metrics=_metrics(texts, where),
+            provisional=texts.get("provisional") == "1",
         )
 
     def write_weights(self, which: Literal["baseline", "latest"], weights: Mapping[str, FloatArray], step: int) -> int:
@@ -319,7 +353,7 @@ class RunStore:
         position = {name: number for number, name in enumerate(in_order)}
         return {name: by_layer[name] for name in sorted(by_layer, key=lambda name: (position.get(name, -1), name))}
 
-    def _write_arrays(self, name: str, form: str, arrays: _Arrays, counts: Mapping[str, int]) -> int:
+    def _write_arrays(self, name: str, form: str, arrays: _Arrays, counts: Mapping[str, object]) -> int:
         metadata = {"format": form, "version": str(VERSION), **{k: str(v) for k, v in counts.items()}}
         contiguous = {key: np.ascontiguousarray(array) for key, array in arrays.items()}
         fs, path = locate(join(self.folder, name))
@@ -338,9 +372,11 @@ class RunStore:
             os.chmod(temporary, mode)
         return os.path.getsize(path)
 
-    def _read_arrays(
-        self, name: str, form: str, counts: Sequence[str] = ("step",), *, only: str = ""
-    ) -> tuple[_Arrays, dict[str, int]]:
+    def _read_arrays(self, name: str, form: str, counts: Sequence[str] = ("step",)) -> tuple[_Arrays, dict[str, int]]:
+        arrays, meta = self._read_file(name, form)
+        return arrays, _counts(meta, counts, join(self.folder, name))
+
+    def _read_file(self, name: str, form: str, *, only: str = "") -> tuple[_Arrays, dict[str, str]]:
         where = join(self.folder, name)
         try:
             arrays, meta = _loaded(where, only)
@@ -353,13 +389,27 @@ class RunStore:
                 f"{where} is not cnnlog's: expected the format {form!r} in it, got {meta.get('format')!r}; {DELETE_IT}"
             )
         refuse_newer(meta.get("version"), where)
-        try:
-            return arrays, {count: int(meta[count]) for count in counts}
-        except (KeyError, ValueError) as error:
-            raise StoreError(
-                f"{where} is not what cnnlog writes: expected whole numbers for {', '.join(counts)}, "
-                f"got {meta}; {DELETE_IT}"
-            ) from error
+        return arrays, meta
+
+
+def _counts(meta: Mapping[str, str], counts: Sequence[str], where: str) -> dict[str, int]:
+    try:
+        return {count: int(meta[count]) for count in counts}
+    except (KeyError, ValueError) as error:
+        raise StoreError(
+            f"{where} is not what cnnlog writes: expected whole numbers for {', '.join(counts)}, "
+            f"got {dict(meta)}; {DELETE_IT}"
+        ) from error
+
+
+def _metrics(meta: Mapping[str, str], where: str) -> dict[str, float]:
+    """The trainer's metrics of a step file; none in one that was written without."""
+    try:
+        return {name: float(value) for name, value in json.loads(meta.get("metrics", "{}")).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise StoreError(
+            f"{where} is not what cnnlog writes: expected metrics as names with numbers ({error}); {DELETE_IT}"
+        ) from error
 
 
 def _loaded(url: str, only: str) -> tuple[_Arrays, dict[str, str]]:

@@ -58,7 +58,7 @@ def watching(**more: Any) -> None:
 
 
 LOOK = ("layers", "value_range", "cmap", "width", "change", "histograms", "on_error", "through", "probe")
-SCHEDULE = ("every_n_epochs", "every_n_train_steps")
+SCHEDULE = ("every_n_epochs", "every_n_train_steps", "at_steps")
 NORMAL = ("mean", "std")
 FACES: dict[str, tuple[Callable[..., Any], tuple[str, ...]]] = {
     "FilterMonitor": (FilterMonitor, (*LOOK, *SCHEDULE, "max_filters", "view", "max_slices")),
@@ -174,9 +174,9 @@ def test_what_is_accepted_trains(
         return
     assert not [str(w.message) for w in caught if "cnnlog:" in str(w.message)]
     if schedule == {"every_n_train_steps": 3}:
-        expected = [0, 3, 6]
+        expected = [0, 3, 6, 8]
     elif "every_n_epochs" in schedule:
-        expected = [0, 2] if schedule["every_n_epochs"] == 2 else [0]
+        expected = [0, 2]  # the last state, at the latest
     else:
         expected = [0, 1, 2]
     stored = RunStore.open(str(folder / "run" / "v0" / "cnnlog"))

@@ -32,6 +32,7 @@ QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 FILTERS: dict[str, Any] = {
     "layers": ["net.0", "torch.nn.Conv2d"],
     "every_n_epochs": 3,
+    "at_steps": [2, 9],
     "max_filters": 7,
     "view": "mean",
     "max_slices": 5,

@@ -144,7 +144,7 @@ def test_one_line_says_what_is_watched(tmp_path: Path, caplog: pytest.LogCapture
 
 def test_every_n_epochs(tmp_path: Path) -> None:
     fit(trainer(tmp_path, monitors(every_n_epochs=2), max_epochs=5), TinyCNN())
-    assert store(tmp_path).steps == [0, 2, 4]
+    assert store(tmp_path).steps == [0, 2, 4, 5]  # the last state, too
 
 
 def test_the_two_monitors_may_have_different_intervals(tmp_path: Path) -> None:
@@ -152,12 +152,17 @@ def test_the_two_monitors_may_have_different_intervals(tmp_path: Path) -> None:
     fit(trainer(tmp_path, callbacks), TinyCNN())
     run = store(tmp_path)
     assert run.steps == [0, 1, 2, 3]
-    assert [bool(run.read_record(step).feature_maps) for step in run.steps] == [True, False, True, False]
+    assert [bool(run.read_record(step).feature_maps) for step in run.steps] == [
+        True,
+        False,
+        True,
+        True,
+    ]  # the last is whole
 
 
 def test_every_n_train_steps_counts_optimiser_steps_under_accumulation(tmp_path: Path) -> None:
     fit(trainer(tmp_path, monitors(every_n_train_steps=3), accumulate_grad_batches=2, max_epochs=4), TinyCNN())
-    assert store(tmp_path).steps == [0, 3, 6]  # 4 batches an epoch, 2 optimiser steps
+    assert store(tmp_path).steps == [0, 3, 6, 8]  # 4 batches an epoch, 2 optimiser steps
 
 
 def test_max_steps_in_the_middle_of_an_epoch(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def _content(data: bytes) -> tuple[Any, Any]:
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     facts = header.pop("__metadata__")
+    facts.pop("metrics", None)  # of a loop of one's own nothing is known
     arrays = {
         key: (array["dtype"], array["shape"], data[slice(*(end + offset for offset in array["data_offsets"]))])
         for key, array in header.items()

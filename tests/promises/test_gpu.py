@@ -15,7 +15,7 @@ from support.training import TinyCNN, fit, probe, trainer
 from torch import nn
 
 import cnnlog.monitors.live_run
-from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
+from cnnlog import FeatureMapMonitor, FilterMonitor, Probe, open_run
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.loan import borrow
 from cnnlog.capture.measuring import measured, weights_now
@@ -128,3 +128,11 @@ def test_a_capture_returns_while_the_device_is_still_at_work() -> None:
     assert seen.ready is not None
     seen.ready()
     assert behind.query()
+
+
+def test_metrics_arrive_with_the_arrays(tmp_path: Path) -> None:
+    run = trainer(tmp_path, [FilterMonitor()], accelerator="gpu", devices=1, max_epochs=2)
+    fit(run, TinyCNN(), validate=True)
+    last = open_run(tmp_path / "run" / "v0").metrics()
+    known = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert last == pytest.approx({**known, "lr-SGD": 0.01})

@@ -242,18 +242,22 @@ def test_an_option_that_is_none(monitor: Callable[..., L.Callback], option: str,
         monitor(**{option: value})
 
 
-def test_monitors_with_different_units(tmp_path: Path) -> None:
-    callbacks = [FilterMonitor(every_n_epochs=1), FeatureMapMonitor(probe(), every_n_train_steps=4)]
-    refused(tmp_path, callbacks, "one counts epochs", "the other training steps", "give both the same")
-
-
 def test_two_monitors_of_one_kind(tmp_path: Path) -> None:
     class Own(FilterMonitor):
-        """Lightning itself refuses two of one class, when the Trainer is made: they would share a checkpoint's key."""
+        pass
 
     refused(tmp_path, [FilterMonitor(), Own()], "takes one FilterMonitor, got 2", "name all layers")
-    with pytest.raises(RuntimeError, match="more than one stateful callback of type `FeatureMapMonitor`"):
-        trainer(tmp_path, [FeatureMapMonitor(), FeatureMapMonitor()])
+    refused(tmp_path, [FilterMonitor("net.0"), FilterMonitor("net.3")], "takes one FilterMonitor, got 2")
+    refused(tmp_path, [FeatureMapMonitor(probe()), FeatureMapMonitor(probe())], "takes one FeatureMapMonitor, got 2")
+
+
+@pytest.mark.parametrize("kind", [FilterMonitor, FeatureMapMonitor])
+def test_a_class_in_the_place_of_a_monitor(kind: Any, tmp_path: Path) -> None:
+    for callbacks in ([kind], [kind, FilterMonitor()], [FilterMonitor(), kind]):
+        run = trainer(tmp_path, callbacks)
+        with pytest.raises(TypeError, match=rf"got the class {kind.__name__}: write {kind.__name__}\(\)"):
+            fit(run, TinyCNN())
+        assert run.global_step == 0
 
 
 def test_two_probes(tmp_path: Path) -> None:

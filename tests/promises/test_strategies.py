@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.strategies import FSDPStrategy
@@ -50,7 +51,7 @@ def train(folder: Path, *names: str) -> Path:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All that two processes do one after the other: starting them takes far longer than the trainings."""
-    hows = ("plain", "watched", "failing", "raising", "refused")
+    hows = ("plain", "watched", "failing", "raising", "refused", "sparse", "kept")
     names = [f"{strategy}-{how}" for strategy in ("ddp", "fsdp2")[: 1 + SHARDS] for how in hows]
     more = ["torch-sharded", *(f"fsdp2-{how}" for how in ("compiling", "compiled", "averaging", "averaged"))]
     return train(tmp_path_factory.mktemp("trained"), *names, *(more if SHARDS else []))
@@ -88,6 +89,10 @@ def differences(one: Any, other: Any, where: str = "") -> list[str]:
     [
         ("ddp", "watched", [0, 1, 2, 3]),
         ("ddp", "failing", [0, 2, 3]),
+        ("ddp", "sparse", [0, 2, 3]),
+        ("ddp", "kept", [0, 2, 3]),
+        pytest.param("fsdp2", "sparse", [0, 2, 3], marks=sharding),
+        pytest.param("fsdp2", "kept", [0, 2, 3], marks=sharding),
         pytest.param("fsdp2", "watched", [0, 1, 2, 3], marks=sharding),
         pytest.param("fsdp2", "failing", [0, 2, 3], marks=sharding),
         ("ddp_spawn", "failing", [0, 2, 3]),
@@ -106,6 +111,10 @@ def test_two_processes_end_as_if_unwatched(
     assert [path.name for path in run.rglob("manifest.json")] == ["manifest.json"], "one set of files"
     assert RunStore.open(str(run / "cnnlog")).steps == steps
     assert image_steps(events(run))["filters/00_net.0"] == steps
+    last = RunStore.open(str(run / "cnnlog")).read_record(3)
+    assert np.array_equal(last.filters["net.0"], end["whole"]["net.0.weight"].float().numpy())
+    assert last.feature_maps.keys() == {"net.0", "net.3"}
+    assert last.metrics["synced"] == pytest.approx(end["metrics"]["synced"])
 
 
 @sharding

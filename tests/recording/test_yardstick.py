@@ -139,3 +139,35 @@ def test_a_convolution_and_its_norm_that_are_scaled_alike_have_not_changed(tmp_p
     assert run.numbers("function_change", "3")[0] < 1e-5
     assert run.numbers("weight_change", "3")[0] == 0
     assert run.numbers("filter_norm", "0")[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("counts", "divided_by"),
+    [
+        ([0, 10, 25], {1: 10, 2: 15}),  # always told
+        ([0, 0, 0, 0], {1: 1, 2: 1, 3: 1}),  # never told: the way a snapshot
+        ([0, 10, 0, 40, 55], {1: 10, 4: 15}),  # told sometimes: no number where it is not known
+        ([0, 0, 30, 45], {1: 1, 2: 1, 3: 1}),  # told later: one meaning for the whole curve
+        ([7, 10], {1: 3}),
+        ([0, 10, 10], {1: 10}),
+    ],
+)
+def test_the_mean_step_is_of_one_kind_in_a_run(counts: list[int], divided_by: dict[int, int]) -> None:
+    yardstick, found, before = Yardstick(LAYERS), {}, None
+    for step, count in enumerate(counts):
+        taken = replace(snapshot(step, seed=10 * step), global_step=count)
+        number = yardstick.measure(taken).get("mean_update_ratio", {}).get("head")
+        if number is not None and before is not None:
+            old, new = (s.weights["head"].astype(np.float64) for s in (before, taken))
+            found[step] = np.linalg.norm(new - old) / np.linalg.norm(old) / float(number[0])
+        yardstick.move_on(taken)
+        before = taken
+    assert found == pytest.approx(divided_by, rel=1e-4)
+
+
+def test_a_loop_that_does_not_begin_at_0_knows_no_steps_before() -> None:
+    yardstick = Yardstick(LAYERS)
+    for step, count in ((3, 0), (4, 40), (5, 50)):
+        numbers = yardstick.measure(taken := replace(snapshot(step, seed=step), global_step=count))
+        assert ("mean_update_ratio" in numbers) == (step == 5)
+        yardstick.move_on(taken)

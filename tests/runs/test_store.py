@@ -371,7 +371,7 @@ def test_of_two_creators_the_second_is_refused(where: str, tmp_path: Path, memor
     with pytest.raises(FileExistsError):
         second.create()
     assert RunStore.open(folder).manifest.run_id == first.manifest.run_id
-    first.delete_manifest()
+    first.delete()
     second.create()
     assert RunStore.open(folder).manifest.run_id == second.manifest.run_id
 

@@ -4,6 +4,7 @@ python strategy_training.py FOLDER STRATEGY-HOW...
 
 STRATEGY is ddp, ddp_spawn or fsdp2; HOW is plain (without monitors), watched, failing (the probe cannot go through the
 model after the first epoch), raising (as failing, with on_error="raise") or refused (a layer that does not exist);
+sparse is watched every few epochs only, and kept the same behind a callback that might swap the weights at the end;
 compiling is plain with a compiled model, and compiled the same watched; averaging is plain beside an average of the
 weights, and averaged the same with that average watched.
 torch-sharded is FSDP2 without Lightning. All but `ddp_spawn` share two processes, which `ddp`, given first, starts.
@@ -76,6 +77,7 @@ class Net(TinyCNN):
 
     def training_step(self, batch: Any, index: int) -> torch.Tensor:
         loss = super().training_step(batch, index)
+        self.log("synced", loss.detach(), on_step=False, on_epoch=True, sync_dist=True)
         self.seen.append(float(loss.item()).hex())
         return loss
 
@@ -141,6 +143,13 @@ class Averages(L.Callback):
         pl_module.seen.append(held)
 
 
+class Ends(L.Callback):
+    """Might put other weights into the module at the end, for all that the monitors after it can know."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pass
+
+
 def callbacks(how: str) -> list[L.Callback]:
     if how == "averaging":
         return [Averages()]
@@ -148,6 +157,9 @@ def callbacks(how: str) -> list[L.Callback]:
         return [Averages(), FilterMonitor(weights="ema"), FeatureMapMonitor(probe(), weights="ema")]
     if how in ("plain", "compiling"):
         return []
+    if how in ("sparse", "kept"):
+        ours = [FilterMonitor(every_n_epochs=2), FeatureMapMonitor(probe(), every_n_epochs=5)]
+        return [*([Ends()] if how == "kept" else []), *ours]
     on_error: Any = "raise" if how == "raising" else "warn"
     layers = "nowhere" if how == "refused" else "auto"
     return [FilterMonitor(on_error=on_error), FeatureMapMonitor(probe(), layers, on_error=on_error)]
