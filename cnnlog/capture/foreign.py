@@ -64,32 +64,41 @@ _Mark = tuple[Any, ...]
 def _mark(thing: Any) -> _Mark | None:
     """What tells whether a thing has been used; None where nothing does."""
     with suppress(Exception):  # of classes that others wrote
-        if isinstance(thing, io.IOBase):
-            return (thing.closed or not thing.seekable() or thing.tell(),)
-        if isinstance(thing, functools._lru_cache_wrapper):
-            return (thing.cache_info().currsize,)
         if isinstance(thing, types.GeneratorType):
             frame = thing.gi_frame
             return (frame is None or frame.f_lasti, *([] if frame is None else frame.f_locals.values()))
         attributes = getattr(thing, "__dict__", None)
-        if isinstance(attributes, dict):
-            return tuple(chain.from_iterable((name, value, _count(value)) for name, value in attributes.items()))
-        if hasattr(thing, "__next__"):
+        if isinstance(attributes, dict) and attributes:
+            return tuple(chain.from_iterable((name, value, _amount(value)) for name, value in attributes.items()))
+        if hasattr(thing, "__next__") and not isinstance(thing, io.IOBase):
             return _place_of_iterator(thing)
-        return ()
+        return (_amount(thing),)
     return ()
 
 
-def _place_of_iterator(thing: Any) -> _Mark | None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Python 3.14 takes away what 3.12 begins to deprecate
-        if isinstance(thing, itertools.count):
-            return (repr(thing),)
-        for ask in (_reduced, operator.length_hint):
-            with suppress(Exception):
-                told = ask(thing)
-                return tuple(told) if isinstance(told, list) else (told,)
+def _amount(thing: Any) -> object:
+    """What changes in a thing when it is used, as one value; None where nothing of this kind is known."""
+    if isinstance(thing, torch.Tensor):
+        return -1 if thing.is_inference() else thing._version
+    if isinstance(thing, io.IOBase):
+        return thing.closed or not thing.seekable() or thing.tell()
+    if isinstance(thing, functools._lru_cache_wrapper):
+        return thing.cache_info().currsize
+    for ask in ("qsize", "__len__"):
+        if not isinstance(thing, type) and hasattr(thing, ask):
+            return getattr(thing, ask)()
+    with suppress(TypeError, ValueError):  # no buffer, as a number that is shared with other processes is
+        return bytes(memoryview(thing)[: 1 << 16])
     return None
+
+
+def _place_of_iterator(thing: Any) -> _Mark | None:
+    if isinstance(thing, itertools.count):
+        return (repr(thing),)
+    with warnings.catch_warnings(), suppress(Exception):
+        warnings.simplefilter("ignore")  # Python 3.14 takes away what 3.12 begins to deprecate
+        return (*_reduced(thing),)
+    return (operator.length_hint(thing),) if hasattr(thing, "__length_hint__") else None
 
 
 def _reduced(thing: Any) -> list[object]:
@@ -102,16 +111,10 @@ def _flat(parts: Iterable[Any]) -> Iterator[object]:
             yield from _flat(part)
         elif isinstance(part, list):
             yield len(part)
-        elif hasattr(part, "__next__"):
+        elif hasattr(part, "__next__") and not isinstance(part, type):
             yield from _reduced(part)
         else:
             yield part if isinstance(part, (int, float, str)) else id(part)
-
-
-def _count(value: Any) -> int:
-    if isinstance(value, torch.Tensor):
-        return -1 if value.is_inference() else value._version
-    return len(value) if isinstance(value, (list, dict, set)) else 0
 
 
 def _same(before: _Mark, now: _Mark | None) -> bool:

@@ -10,7 +10,7 @@ import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -31,6 +31,7 @@ from cnnlog.capture.tensors import SMALL, Kept, Seen, copied, copy_back, is_wrap
 from cnnlog.capture.write_guard import WriteGuard
 from cnnlog.messages import some
 
+_WATCHED_LATER = 100  # of what cannot be given back, after a model's first loan
 _LOG = ("log", "log_dict")  # what forward may call in Lightning
 
 
@@ -41,10 +42,12 @@ class _Known:
     Attributes:
         writes: whether its forward writes into its own parameters, as momentum encoders do.
         unseen: whether it does so in a way that only a copy of all of them can undo.
+        told: what has been warned of.
     """
 
     writes: bool = False
     unseen: bool = False
+    told: set[str] = field(default_factory=set)
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()  # none before a model's first loan
@@ -63,8 +66,8 @@ def borrow(model: nn.Module) -> Iterator[list[nn.Module]]:
     eagerly; it is not compiled again for that.
 
     At a model's first loan all its parameters are copied. At later ones one is copied just before forward writes into
-    it. At the first loan it is also seen, and warned of, what forward changes and nobody can give back: the place in a
-    file or of an iterator, or objects of other packages.
+    it. What forward changes and nobody can give back is warned of once: the place in a file or of an iterator, and
+    objects of other packages.
 
     If a model is sharded over several processes (FSDP2, DTensor), all of them must borrow it at the same time.
 
@@ -181,7 +184,7 @@ class _Loan:
         self._first = self.model not in _known
         self._sharded = is_sharded(modules)
         self._elsewhere = [(module, module.training) for module in modules if "training" not in module.__dict__]
-        self._foreign = Watched(self.reach.foreign if self._first else ())
+        self._foreign = Watched(self.reach.foreign if self._first else self.reach.foreign[:_WATCHED_LATER])
         reach = self.reach
         with torch.no_grad():
             always = reach.buffers | {key: t for key, t in reach.tensors.items() if size(t) < SMALL}
@@ -236,22 +239,23 @@ class _Loan:
             )
 
     def tell(self) -> None:
-        """Warn, at a model's first loan, of what could not be given back."""
-        if not self._first:
-            return
-        name = type(self.model).__name__
-        moved = self._foreign.moved()
-        if moved:
+        """Warn of what could not be given back, of each thing once."""
+        name, told = type(self.model).__name__, _known[self.model].told
+        moved = [place(where, self.model) for where in self._foreign.moved()]
+        stopped = None if self.reach.stopped is None else place(self.reach.stopped, self.model)
+        new = [where for where in dict.fromkeys(moved) if where not in told]
+        if new:
+            told.update(new)
             warnings.warn(
-                f"cnnlog: a forward pass of {name} changes what nobody can give back afterwards: "
-                f"{some([place(where, self.model) for where in moved])}. Each snapshot changes it as another batch "
-                "would; let forward change it only if self.training.",
+                f"cnnlog: a forward pass of {name} changes what nobody can give back afterwards: {some(new)}. Each "
+                "snapshot changes it as another batch would; let forward change it only if self.training.",
                 stacklevel=4,
             )
-        if self.reach.stopped is not None:
+        if stopped is not None and not any(where.startswith("(stopped)") for where in told):
+            told.add(f"(stopped) {stopped}")
             warnings.warn(
-                f"cnnlog: {place(self.reach.stopped, self.model)} and what lies behind it is not given back after a "
-                f"snapshot, if a forward pass changes it: {name} holds more than 10,000 objects or 64 MB there.",
+                f"cnnlog: {name} holds more than 10,000 objects or 64 MB beside its parameters. What lies at {stopped} "
+                "and beyond is not given back after a snapshot, if a forward pass changes it.",
                 stacklevel=4,
             )
 

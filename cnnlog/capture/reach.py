@@ -235,6 +235,8 @@ class Reach:
                 if not is_foreign(value.__name__.partition(".")[0]) and key not in self._files:
                     self._files.add(key)
                     self._keep_globals(others, names)
+            elif isinstance(value, type):
+                self._keep_class(value)
             else:
                 self._look_at(value, (None, f"{name} of {file}"))
 
