@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import functools
 import io
 import itertools
@@ -67,10 +68,15 @@ def _mark(thing: Any) -> _Mark | None:
         if isinstance(thing, types.GeneratorType):
             frame = thing.gi_frame
             return (frame is None or frame.f_lasti, *([] if frame is None else frame.f_locals.values()))
+        if isinstance(thing, torch.optim.Optimizer):
+            values = chain.from_iterable(state.values() for state in thing.state.values())
+            return (len(thing.state), *map(_amount, values))
+        if isinstance(thing, (io.IOBase, functools._lru_cache_wrapper)):
+            return (_amount(thing),)
         attributes = getattr(thing, "__dict__", None)
         if isinstance(attributes, dict) and attributes:
             return tuple(chain.from_iterable((name, value, _amount(value)) for name, value in attributes.items()))
-        if hasattr(thing, "__next__") and not isinstance(thing, io.IOBase):
+        if hasattr(thing, "__next__"):
             return _place_of_iterator(thing)
         return (_amount(thing),)
     return ()
@@ -84,6 +90,8 @@ def _amount(thing: Any) -> object:
         return thing.closed or not thing.seekable() or thing.tell()
     if isinstance(thing, functools._lru_cache_wrapper):
         return thing.cache_info().currsize
+    if isinstance(thing, contextvars.ContextVar):
+        return thing.get(None)
     for ask in ("qsize", "__len__"):
         if not isinstance(thing, type) and hasattr(thing, ask):
             return getattr(thing, ask)()

@@ -49,7 +49,7 @@ _LIGHTNING = frozenset(("lightning", "pytorch_lightning", "lightning_fabric", "l
 _OTHERS = frozenset(
     (home, name)
     for home, names in {
-        "torch": "Dataset DataLoader Sampler Optimizer LRScheduler ReduceLROnPlateau SummaryWriter GradScaler "
+        "torch": "Dataset DataLoader Sampler LRScheduler ReduceLROnPlateau SummaryWriter GradScaler "
         "RemovableHandle ProcessGroup Event Stream",
         "tensorboardX": "SummaryWriter",
         **dict.fromkeys(_LIGHTNING, "Trainer Fabric Logger LightningDataModule Strategy Precision"),
@@ -81,7 +81,7 @@ def state_of(cls: type, packages: frozenset[str]) -> State:
     home = homes[0][0]
     if home == "cnnlog" or any(base in _OTHERS for base in homes):
         return State.NOTHING
-    if issubclass(cls, io.IOBase) or _is_iterator(cls) or cls is functools._lru_cache_wrapper:
+    if issubclass(cls, (io.IOBase, torch.optim.Optimizer, functools._lru_cache_wrapper)) or _is_iterator(cls):
         return State.FOREIGN
     if issubclass(cls, CONTAINERS):
         return State.CONTAINER

@@ -189,6 +189,7 @@ class _Loan:
         with torch.no_grad():
             always = reach.buffers | {key: t for key, t in reach.tensors.items() if size(t) < SMALL}
             seldom = {key: t for key, t in (reach.tensors | reach.parameters).items() if key not in always}
+            gradients = reach.gradients.values()  # which a forward pass may write, but hardly does
             always, seldom = _without_lazy(always), _without_lazy(seldom)
             self._groups, self._always = copied(always.values())
             copy_all = self._first or _known[self.model].unseen or self.model in _unguarded
@@ -197,7 +198,8 @@ class _Loan:
             for kept in self._seldom.values() if copy_all else ():
                 kept.keep()
             self._seen = [Seen(tensor) for key, tensor in seldom.items() if key not in self._seldom]
-        self.guard = WriteGuard(seldom.values(), self._seldom)
+            self._seen += [Seen(tensor) for tensor in gradients]
+        self.guard = WriteGuard([*seldom.values(), *gradients], self._seldom)
 
     def still(self) -> None:
         """Eval mode, flag by flag (`.eval()` merges LoRA, `.train()` thaws what the user froze), and no logging."""

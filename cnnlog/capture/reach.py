@@ -46,7 +46,8 @@ class Reach:
         modules: those given, and those that were found beside them.
         parameters: id -> tensor, of all modules.
         buffers: id -> tensor, of all modules.
-        tensors: id -> tensor, of those that are neither.
+        gradients: id -> tensor, of all parameters that have one.
+        tensors: id -> tensor, of those that are none of these.
         generators: random number generators.
         foreign: what can only be watched, with its place.
         stopped: where more than 10,000 objects or 64 MB had been found, and nothing further was looked at; or None.
@@ -61,6 +62,7 @@ class Reach:
         self.modules = [*modules]
         self.parameters: dict[int, torch.Tensor] = {}
         self.buffers: dict[int, torch.Tensor] = {}
+        self.gradients: dict[int, torch.Tensor] = {}
         self.tensors: dict[int, torch.Tensor] = {}
         self.generators: list[object] = []
         self.foreign: list[tuple[object, Where]] = []
@@ -68,6 +70,7 @@ class Reach:
         self._packages = own_packages(self.modules) if packages is None else packages
         self._attributes: list[dict[str, Any]] = []  # of each module
         self._registered: list[tuple[dict[str, Any], dict[str, Any]]] = []  # parameters of each module
+        self._gradients: list[tuple[torch.Tensor, torch.Tensor | None]] = []
         self._empty: list[Any] = []  # as most containers of a module are
         self._contents: list[tuple[Any, Any, Where]] = []
         self._objects: list[tuple[Any, dict[str, Any], Where]] = []
@@ -89,7 +92,7 @@ class Reach:
                 self.stopped = where
                 break
             self._keep(thing, where)
-        for key in chain(self.parameters, self.buffers):
+        for key in chain(self.parameters, self.buffers, self.gradients):
             self.tensors.pop(key, None)
 
     # ---- looking
@@ -116,7 +119,20 @@ class Reach:
             before = dict(registered.items())
             if isinstance(registered, dict):  # of a scripted module it is none
                 self._registered.append((registered, before))
-            self.parameters.update((id(tensor), tensor) for tensor in before.values() if tensor is not None)
+            for tensor in before.values():
+                if tensor is not None and id(tensor) not in self.parameters:
+                    self.parameters[id(tensor)] = tensor
+                    self._keep_parameter(tensor, where)
+
+    def _keep_parameter(self, parameter: Any, where: Where) -> None:
+        gradient = parameter.grad
+        self._gradients.append((parameter, gradient))
+        if gradient is not None:
+            self.gradients[id(gradient)] = gradient
+        attributes = parameter.__dict__
+        self._objects.append((attributes, attributes.copy()))
+        for key, value in attributes.items():
+            self._look_at(value, (where, key))
 
     def _look_at(self, thing: Any, where: Where) -> None:
         cls = type(thing)
@@ -188,6 +204,8 @@ class Reach:
             return
         if self._fits(thing.nbytes if array else len(memoryview(thing).cast("B")), where):
             self._contents.append((thing, thing.copy() if array else thing[:]))
+            if array and thing.dtype.hasobject:
+                self._look_into(thing.ravel().tolist(), where)
 
     def _look_at_callable(self, thing: Any, state: State, where: Where) -> None:
         if state is State.METHOD:
@@ -294,6 +312,9 @@ class Reach:
             _set_slot(slot, thing, value)
         for owner, bound in self._bound:
             _bind(owner, bound)
+        for parameter, gradient in self._gradients:
+            if parameter.grad is not gradient:
+                parameter.grad = gradient
 
 
 # --- slots and cells -------------------------------------------------------------------------------------------------

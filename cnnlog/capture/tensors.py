@@ -92,7 +92,7 @@ class Group:
         if (places := self._now_places()) != self._places:
             for tensor, copy, place, now in zip(self._members, self._copies(), self._places, places, strict=True):
                 if now[:2] != place[:2]:
-                    tensor.data = copy
+                    tensor.data = copy.clone()  # memory of its own: somebody may resize it
                 if now[2] != place[2]:
                     tensor.requires_grad_(place[2])
         if not _comparing_waits(self._bytes) and _same_bytes(self._now(), self._bytes):

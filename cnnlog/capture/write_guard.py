@@ -41,6 +41,9 @@ class WriteGuard(TorchFunctionMode):
         writes = _writes.get(func)
         if writes is None:
             writes = _writes[func] = _may_write(func)
+        if func is torch.Tensor.backward:  # it adds to gradients
+            for tensor in self._watched:
+                self._keep(tensor)
         if kwargs:
             if writes or kwargs.get("out") is not None or kwargs.get("inplace") or kwargs.get("max_norm") is not None:
                 self._copy([*args, *kwargs.values()])
@@ -56,10 +59,13 @@ class WriteGuard(TorchFunctionMode):
                 self._at.setdefault(_memory(tensor), []).append(tensor)
         for written in _tensors(given):
             for tensor in self._at.get(_memory(written), ()):
-                self.saw = True
-                if id(tensor) not in self._kept:
-                    self._kept[id(tensor)] = Kept(tensor)
-                self._kept[id(tensor)].keep()
+                self._keep(tensor)
+
+    def _keep(self, tensor: torch.Tensor) -> None:
+        self.saw = True
+        if id(tensor) not in self._kept:
+            self._kept[id(tensor)] = Kept(tensor)
+        self._kept[id(tensor)].keep()
 
 
 _writes: dict[Any, bool] = {}  # function -> whether it may write into what it is given
