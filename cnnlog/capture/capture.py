@@ -308,8 +308,8 @@ def _forward(
             handle.remove()
     if isinstance(probe, Probe) and not probe.is_intact():
         raise ValueError(
-            f"The probe {', '.join(probe.names)} has been changed since it was made, so that its feature maps cannot be "
-            "compared with earlier ones: give the tensor that you go on to write into as a copy, tensor.clone()."
+            f"The probe {', '.join(probe.names)} has been changed since it was made, so that its feature maps can no "
+            "longer be compared with earlier ones. If you write into a probe's tensor, write into a copy of it."
         )
 
 

@@ -29,7 +29,7 @@ def kept_flags() -> Iterator[None]:
 
 
 def _state(read: Callable[[], Any]) -> Any:
-    """What a switch says; None where it cannot be read: torch's old and new names for TensorFloat-32 exclude another."""
+    """What a switch says; None where it cannot be read: torch's old and new names for one may exclude each other."""
     try:
         return read()
     except (AttributeError, RuntimeError):

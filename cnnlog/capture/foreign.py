@@ -9,7 +9,7 @@ import itertools
 import operator
 import types
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from typing import Any
@@ -65,39 +65,40 @@ _Mark = tuple[Any, ...]
 def _mark(thing: Any) -> _Mark | None:
     """What tells whether a thing has been used; None where nothing does."""
     with suppress(Exception):  # of classes that others wrote
+        if isinstance(thing, _BY_AMOUNT):
+            return (_amount(thing),)
+        attributes = getattr(thing, "__dict__", None)
         if isinstance(thing, types.GeneratorType):
             frame = thing.gi_frame
             return (frame is None or frame.f_lasti, *([] if frame is None else frame.f_locals.values()))
         if isinstance(thing, torch.optim.Optimizer):
-            values = chain.from_iterable(state.values() for state in thing.state.values())
-            return (len(thing.state), *map(_amount, values))
-        if isinstance(thing, (io.IOBase, functools._lru_cache_wrapper)):
-            return (_amount(thing),)
-        attributes = getattr(thing, "__dict__", None)
-        if isinstance(attributes, dict) and attributes:
+            attributes = dict(enumerate(chain.from_iterable(state.values() for state in thing.state.values())))
+        if attributes:
             return tuple(chain.from_iterable((name, value, _amount(value)) for name, value in attributes.items()))
-        if hasattr(thing, "__next__"):
-            return _place_of_iterator(thing)
-        return (_amount(thing),)
+        return _place_of_iterator(thing) if hasattr(thing, "__next__") else (_amount(thing),)
     return ()
 
 
 def _amount(thing: Any) -> object:
     """What changes in a thing when it is used, as one value; None where nothing of this kind is known."""
-    if isinstance(thing, torch.Tensor):
-        return -1 if thing.is_inference() else thing._version
-    if isinstance(thing, io.IOBase):
-        return thing.closed or not thing.seekable() or thing.tell()
-    if isinstance(thing, functools._lru_cache_wrapper):
-        return thing.cache_info().currsize
-    if isinstance(thing, contextvars.ContextVar):
-        return thing.get(None)
-    for ask in ("qsize", "__len__"):
-        if not isinstance(thing, type) and hasattr(thing, ask):
-            return getattr(thing, ask)()
+    for cls, ask in _AMOUNTS:
+        if isinstance(thing, cls):
+            return ask(thing)
+    for name in ("qsize", "__len__"):
+        if not isinstance(thing, type) and hasattr(thing, name):
+            return getattr(thing, name)()
     with suppress(TypeError, ValueError):  # no buffer, as a number that is shared with other processes is
         return bytes(memoryview(thing)[: 1 << 16])
     return None
+
+
+_AMOUNTS: list[tuple[Any, Callable[[Any], object]]] = [
+    (torch.Tensor, lambda tensor: -1 if tensor.is_inference() else tensor._version),
+    (io.IOBase, lambda file: file.closed or not file.seekable() or file.tell()),
+    (functools._lru_cache_wrapper, lambda cache: cache.cache_info().currsize),
+    (contextvars.ContextVar, lambda variable: variable.get(None)),
+]
+_BY_AMOUNT = (io.IOBase, functools._lru_cache_wrapper)
 
 
 def _place_of_iterator(thing: Any) -> _Mark | None:

@@ -11,6 +11,7 @@ from collections import UserDict, UserList, UserString, deque
 from collections.abc import Iterator
 from enum import Enum
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,13 +38,12 @@ class State(Enum):
 
 
 # Never changed, and so common that they are asked for first.
-CONSTANT: frozenset[type] = frozenset(
-    (bool, int, float, complex, str, bytes, type(None), type, range, slice, types.ModuleType)
-    + (torch.dtype, torch.device, torch.layout, torch.memory_format)
-)
+CONSTANT: frozenset[type] = frozenset((bool, int, float, complex, str, bytes, type(None), type, range, slice))
+CONSTANT |= {types.ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 CONTAINERS = (dict, list, set, deque)
 _LOOKED_INTO = (types.SimpleNamespace, UserDict, UserList, UserString)  # of the standard library
+_WATCHED = (io.IOBase, torch.optim.Optimizer, functools._lru_cache_wrapper)
 _LIGHTNING = frozenset(("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities"))
 # Whose instances run, feed or write the training: with all of their subclasses they are not looked into.
 _OTHERS = frozenset(
@@ -62,38 +62,47 @@ _OTHERS = frozenset(
 )
 
 
-@lru_cache(8192)  # a large model has tens of thousands of attributes, of few classes
-def state_of(cls: type, packages: frozenset[str]) -> State:
-    """What is done with the objects of a class.
+def state_of(thing: object, packages: frozenset[str]) -> State:
+    """What is done with an object.
 
     Args:
-        cls: any class.
+        thing: any.
         packages: the top-level packages in which the model's own modules are written.
     """
+    cls: Any = type(thing)
+    return _state_of(cls, packages)
+
+
+@lru_cache(8192)  # a large model has tens of thousands of attributes, of few classes
+def _state_of(cls: Any, packages: frozenset[str]) -> State:
     if cls in CONSTANT or issubclass(cls, (type, Enum)):
         return State.NOTHING
-    for base, state in _STATES:
-        if issubclass(cls, base):
-            return state
-    if is_generator(cls):
-        return State.GENERATOR
+    known = next((state for base, state in _STATES if issubclass(cls, base)), None)
+    if known is None and is_generator(cls):
+        known = State.GENERATOR
+    return _state_by_home(cls, packages) if known is None else known
+
+
+def _state_by_home(cls: type, packages: frozenset[str]) -> State:
+    """What is done with objects that are told by who wrote their class."""
     homes = [(base.__module__.partition(".")[0], base.__name__) for base in cls.__mro__]
     home = homes[0][0]
+    state = State.OBJECT
     if home == "cnnlog" or any(base in _OTHERS for base in homes):
-        return State.NOTHING
-    if issubclass(cls, (io.IOBase, torch.optim.Optimizer, functools._lru_cache_wrapper)) or _is_iterator(cls):
-        return State.FOREIGN
-    if issubclass(cls, CONTAINERS):
-        return State.CONTAINER
-    if issubclass(cls, (tuple, frozenset)):
-        return State.TUPLE
-    if issubclass(cls, _LOOKED_INTO):
-        return State.OBJECT
-    if home in _LIGHTNING or (home == "torch" and not cls.__module__.startswith("torch.distributions")):
-        return State.NOTHING
-    if is_foreign(home) and home not in packages:
-        return State.FOREIGN
-    return State.OBJECT
+        state = State.NOTHING
+    elif issubclass(cls, _WATCHED) or _is_iterator(cls):
+        state = State.FOREIGN
+    elif issubclass(cls, CONTAINERS):
+        state = State.CONTAINER
+    elif issubclass(cls, (tuple, frozenset)):
+        state = State.TUPLE
+    elif issubclass(cls, _LOOKED_INTO):
+        state = State.OBJECT
+    elif home in _LIGHTNING or (home == "torch" and not cls.__module__.startswith("torch.distributions")):
+        state = State.NOTHING
+    elif is_foreign(home) and home not in packages:
+        state = State.FOREIGN
+    return state
 
 
 _STATES: list[tuple[type | tuple[type, ...], State]] = [

@@ -24,7 +24,7 @@ from cnnlog.capture.flags import kept_flags
 from cnnlog.capture.foreign import Watched, place
 from cnnlog.capture.layers import layer_names
 from cnnlog.capture.muted import Muted, is_logger
-from cnnlog.capture.reach import Reach, Where
+from cnnlog.capture.reach import Reach
 from cnnlog.capture.rng import PASS_SEED, kept_rng
 from cnnlog.capture.sharding import is_sharded, refuse_flattened, sharded
 from cnnlog.capture.tensors import SMALL, Kept, Seen, copied, copy_back, is_wrapper, size
@@ -272,14 +272,14 @@ def _mute(module: Any) -> None:
     if all(callable(attributes.get(name, getattr(type(module), name, None))) for name in _LOG):
         attributes["log"] = attributes["log_dict"] = lambda *_, **__: None
     for name, value in [*attributes.items()]:
-        if name in ("_trainer", "_fabric") and value is not None:
-            attributes[name] = Muted(value)
-        elif is_logger(type(value)):
+        if is_logger(value) or (value is not None and name in ("_trainer", "_fabric")):
             attributes[name] = Muted(value)
 
 
 def _without_lazy(tensors: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
-    if not any(issubclass(cls, (UninitializedBuffer, UninitializedParameter)) for cls in {*map(type, tensors.values())}):
+    if not any(
+        issubclass(cls, (UninitializedBuffer, UninitializedParameter)) for cls in {*map(type, tensors.values())}
+    ):
         return tensors
     return {key: tensor for key, tensor in tensors.items() if not is_lazy(tensor)}
 

@@ -10,13 +10,18 @@ _LOGGERS = frozenset(("Logger", "SummaryWriter", "FileWriter"))
 _HOMES = frozenset(("lightning", "pytorch_lightning", "lightning_fabric", "torch", "tensorboard", "tensorboardX"))
 
 
-@lru_cache(4096)
-def is_logger(cls: type) -> bool:
-    """Whether the objects of a class write a log: Lightning's loggers, and TensorBoard's writers.
+def is_logger(thing: object) -> bool:
+    """Whether an object writes a log: Lightning's loggers, and TensorBoard's writers.
 
     Args:
-        cls: any class.
+        thing: any object.
     """
+    cls: Any = type(thing)
+    return _is_logger(cls)
+
+
+@lru_cache(4096)
+def _is_logger(cls: Any) -> bool:
     return any(base.__name__ in _LOGGERS and base.__module__.partition(".")[0] in _HOMES for base in cls.__mro__)
 
 
@@ -32,13 +37,13 @@ class Muted:
     def __init__(self, held: Any) -> None:
         object.__setattr__(self, "_held", held)
 
-    @property  # so that isinstance() says what it says of the other
+    @property  # type: ignore[misc] # so that isinstance() says what it says of the other
     def __class__(self) -> Any:
         return type(self._held)
 
     def __getattr__(self, name: str) -> Any:
         held = self._held
-        if is_logger(type(held)):
+        if is_logger(held):
             return _SILENCE
         if name == "logger":
             return None if held.logger is None else Muted(held.logger)
@@ -47,7 +52,7 @@ class Muted:
         return getattr(held, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not is_logger(type(self._held)):
+        if not is_logger(self._held):
             setattr(self._held, name, value)
 
 

@@ -268,7 +268,8 @@ def default_probe(dataset: Any) -> Probe:
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    return zlib.crc32(tensor.contiguous().numpy())
+    values: Any = tensor.contiguous().numpy()
+    return zlib.crc32(values)
 
 
 def _checked(tensor: torch.Tensor) -> torch.Tensor:

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import types
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from functools import lru_cache
+from collections.abc import Iterable, Sequence
 from itertools import chain
-from operator import is_
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from cnnlog.capture.before import Before
+from cnnlog.capture.contents import CELL, MISSING, OF_CLASSES, cell_content, names_in, plain_copy, slots_of
 from cnnlog.capture.kinds_of_state import CONSTANT, State, is_foreign, own_packages, state_of
 from cnnlog.capture.tensors import SMALL, size
 
 OBJECTS_LIMIT = 10_000
 BYTES_LIMIT = 64_000_000
-_MISSING = object()
 _BELOW = frozenset(("builtins", "torch", "lightning", "pytorch_lightning", "lightning_fabric", "cnnlog"))
-# What Python itself keeps in a class.
-_OF_CLASSES = frozenset(vars(type("_", (), {"__slots__": ()}))) | {"__dict__", "__weakref__", "__annotations__"}
-_OF_CLASSES |= {"__abstractmethods__", "_abc_impl", "__parameters__", "__orig_bases__", "__annotate_func__"}
 _PLAIN_CONTAINERS = frozenset((dict, OrderedDict, list, set))
 
 Where = tuple["Where | None", object]
@@ -68,14 +64,7 @@ class Reach:
         self.foreign: list[tuple[object, Where]] = []
         self.stopped: Where | None = None
         self._packages = own_packages(self.modules) if packages is None else packages
-        self._attributes: list[dict[str, Any]] = []  # of each module
-        self._registered: list[tuple[dict[str, Any], dict[str, Any]]] = []  # parameters of each module
-        self._gradients: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-        self._empty: list[Any] = []  # as most containers of a module are
-        self._contents: list[tuple[Any, Any, Where]] = []
-        self._objects: list[tuple[Any, dict[str, Any], Where]] = []
-        self._slots: list[tuple[Any, Any, object]] = []
-        self._bound: list[tuple[Any, dict[str, Any]]] = []  # what is bound in a class or in a file's globals
+        self._before = Before()
         self._bytes = 0
         self._seen: set[int] = {*map(id, self.modules)}
         self._files: set[tuple[int, frozenset[str]]] = set()
@@ -99,9 +88,9 @@ class Reach:
 
     def _keep_module(self, module: nn.Module, where: Where, *, found: bool = False) -> None:
         attributes = module.__dict__.copy()
-        self._attributes.append(attributes)
+        self._before.attributes.append((module, attributes))
         registered = attributes.get("_parameters")
-        empty = self._empty
+        empty = self._before.empty
         for key, value in attributes.items():
             cls = type(value)
             if cls in CONSTANT or value is registered:
@@ -109,16 +98,16 @@ class Reach:
             if cls in _PLAIN_CONTAINERS and not value:
                 empty.append(value)
             elif key == "_buffers":
-                self._contents.append((value, dict(value.items())))
+                self._before.contents.append((value, dict(value.items())))
                 self.buffers.update((id(tensor), tensor) for tensor in value.values() if tensor is not None)
             elif key == "_modules" and not found:
-                self._contents.append((value, dict(value.items())))
+                self._before.contents.append((value, dict(value.items())))
             else:
                 self._look_at(value, (where, key))
         if registered is not None:
             before = dict(registered.items())
             if isinstance(registered, dict):  # of a scripted module it is none
-                self._registered.append((registered, before))
+                self._before.registered.append((registered, before))
             for tensor in before.values():
                 if tensor is not None and id(tensor) not in self.parameters:
                     self.parameters[id(tensor)] = tensor
@@ -126,23 +115,23 @@ class Reach:
 
     def _keep_parameter(self, parameter: Any, where: Where) -> None:
         gradient = parameter.grad
-        self._gradients.append((parameter, gradient))
+        self._before.gradients.append((parameter, gradient))
         if gradient is not None:
             self.gradients[id(gradient)] = gradient
         attributes = parameter.__dict__
-        self._objects.append((attributes, attributes.copy()))
+        self._before.objects.append((attributes, attributes.copy()))
         for key, value in attributes.items():
             self._look_at(value, (where, key))
 
     def _look_at(self, thing: Any, where: Where) -> None:
-        cls = type(thing)
+        cls: Any = type(thing)
         if cls in CONSTANT or id(thing) in self._seen or (cls is tuple and {*map(type, thing)} <= CONSTANT):
             return
         self._seen.add(id(thing))
         self._queue.append((thing, where))
 
     def _keep(self, thing: Any, where: Where) -> None:
-        state = state_of(type(thing), self._packages)
+        state = state_of(thing, self._packages)
         if state is State.CONTAINER:
             self._keep_container(thing, where)
         elif state is State.TUPLE:
@@ -166,8 +155,8 @@ class Reach:
             self._look_at_callable(thing, state, where)
 
     def _keep_container(self, thing: Any, where: Where) -> None:
-        content = dict(thing.items()) if isinstance(thing, dict) else _plain(thing)
-        self._contents.append((thing, content))
+        content = dict(thing.items()) if isinstance(thing, dict) else plain_copy(thing)
+        self._before.contents.append((thing, content))
         self._look_into(content, where)
         if type(thing) not in _PLAIN_CONTAINERS and not isinstance(thing, deque):
             self._keep_object(thing, where)
@@ -186,15 +175,15 @@ class Reach:
         attributes = getattr(thing, "__dict__", None)
         if type(attributes) is dict:
             before = attributes.copy()
-            self._objects.append((attributes, before))
+            self._before.objects.append((attributes, before))
             for key, value in before.items():
                 self._look_at(value, (where, key))
-        for slot in _slots(type(thing)):
+        for slot in slots_of(thing):
             try:
                 value = slot.__get__(thing, type(thing))
             except AttributeError:
-                value = _MISSING
-            self._slots.append((slot, thing, value))
+                value = MISSING
+            self._before.slots.append((slot, thing, value))
             self._look_at(value, (where, slot.__name__))
         self._keep_class(type(thing))
 
@@ -203,7 +192,7 @@ class Reach:
         if array and not thing.flags.writeable:
             return
         if self._fits(thing.nbytes if array else len(memoryview(thing).cast("B")), where):
-            self._contents.append((thing, thing.copy() if array else thing[:]))
+            self._before.contents.append((thing, thing.copy() if array else thing[:]))
             if array and thing.dtype.hasobject:
                 self._look_into(thing.ravel().tolist(), where)
 
@@ -226,15 +215,15 @@ class Reach:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if id(cell) not in self._seen:
                 self._seen.add(id(cell))
-                value = _cell_content(cell)
-                self._slots.append((_CELL, cell, value))
+                value = cell_content(cell)
+                self._before.slots.append((CELL, cell, value))
                 self._look_at(value, (where, name))
         for part in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._look_at(part, where)
         if function.__dict__:
             self._keep_object(function, where)
         if not is_foreign((function.__module__ or "").partition(".")[0]):
-            self._keep_globals(function.__globals__, _names(function.__code__))
+            self._keep_globals(function.__globals__, names_in(function.__code__))
 
     def _keep_globals(self, variables: dict[str, Any], names: frozenset[str]) -> None:
         """What a function of the user's own finds in its file, and in others of the user's files.
@@ -244,7 +233,7 @@ class Reach:
             names: of variables, and of attributes.
         """
         bound = {name: variables[name] for name in names if name in variables}
-        self._bound.append((variables, bound))
+        self._before.bound.append((variables, bound))
         file = variables.get("__name__")
         for name, value in bound.items():
             if isinstance(value, types.ModuleType):
@@ -267,8 +256,8 @@ class Reach:
             home = base.__module__.partition(".")[0]
             if home in _BELOW or (home not in self._packages and is_foreign(home)):
                 continue
-            bound = {name: value for name, value in vars(base).items() if name not in _OF_CLASSES}
-            self._bound.append((base, bound))
+            bound = {name: value for name, value in vars(base).items() if name not in OF_CLASSES}
+            self._before.bound.append((base, bound))
             for name, value in bound.items():
                 self._look_at(value, ((None, base), name))
 
@@ -280,170 +269,10 @@ class Reach:
             return False
         return True
 
-    # ---- putting back
-
     def put_back(self, *, registered: bool) -> None:
-        """Make everything what it was. What is as it was is left alone, so that no guard on it is invalidated.
+        """Make everything what it was; see `Before.put_back`.
 
         Args:
             registered: also modules' parameters that have been bound anew. FSDP2 swaps them in forward itself.
         """
-        for module, attributes in zip(self.modules, self._attributes, strict=True):
-            if "training" in attributes:
-                module.__dict__["training"] = attributes["training"]
-            if not _same_items(module.__dict__, attributes):
-                _refill(module.__dict__, attributes, except_for="_parameters")
-        for parameters, before in self._registered:
-            if registered and not _same_items(parameters, before):
-                _refill(parameters, before)
-            elif len(parameters) != len(before):
-                for name in [name for name in parameters if name not in before]:
-                    del parameters[name]
-        if any(self._empty):
-            for empty in self._empty:
-                empty.clear()
-        for container, content in self._contents:
-            if not _same_content(container, content):
-                _restore_content(container, content)
-        for attributes, before in self._objects:
-            if not _same_items(attributes, before):
-                _refill(attributes, before)
-        for slot, thing, value in self._slots:
-            _set_slot(slot, thing, value)
-        for owner, bound in self._bound:
-            _bind(owner, bound)
-        for parameter, gradient in self._gradients:
-            if parameter.grad is not gradient:
-                parameter.grad = gradient
-
-
-# --- slots and cells -------------------------------------------------------------------------------------------------
-
-
-class _Cell:
-    """A closure's cell, read and written as a slot is."""
-
-    __name__ = "cell"
-
-    def __get__(self, cell: Any, _: Any = None) -> Any:
-        return cell.cell_contents
-
-    def __set__(self, cell: Any, value: Any) -> None:
-        cell.cell_contents = value
-
-    def __delete__(self, cell: Any) -> None:
-        del cell.cell_contents
-
-
-_CELL = _Cell()
-
-
-def _cell_content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return _MISSING
-
-
-@lru_cache(4096)
-def _slots(cls: type) -> tuple[Any, ...]:
-    if cls.__module__ == "builtins":
-        return ()
-    own = chain.from_iterable(vars(base).values() for base in cls.__mro__ if base.__module__ != "builtins")
-    return tuple(value for value in own if isinstance(value, types.MemberDescriptorType))
-
-
-def _bind(owner: Any, bound: Mapping[str, Any]) -> None:
-    """Bind a class's attributes, or a file's variables, as they were."""
-    if isinstance(owner, dict):
-        for name, value in bound.items():
-            if owner.get(name, _MISSING) is not value:
-                owner[name] = value
-        return
-    for name in [name for name in vars(owner) if name not in bound and name not in _OF_CLASSES]:
-        type.__delattr__(owner, name)
-    for name, value in bound.items():
-        if vars(owner).get(name, _MISSING) is not value:
-            type.__setattr__(owner, name, value)
-
-
-@lru_cache(8192)
-def _names(code: types.CodeType) -> frozenset[str]:
-    """The names that a function uses of what is outside it, those of the functions within it included."""
-    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
-    return frozenset(code.co_names).union(*map(_names, inner))
-
-
-def _slot(slot: Any, thing: Any) -> Any:
-    try:
-        return slot.__get__(thing, type(thing))
-    except (AttributeError, ValueError):
-        return _MISSING
-
-
-def _set_slot(slot: Any, thing: Any, value: Any) -> None:
-    now = _slot(slot, thing)
-    if now is value:
-        return
-    if value is _MISSING:
-        slot.__delete__(thing)
-    else:
-        slot.__set__(thing, value)
-
-
-# --- contents --------------------------------------------------------------------------------------------------------
-
-
-def _plain(container: Any) -> Any:
-    """A copy of a list, set or deque, without what a subclass may do when it is read."""
-    if isinstance(container, set):
-        return set(set.__iter__(container))
-    return list((list if isinstance(container, list) else deque).__iter__(container))
-
-
-def _refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, except_for: str = "") -> None:
-    for key in [key for key in now if key not in before and key != except_for]:
-        del now[key]
-    for key, value in before.items():
-        if key != except_for and (key not in now or now[key] is not value):
-            now[key] = value
-    if not except_for and [*now] != [*before]:  # the order of a module's parameters is that of its state dict
-        now.clear()
-        now.update(before)
-
-
-def _same_items(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """The very same objects, in the same order."""
-    return len(a) == len(b) and all(map(is_, a, b)) and all(map(is_, a.values(), b.values()))
-
-
-def _same_content(container: Any, content: Any) -> bool:
-    if isinstance(container, dict):
-        return len(container) == len(content) and _same_items(container, content)
-    if isinstance(container, np.ndarray):
-        if container.flags.c_contiguous and container.size and container.dtype.hasobject is False:
-            return memoryview(container.view(np.uint8)) == memoryview(content.view(np.uint8))
-        return bool(container.tobytes() == content.tobytes())
-    if isinstance(container, set):
-        return len(container) == len(content) and {*map(id, container)} == {*map(id, content)}
-    if isinstance(container, (list, deque)):
-        return len(container) == len(content) and all(map(is_, container, content))
-    return bool(container == content)  # a bytearray, an array of numbers
-
-
-def _restore_content(container: Any, content: Any) -> None:
-    if isinstance(container, dict):
-        base: Any = OrderedDict if isinstance(container, OrderedDict) else dict
-        base.clear(container)
-        base.update(container, content)
-    elif isinstance(container, np.ndarray):
-        np.copyto(container, content)
-    elif isinstance(container, set):
-        set.clear(container)
-        set.update(container, content)
-    elif isinstance(container, (list, deque)):
-        base = list if isinstance(container, list) else deque
-        base.clear(container)
-        base.extend(container, content)
-    else:
-        container[:] = content
+        self._before.put_back(registered=registered)

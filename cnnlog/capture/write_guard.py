@@ -79,7 +79,8 @@ def _may_write(func: Any) -> bool:
     if isinstance(func, torch._ops.OpOverload):
         return bool(func._schema.is_mutable)
     if isinstance(func, torch._ops.OpOverloadPacket):
-        return any(getattr(func, overload)._schema.is_mutable for overload in func.overloads())
+        overloads: Any = func
+        return any(getattr(func, name)._schema.is_mutable for name in overloads.overloads())
     return name in _GIVES_MEMORY or name in _IN_PLACE or (name.endswith("_") and not name.endswith("__"))
 
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.layers import LayerInfo
-from cnnlog.capture.loan import _known, _Known, borrow
+from cnnlog.capture.loan import _Known, _known, borrow
 from cnnlog.capture.probe import Probe
 from cnnlog.snapshot import Snapshot
 

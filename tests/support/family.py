@@ -27,7 +27,7 @@ IMAGE = (3, 6, 6)
 GLOBALS: dict[str, Any] = {}  # what one network keeps among the globals of this file
 KEPT: Any = None
 
-# --- kinds of state: how it is made, and how a forward pass uses it (and gives a number that changes its output) -------
+# --- kinds of state: how it is made, and how a forward pass uses it ------
 
 
 @dataclass
@@ -39,7 +39,6 @@ class Kind:
         use: with the state, and a function that binds another in its place; gives a number.
         binds: whether it is bound anew, so that its owner must be one that can be written.
         told: whether it cannot be given back, so that a warning is due.
-        large: whether it is too large to be copied at every loan.
     """
 
     make: Callable[[], Any]
@@ -161,7 +160,7 @@ KINDS: dict[str, Kind] = {
     "norm": Kind(lambda: nn.BatchNorm1d(1), _norm),
     "torch generator": Kind(lambda: torch.Generator().manual_seed(3), lambda g, _: float(torch.rand(1, generator=g))),
     "numpy generator": Kind(lambda: np.random.default_rng(4), lambda g, _: float(g.random())),
-    "numpy state": Kind(lambda: np.random.RandomState(4), lambda g, _: float(g.rand())),  # noqa: NPY002
+    "numpy state": Kind(lambda: np.random.RandomState(4), lambda g, _: float(g.rand())),
     "python generator": Kind(lambda: random.Random(5), lambda g, _: g.random()),
     "file": Kind(io.StringIO, _write, told=True),
     "count": Kind(itertools.count, lambda it, _: float(next(it)), told=True),
@@ -172,7 +171,7 @@ KINDS: dict[str, Kind] = {
     "foreign object": Kind(argparse.Namespace, _attribute, told=True),
 }
 
-# --- what holds it: (makes the owner of a value, reads the value out of it, binds another or None) ----------------------
+# --- what holds it: how the owner of a value is made, how the value is read, how another is bound ---------------------
 
 
 class Plain:
@@ -404,26 +403,25 @@ def _hook(net: Any, state: Any, *, everywhere: bool, used: Callable[[Any, Callab
 
 
 def _text(state: Any) -> str:
-    if isinstance(state, torch.Generator):
-        return repr(state.get_state().tolist())
-    if isinstance(state, np.random.RandomState):
-        return repr(state.get_state())
-    if isinstance(state, np.random.Generator):
-        return repr(state.bit_generator.state)
-    if isinstance(state, random.Random):
-        return repr(state.getstate())
-    if isinstance(state, nn.Module):
-        return repr([(name, value.tolist()) for name, value in state.state_dict().items()])
-    if isinstance(state, torch.Tensor):
-        return repr((state.sum().item(), state.requires_grad, state.shape))
-    if isinstance(state, io.StringIO):
-        return state.getvalue()
-    if isinstance(state, queue.SimpleQueue):
-        return str(state.qsize())
+    for cls, text in _TEXTS:
+        if isinstance(state, cls):
+            return str(text(state))
     return f"next {next(state)}" if hasattr(state, "__next__") else repr(state)
 
 
-# --- trained with and without being looked at ---------------------------------------------------------------------------
+_TEXTS: list[tuple[Any, Callable[[Any], object]]] = [
+    (torch.Generator, lambda g: g.get_state().tolist()),
+    (np.random.RandomState, lambda g: g.get_state()),
+    (np.random.Generator, lambda g: g.bit_generator.state),
+    (random.Random, lambda g: g.getstate()),
+    (nn.Module, lambda m: [(name, value.tolist()) for name, value in m.state_dict().items()]),
+    (torch.Tensor, lambda t: (t.sum().item(), t.requires_grad, t.shape)),
+    (io.StringIO, lambda f: f.getvalue()),
+    (queue.SimpleQueue, lambda q: q.qsize()),
+]
+
+
+# --- trained with and without being looked at -------------------------------------------------------------------------
 
 Watch = Callable[[Net], Callable[[int], None]]
 """Gives a function that looks at the network, called with the step."""
@@ -439,6 +437,7 @@ def trained(drawn: Drawn, watch: Watch | None) -> tuple[dict[str, str], list[str
         try:
             facts = dict(_trained(drawn, watch))
         finally:
+            globals()["KEPT"] = None
             if "handle" in GLOBALS:
                 GLOBALS.pop("handle").remove()
     return facts, [str(warning.message) for warning in said]
