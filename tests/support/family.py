@@ -468,7 +468,7 @@ def _trained(drawn: Drawn, watch: Watch | None) -> Iterator[tuple[str, str]]:
     yield "attributes", repr([sorted(module.__dict__) for module in net.modules()])
 
 
-def careless(net: Net) -> Callable[[int], None]:
+def careless(net: nn.Module) -> Callable[[int], None]:
     """Looks as careful people do it by hand."""
 
     def look(_: int) -> None:
