@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cnnlog.capture.layers import LayerInfo, layer_names
-from cnnlog.capture.loan import borrow, may_write_parameters
+from cnnlog.capture.loan import borrow, may_write_parameters, unguarded
 from cnnlog.capture.measuring import Measured, packed, peaks, sampled
 from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type, reshard
@@ -85,7 +85,8 @@ def survey(
             except ValueError:  # some models cannot be watched so closely; what lies behind their layers is not known
                 wiring.forget()
                 outputs.clear()
-                _forward(model, probe, modules, record, outputs, run=run, through=through)
+                with unguarded(model):
+                    _forward(model, probe, modules, record, outputs, run=run, through=through)
         for name, module in modules.items():
             if name not in weights:
                 weights[name] = weight_shape(module)
@@ -293,7 +294,7 @@ def _forward(
 ) -> None:
     """Run the probe with a temporary hook on every watched module; a failure says how far it came."""
     start = entry(model, through)
-    tensor = _tensor(probe)
+    tensor = _tensor(probe).clone()  # forward may write into what it is given
     handles = [
         module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
         for name, module in watched.items()
@@ -305,6 +306,11 @@ def _forward(
     finally:
         for handle in handles:
             handle.remove()
+    if isinstance(probe, Probe) and not probe.is_intact():
+        raise ValueError(
+            f"The probe {', '.join(probe.names)} has been changed since it was made, so that its feature maps can no "
+            "longer be compared with earlier ones. If you write into a probe's tensor, write into a copy of it."
+        )
 
 
 def _plain_run(module: nn.Module, tensor: torch.Tensor) -> None:

@@ -12,24 +12,58 @@ from typing import Any
 import numpy as np
 import torch
 
+PASS_SEED = 0
+"""What every pass of the probe starts from, so that a network that draws in forward draws the same at every step."""
+
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _PLAIN = (str, bytes, int, float, complex, bool, type(None), type, torch.Tensor, np.ndarray)
 _CONTAINERS = (list, tuple, set, frozenset, deque)
 
 
 @contextmanager
-def kept_rng(generators: Iterable[object] = ()) -> Iterator[None]:
+def kept_rng(generators: Iterable[object] = (), *, seed: int | None = None) -> Iterator[None]:
     """Give back the states of random number generators, whatever happens inside.
 
     The global ones are among them: torch's on CPU, on CUDA once it is initialised, and on MPS; Python's; NumPy's.
 
     Args:
-        generators: further ones, of torch, NumPy or Python.
+        generators: further ones, of torch, NumPy or Python. Those of the operating system have no state.
+        seed: what all of them are set to inside; None leaves them as they are.
     """
     with ExitStack() as stack:
+        generators = [generator for generator in generators if not isinstance(generator, random.SystemRandom)]
         for give_back in [*_global_states(), *(_state(generator) for generator in generators)]:
             stack.callback(give_back)
+        if seed is not None:
+            _seed_all(generators, seed)
         yield
+
+
+def _seed_all(generators: Iterable[Any], seed: int) -> None:
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a device that is not yet in use, too
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - the global one, as the network uses it
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+    for generator in generators:
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, (random.Random, np.random.RandomState)):
+            generator.seed(seed)
+        else:
+            bits = generator.bit_generator
+            bits.state = type(bits)(seed).state
+
+
+def is_generator(cls: type) -> bool:
+    """Whether the objects of a class are random number generators of torch, NumPy or Python.
+
+    Args:
+        cls: any class.
+    """
+    return issubclass(cls, _GENERATORS)
 
 
 def generators_in(roots: Iterable[object], *, depth: int) -> list[object]:

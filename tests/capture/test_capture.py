@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.layers import LayerInfo
-from cnnlog.capture.loan import _writes_parameters, borrow
+from cnnlog.capture.loan import _Known, _known, borrow
 from cnnlog.capture.probe import Probe
 from cnnlog.snapshot import Snapshot
 
@@ -355,8 +355,8 @@ def test_everything_is_given_back_also_without_comparing(name: str, monkeypatch:
     net = zoo.ZOO[name].build()
     before = _everything(net)
     survey(net, images())  # finds out whether forward writes parameters
-    monkeypatch.setattr("cnnlog.capture.loan._comparing_waits", lambda tensor: True)  # as on CUDA
-    monkeypatch.setattr("cnnlog.capture.loan._same_bytes", lambda a, b: pytest.fail("compared"))
+    monkeypatch.setattr("cnnlog.capture.tensors._comparing_waits", lambda tensor: True)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture.tensors._same_bytes", lambda a, b: pytest.fail("compared"))
     for _ in range(2):
         survey(net, images())
         assert _everything(net) == before
@@ -377,17 +377,17 @@ def test_small_tensors_are_copied_together(monkeypatch: pytest.MonkeyPatch) -> N
     """On a device each call costs more than what it copies; a deep network has hundreds of buffers."""
     net = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(50)))
     survey(net, None)
-    monkeypatch.setattr("cnnlog.capture.loan._comparing_waits", lambda tensor: True)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture.tensors._comparing_waits", lambda tensor: True)  # as on CUDA
     with Calls() as calls, borrow(net):
         pass
-    assert 0 < calls.count <= 3  # one of each type, float32 and int64, and all back at once
+    assert 0 < calls.count <= 4  # each type at once, there and back: float32 and int64
 
 
 @pytest.mark.parametrize("blind", [False, True])
 def test_a_buffer_whose_elements_share_memory_is_lent(blind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3))
     net.register_buffer("scale", torch.full((1, 4), 2.0).expand(5, 4))
-    monkeypatch.setattr("cnnlog.capture.loan._comparing_waits", lambda tensor: blind)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture.tensors._comparing_waits", lambda tensor: blind)  # as on CUDA
     with borrow(net):
         pass
     scale = net.get_buffer("scale")
@@ -411,13 +411,13 @@ def test_a_capture_reads_no_value_from_a_device(careful: bool, monkeypatch: pyte
 
     for module in ("capture", "measuring", "used_weights"):
         monkeypatch.setattr(f"cnnlog.capture.{module}.to_host", noted)
-    monkeypatch.setattr("cnnlog.capture.loan._is_wrapper", lambda tensor: type(tensor) not in plain)
-    monkeypatch.setattr("cnnlog.capture.loan._pointer", id)
+    monkeypatch.setattr("cnnlog.capture.tensors.is_wrapper", lambda tensor: type(tensor) not in plain)
+    monkeypatch.setattr("cnnlog.capture.tensors._pointer", id)
     if not careful:
-        monkeypatch.setattr("cnnlog.capture.loan._comparing_waits", lambda tensor: False)
+        monkeypatch.setattr("cnnlog.capture.tensors._comparing_waits", lambda tensor: False)
     with FakeTensorMode(), torch.device("cuda"):
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 8, 3))
-        _writes_parameters[net] = False  # the first loan is at the start, and may wait
+        _known[net] = _Known()  # the first loan is at the start, and may wait
         with nullcontext() if careful else pytest.raises(DataDependentOutputException):
             look(net, filters=["0", "4"], maps=["0", "4"], probe=torch.rand(2, 3, 9, 9))
     assert {tensor.device.type for tensor in seen} == {"cuda"}
@@ -509,11 +509,36 @@ class LateWriter(nn.Module):
         return self.conv(x)
 
 
-def test_a_model_that_begins_to_write_its_parameters_is_reported_once_and_then_copied() -> None:
+def test_a_model_that_begins_to_write_its_parameters_gets_them_back() -> None:
     net = LateWriter()
     look(net, maps=["conv"])
     net.writes = True
-    with pytest.raises(RuntimeError, match=r"LateWriter.forward in eval mode wrote into parameters \[4, 3, 3, 3\]"):
+    before = net.conv.weight.clone()
+    for _ in range(2):
+        look(net, maps=["conv"])
+        assert torch.equal(net.conv.weight, before)
+
+
+class LateUnseen(nn.Module):
+    """Begins to write into a parameter where Python is not asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.writes = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.writes:
+            with torch._C.DisableTorchFunction():  # as in compiled code
+                self.conv.weight.mul_(2)
+        return self.conv(x)
+
+
+def test_a_model_that_begins_to_write_where_nobody_sees_it_is_reported_once_and_then_copied() -> None:
+    net = LateUnseen()
+    look(net, maps=["conv"])
+    net.writes = True
+    with pytest.raises(RuntimeError, match=r"LateUnseen.forward in eval mode wrote into parameters \[4, 3, 3, 3\]"):
         look(net, maps=["conv"])
     before = net.conv.weight.clone()
     look(net, maps=["conv"])

@@ -1,0 +1,86 @@
+"""Loggers and writers that swallow what a probe's forward pass would write into the user's log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+_LOGGERS = frozenset(("Logger", "SummaryWriter", "FileWriter"))
+_HOMES = frozenset(("lightning", "pytorch_lightning", "lightning_fabric", "torch", "tensorboard", "tensorboardX"))
+
+
+def is_logger(thing: object) -> bool:
+    """Whether an object writes a log: Lightning's loggers, and TensorBoard's writers.
+
+    Args:
+        thing: any object.
+    """
+    cls: Any = type(thing)
+    return _is_logger(cls)
+
+
+@lru_cache(4096)
+def _is_logger(cls: Any) -> bool:
+    return any(base.__name__ in _LOGGERS and base.__module__.partition(".")[0] in _HOMES for base in cls.__mro__)
+
+
+class Muted:
+    """Stands for an object and passes everything on, but for loggers: in their place there is silence.
+
+    Args:
+        held: a trainer or Fabric, which has loggers, or a logger itself.
+    """
+
+    __slots__ = ("_held",)
+
+    def __init__(self, held: Any) -> None:
+        object.__setattr__(self, "_held", held)
+
+    @property  # type: ignore[misc] # so that isinstance() says what it says of the other
+    def __class__(self) -> Any:
+        return type(self._held)
+
+    def __getattr__(self, name: str) -> Any:
+        held = self._held
+        if is_logger(held):
+            return _SILENCE
+        if name == "logger":
+            return None if held.logger is None else Muted(held.logger)
+        if name == "loggers":
+            return [Muted(logger) for logger in held.loggers]
+        return getattr(held, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not is_logger(self._held):
+            setattr(self._held, name, value)
+
+
+class _Silence:
+    """Does nothing, whatever is asked of it."""
+
+    def __call__(self, *_: Any, **__: Any) -> _Silence:
+        return self
+
+    def __getattr__(self, name: str) -> _Silence:
+        if name.startswith("__") and name.endswith("__"):
+            raise AttributeError(name)
+        return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        return
+
+    def __getitem__(self, _: Any) -> _Silence:
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
+
+    def __enter__(self) -> _Silence:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+_SILENCE = _Silence()
