@@ -1,0 +1,72 @@
+"""What forward writes into the user's own log is written by the training alone, not by a look at the network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from support.event_logs import scalars
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from cnnlog import FeatureMapMonitor, Probe
+
+
+class Talks(L.LightningModule):
+    """Writes a number to every logger that it can reach, at each pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.passes = 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output: torch.Tensor = self.conv(x)
+        self.passes += 1
+        mean = float(output.mean())
+        own: Any = self.logger
+        if isinstance(own, TensorBoardLogger):
+            own.experiment.add_scalar("by the experiment", mean, self.passes)
+        own.log_metrics({"by the logger": mean}, step=self.passes)
+        for logger in [*self.loggers, self.trainer.logger]:
+            assert logger is not None
+            logger.log_metrics({"by the trainer": mean}, step=self.passes)
+        self.log("by the module", mean)
+        return output
+
+    def training_step(self, batch: list[torch.Tensor], _: int) -> torch.Tensor:
+        return self(batch[0]).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def logged(folder: Path, logger: type[Any], callbacks: list[L.Callback]) -> object:
+    torch.manual_seed(0)
+    own: Logger = logger(folder, name="log", version=0)
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=own,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        log_every_n_steps=1,
+    )
+    trainer.fit(Talks(), DataLoader(TensorDataset(torch.rand(4, 3, 8, 8)), batch_size=2))
+    if logger is CSVLogger:
+        return (folder / "log" / "version_0" / "metrics.csv").read_text()
+    return {tag: values for tag, values in scalars(folder / "log" / "version_0").items() if "by the" in tag}
+
+
+@pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])
+def test_a_look_writes_nothing_into_the_users_log(logger: type[Any], tmp_path: Path) -> None:
+    plain = logged(tmp_path / "plain", logger, [])
+    watched = logged(tmp_path / "watched", logger, [FeatureMapMonitor(Probe.chart(8))])
+    assert watched == plain
+    assert "by the" in str(plain)
