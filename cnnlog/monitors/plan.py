@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from cnnlog import __version__
-from cnnlog.capture.layers import LayerInfo, LayerSpec, select
+from cnnlog.capture.layers import LayerInfo, LayerSpec, select, with_rows
 from cnnlog.capture.measuring import Measured, measured, samples_of
 from cnnlog.capture.probe import Probe
 from cnnlog.kinds import Kind, Unit
@@ -42,6 +42,7 @@ class Plan:
         probe: the fixed input; None takes the first image of the data.
         through: the sub-module that the probe runs through; None runs it through the model.
         weights: `"train"` shows those being trained, `"ema"` their averages.
+        channels_last: where the channels are in outputs of which that cannot be known; None where nobody said it.
     """
 
     layers: LayerSpec
@@ -52,6 +53,7 @@ class Plan:
     probe: Probe | None
     through: str | None
     weights: Weights = "train"
+    channels_last: bool | None = None
 
     def settings(self) -> dict[str, Any]:
         """The arguments as plain values, for the manifest."""
@@ -74,6 +76,7 @@ class Watched:
         filter_layers: names of the layers whose filters are watched.
         map_layers: names of the layers whose feature maps are watched.
         layers: all of these, in the order of the tags.
+        channels_last: those of `map_layers` whose output has the channels last.
         taken: for each layer that numbers are kept of, what to take of it.
         measured: the same layers, as the manifest has them.
     """
@@ -83,6 +86,7 @@ class Watched:
     layers: tuple[WatchedLayer, ...]
     taken: tuple[Measured, ...]
     measured: tuple[MeasuredLayer, ...]
+    channels_last: tuple[str, ...] = ()
 
 
 def plan_of(
@@ -97,6 +101,7 @@ def plan_of(
     on_error: OnError,
     through: str | None,
     weights: Weights = "train",
+    channels_last: bool | None = None,
     layers_are: str = "layers",
 ) -> Plan:
     """Check what was asked for.
@@ -112,6 +117,7 @@ def plan_of(
         on_error: `"warn"` or `"raise"`.
         through: the sub-module that the probe runs through; None runs it through the model.
         weights: `"train"` shows those being trained, `"ema"` their averages.
+        channels_last: where the channels are in outputs of which that cannot be known; None leaves it open.
         layers_are: what the caller calls `layers`, used in error messages.
 
     Raises:
@@ -126,9 +132,11 @@ def plan_of(
             raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
     if through is not None and (not isinstance(through, str) or not through.strip()):
         raise TypeError(f"{who} expected through as the name of a sub-module, or None, got {through!r}.")
+    if channels_last is not None and not isinstance(channels_last, bool):
+        raise TypeError(f"{who} expected channels_last as True, False or None, got {channels_last!r}.")
     if probe is not None and not isinstance(probe, Probe):
         probe = Probe.from_images(_image_paths(who, probe))
-    return Plan(layers, look, unit, every, on_error, probe, through, weights)
+    return Plan(layers, look, unit, every, on_error, probe, through, weights, channels_last)
 
 
 def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None) -> Watched:
@@ -142,6 +150,8 @@ def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | Non
     Raises:
         ValueError: no such layer, or one whose filters cannot be shown as asked for.
     """
+    if maps is not None and maps.channels_last is not None:
+        infos = [info.read(channels_last=maps.channels_last) for info in infos]
     filter_layers = select(infos, filters.layers, kind=Kind.FILTERS) if filters else ()
     map_layers = select(infos, maps.layers, kind=Kind.FEATURE_MAPS) if maps else ()
     view = filters.look.view if filters else "auto"
@@ -154,6 +164,7 @@ def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | Non
         layers=_watched(infos, filter_layers, map_layers, view, tags),
         taken=taken,
         measured=_measured(infos, taken, tags),
+        channels_last=tuple(info.name for info in infos if info.name in map_layers and info.channels_last),
     )
 
 
@@ -268,7 +279,7 @@ def _watched(
     layers = [info for info in infos if info.name in filters or info.name in maps]
     watched = []
     for info in layers:
-        weight = info.weight_shape if info.name in filters else None
+        weight = with_rows(info.weight_shape or ()) if info.name in filters else None
         resolved = None
         if weight is not None:
             try:
