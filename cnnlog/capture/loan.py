@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from operator import is_
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
+from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 
-from cnnlog.capture.layers import layer_names
 from cnnlog.capture.rng import generators_in, kept_rng
 from cnnlog.capture.sharding import local_part, refuse_flattened, sharded
 from cnnlog.capture.used_weights import unmerges
@@ -51,7 +50,7 @@ def borrow(model: nn.Module) -> Iterator[list[nn.Module]]:
         model: any module.
 
     Raises:
-        ValueError: the model is a ScriptModule, has uninitialised lazy parameters, or is sharded by FSDP 1 or ZeRO 3.
+        ValueError: the model is sharded by FSDP 1 or ZeRO 3.
         RuntimeError: forward wrote into parameters of which there was no copy.
     """
     modules = list(model.modules())  # to walk through a large model costs more than what is done at each module
@@ -89,34 +88,9 @@ def refuse(modules: Sequence[nn.Module]) -> None:
         modules: all of the model's, itself first.
 
     Raises:
-        ValueError: it is or holds a ScriptModule, or has parameters that are lazy or flattened.
+        ValueError: it has parameters that are flattened.
     """
     refuse_flattened(modules)
-    if not _is_suspect(modules):
-        return
-    for module in modules:
-        if not (isinstance(module, torch.jit.ScriptModule) or any(map(is_lazy, _own_tensors(module).values()))):
-            continue
-        name = next(name for name, _, other in layer_names(modules[0]) if other is module)
-        if isinstance(module, torch.jit.ScriptModule):
-            where = f"layer {name!r}" if name else "the model"
-            raise ValueError(
-                f"A ScriptModule cannot be watched, and {where} is one ({type(module).__name__}): its inner "
-                "layers take no hooks. Train the nn.Module it was scripted or traced from."
-            )
-        key = next(key for key, tensor in _own_tensors(module).items() if is_lazy(tensor))
-        raise ValueError(
-            f"Layer {name!r} ({type(module).__name__}) is lazy and its {key!r} has no shape yet: "
-            "run the model once on a batch before training, so that every parameter is initialised."
-        )
-
-
-def _is_suspect(modules: Sequence[nn.Module]) -> bool:
-    """Whether any module is scripted, or any tensor lazy, by their classes: there are thousands of them, of few."""
-    if any(issubclass(cls, torch.jit.ScriptModule) for cls in {*map(type, modules)}):
-        return True
-    tensors = (tensor for module in modules for own in (module._parameters, module._buffers) for tensor in own.values())
-    return any(issubclass(cls, (UninitializedBuffer, UninitializedParameter)) for cls in {*map(type, tensors)})
 
 
 def _unmerging(modules: Sequence[nn.Module]) -> bool:
@@ -125,9 +99,8 @@ def _unmerging(modules: Sequence[nn.Module]) -> bool:
     return any(unmerges(module) for module in modules if type(module) in adapters)
 
 
-def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    own = chain(module._parameters.items(), module._buffers.items())
-    return {key: tensor for key, tensor in own if tensor is not None}
+def _is_there(tensor: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+    return tensor is not None and not isinstance(tensor, (UninitializedBuffer, UninitializedParameter))
 
 
 class _Loan:
@@ -141,9 +114,10 @@ class _Loan:
         self.modules = modules
         self._attributes = [dict(module.__dict__) for module in self.modules]
         self._elsewhere = [(module, module.training) for module in self.modules if "training" not in module.__dict__]
-        self._parameter_names = [list(module._parameters) for module in self.modules]
-        parameters = {id(p): p for module in self.modules for p in module._parameters.values() if p is not None}
-        buffers = {id(b): b for module in self.modules for b in module._buffers.values() if b is not None}
+        self._parameter_names = [[*module._parameters.keys()] for module in self.modules]
+        # What is lazy has no bytes yet, and is not run.
+        parameters = {id(p): p for module in self.modules for p in module._parameters.values() if _is_there(p)}
+        buffers = {id(b): b for module in self.modules for b in module._buffers.values() if _is_there(b)}
 
         self._contents: list[tuple[Any, Any]] = []
         self._empty: list[Any] = []  # as most containers of a module are
@@ -203,7 +177,7 @@ class _Loan:
             if not _same_items(module.__dict__, attributes):
                 _refill(module.__dict__, attributes, except_for="_parameters")
         for module, names in zip(self.modules, self._parameter_names, strict=True):
-            for name in [name for name in module._parameters if name not in names]:
+            for name in {*module._parameters.keys()}.difference(names):  # scripted ones cannot be walked through alone
                 del module._parameters[name]
         for empty in self._empty:
             if empty:
