@@ -406,7 +406,7 @@ def placed(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
     example = next((p for p in held if p.is_floating_point() and not is_lazy(p)), tensor)
     if not tensor.is_floating_point():
         return sent(tensor, example.device)
-    return in_precision(module, sent(tensor, example.device).to(example.dtype))
+    return sent(tensor, example.device).to(_takes.get(module, example.dtype))
 
 
 def in_precision(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 import torchinfo
 from torch import nn
 
-from cnnlog.capture.capture import entry
+from cnnlog.capture.capture import entry, in_precision
 from cnnlog.capture.layers import layer_names
 from cnnlog.capture.loan import borrow
 from cnnlog.capture.watchable import without_lazy
@@ -113,6 +113,7 @@ def layer_table(
     with borrow(model):
         # torchinfo would call these, and `.eval()` merges LoRA weights, `.train()` thaws frozen parts.
         part = entry(model, through)
+        example = in_precision(part, example)
         part.__dict__["eval"] = part.__dict__["train"] = lambda *_: part
         with without_lazy(part.modules()):  # torchinfo counts what is in them
             found = torchinfo.summary(part, input_data=[example], verbose=0, mode="eval", depth=64)

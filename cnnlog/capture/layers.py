@@ -44,6 +44,7 @@ class LayerInfo:
         has_weights: whether it convolves with its weight, or multiplies with it as a linear layer.
         behind: what its output goes through next; None if it did not run.
         channels_last: whether its output has the channels last, rather than second; None where that cannot be known.
+        maps_an_image: how many maps of each channel it makes of an image of the probe.
         is_strip: whether it convolves along one axis only.
         refusal: why it cannot be watched at all, as a sentence without its full stop; empty if it can.
         why_no_filters: why a weight that looks like filters is none; empty if it is.
@@ -62,27 +63,11 @@ class LayerInfo:
     has_weights: bool = False
     behind: Behind | None = None
     channels_last: bool | None = False
+    maps_an_image: int = 1
     is_strip: bool = False
     refusal: str = ""
     why_no_filters: str = ""
     why_no_maps: str = ""
-
-    def read(self, *, channels_last: bool) -> LayerInfo:
-        """The layer with its output read as asked for, if it cannot be known how; else as it is.
-
-        Args:
-            channels_last: whether its channels are last, rather than second.
-        """
-        shape = self.full_shape or ()
-        if self.channels_last is not None or not self.why_no_maps or len(shape) not in (3, 4, 5):
-            return self
-        return replace(
-            self,
-            channels_last=channels_last,
-            output_shape=maps_shape(shape, channels_last=channels_last),
-            has_maps=True,
-            why_no_maps="",
-        )
 
     def has(self, kind: Kind) -> bool:
         """Whether the layer can be watched for a kind.
@@ -119,6 +104,27 @@ def maps_shape(shape: tuple[int, ...], *, channels_last: bool | None) -> tuple[i
     maps, *rest = shape
     channels, *space = [rest[-1], *rest[:-1]] if channels_last else rest
     return (maps, channels, *([1, *space] if len(space) == 1 else space[-2:]))
+
+
+def read_as(infos: Sequence[LayerInfo], *, channels_last: bool | None) -> list[LayerInfo]:
+    """The layers, with those outputs read as asked for of which it cannot be known where the channels are.
+
+    Args:
+        infos: what `capture.survey` found.
+        channels_last: whether they have them last, rather than second; None leaves them open.
+    """
+    return [
+        info
+        if channels_last is None or info.channels_last is not None or not info.why_no_maps
+        else replace(
+            info,
+            channels_last=channels_last,
+            output_shape=maps_shape(info.full_shape or (), channels_last=channels_last),
+            has_maps=True,
+            why_no_maps="",
+        )
+        for info in infos
+    ]
 
 
 def layer_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:

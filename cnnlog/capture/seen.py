@@ -101,9 +101,14 @@ class Infos:
         convolved = module in seen.wiring.convolved
         axis = seen.axes.get(name)
         last = is_channels_last(module, shape, axis, convolved=convolved, followed=seen.followed)
-        why_no_maps = self._why_no_maps(name, shape, last)
-        if why_no_maps and (name in seen.unsteady or axis == 0):
+        why_no_maps = self._why_no_maps(name, shape, axis)
+        if why_no_maps:
             last = bool(last)  # to say it would not help
+        elif last is None:
+            why_no_maps = (
+                f"which axis of its output {list(shape)} holds the channels cannot be known; say channels_last=True or "
+                "channels_last=False"
+            )
         return LayerInfo(
             name=name,
             kind=plain_type(module).__name__,
@@ -117,12 +122,13 @@ class Infos:
             has_weights=weight is not None and has_weights(module) and (convolves or not is_filters),
             behind=seen.wiring.behind(name),
             channels_last=last,
+            maps_an_image=max(1, shape[0] // self._images) if shape and self._images else 1,
             is_strip=convolves and len(weight or ()) == 3,
             why_no_filters=_NO_CONVOLUTION if ran and is_filters and not convolves else "",
             why_no_maps=why_no_maps,
         )
 
-    def _why_no_maps(self, name: str, shape: tuple[int, ...], last: bool | None) -> str:
+    def _why_no_maps(self, name: str, shape: tuple[int, ...], axis: int | None) -> str:
         if len(shape) not in (3, 4, 5):
             return ""
         if shape[0] % self._images or 0 in shape:
@@ -132,11 +138,6 @@ class Infos:
             )
         if name in self._seen.unsteady:
             return f"how many it gives depends on what the network finds: its output is {list(shape)} on this probe"
-        if self._seen.axes.get(name) == 0:
+        if axis == 0:
             return f"its output {list(shape)} has no axis of images: the first one holds its channels"
-        if last is None:
-            return (
-                f"which axis of its output {list(shape)} holds the channels cannot be known; say channels_last=True or "
-                "channels_last=False"
-            )
         return ""

@@ -50,6 +50,7 @@ class _Monitor(L.Callback):
         on_error: OnError,
         through: str | None,
         weights: Weights,
+        channels_last: bool | None = None,
     ) -> None:
         super().__init__()
         who = type(self).__name__
@@ -65,6 +66,7 @@ class _Monitor(L.Callback):
             on_error=on_error,
             through=through,
             weights=weights,
+            channels_last=channels_last,
         )
         self._session: Session | None = None
         self._memory = Memory()
@@ -330,8 +332,9 @@ class FeatureMapMonitor(_Monitor):
         layers: the layers to watch. `"auto"` takes all convolutions if there are at most 8; with more, it takes the
             first one and the last one at each spatial resolution, and never more than 8. Otherwise give a layer's name
             as in `model.named_modules()`, a glob such as `"layer1.*"`, or a list of names, globs and module types such
-            as `torch.nn.Conv2d`. Any module with an output `[N, C, H, W]` may be named; of an output
-            `[N, C, T, H, W]` the middle frame is shown.
+            as `torch.nn.Conv2d`. Any module with an output `[N, C, H, W]` may be named, also one with its channels
+            last; of an output `[N, C, T, H, W]` the middle frame is shown, and one of `[N, C, L]` (audio, EEG) is
+            shown as a strip. Where k maps are made of an image (frames, pairs, patches), there are k pictures of it.
         every_n_epochs: take a snapshot each time that many epochs are complete. The default is 1, unless you give
             `every_n_train_steps`. The steps of the pictures are then completed epochs.
         every_n_train_steps: take a snapshot each time that many optimiser steps (`trainer.global_step`) are complete,
@@ -359,11 +362,14 @@ class FeatureMapMonitor(_Monitor):
             callback keeps in an `AveragedModel` of the whole module, as Lightning's `WeightAveraging` and
             `EMAWeightAveraging` do. List that callback before the monitors. Until its first update the averages are
             the initial weights. All monitors of a trainer show the same weights.
+        channels_last: where the channels are in the outputs of which cnnlog cannot find that out, such as those behind
+            an attention: last (`True`) or second (`False`). `None` refuses such a layer by name; outputs of
+            convolutions, norms and linear layers, and what is made of them, are read as they are, whatever you say.
 
     Raises:
         ValueError: an argument has an impossible value (raised at once), or does not fit the model, the data or the
             log folder (raised when training starts, before the first optimiser step).
-        TypeError: `layers`, `probe`, `through`, `cmap`, `change` or `histograms` is of a wrong type.
+        TypeError: `layers`, `probe`, `through`, `cmap`, `change`, `histograms` or `channels_last` is of a wrong type.
         FileNotFoundError: a probe image does not exist.
 
     Example:
@@ -386,6 +392,7 @@ class FeatureMapMonitor(_Monitor):
         on_error: Literal["warn", "raise"] = "warn",
         through: str | None = None,
         weights: Literal["train", "ema"] = "train",
+        channels_last: bool | None = None,
     ) -> None:
         super().__init__(
             layers=layers,
@@ -403,6 +410,7 @@ class FeatureMapMonitor(_Monitor):
             on_error=on_error,
             through=through,
             weights=weights,
+            channels_last=channels_last,
         )
 
 

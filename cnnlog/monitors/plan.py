@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from cnnlog import __version__
-from cnnlog.capture.layers import LayerInfo, LayerSpec, select, with_rows
+from cnnlog.capture.layers import LayerInfo, LayerSpec, read_as, select, with_rows
 from cnnlog.capture.measuring import Measured, measured, samples_of
 from cnnlog.capture.probe import Probe
 from cnnlog.kinds import Kind, Unit
@@ -150,8 +150,7 @@ def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | Non
     Raises:
         ValueError: no such layer, or one whose filters cannot be shown as asked for.
     """
-    if maps is not None and maps.channels_last is not None:
-        infos = [info.read(channels_last=maps.channels_last) for info in infos]
+    infos = read_as(infos, channels_last=maps.channels_last if maps else None)
     filter_layers = select(infos, filters.layers, kind=Kind.FILTERS) if filters else ()
     map_layers = select(infos, maps.layers, kind=Kind.FEATURE_MAPS) if maps else ()
     view = filters.look.view if filters else "auto"
@@ -294,6 +293,7 @@ def _watched(
                 weight_shape=weight,
                 output_shape=info.output_shape if info.name in maps else None,
                 view=resolved,
+                maps_an_image=info.maps_an_image if info.name in maps else 1,
             )
         )
     return tuple(watched)
