@@ -261,12 +261,18 @@ def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
         return None
     if weight.is_quantized:
         weight = weight.dequantize()
-    if weight.dim() == 5 and len(weight) == 1 and not is_convolution(module):
-        weight = weight[0]  # of a modulated convolution, [1, O, I, kH, kW]: the first axis is that of the images
+    if _is_made_for_each_image(module):
+        weight = weight[0]
     if is_distributed(weight):
         weight = gathered(weight) if data else torch.empty(weight.shape, device="meta")
     transposed = getattr(module, "transposed", False)
     return _filters_first(weight, getattr(module, "groups", 1) if transposed else None)
+
+
+def _is_made_for_each_image(module: nn.Module) -> bool:
+    """Whether a layer stores `[1, O, I, kH, kW]`, whose first axis is that of the images (modulated convolutions)."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dim() == 5 and len(weight) == 1 and not is_convolution(module)
 
 
 def _filters_first(weight: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
@@ -343,9 +349,10 @@ class UsedWeights:
     """Sees which weights the convolutions of some layers are computed with, while a probe runs.
 
     A layer may compute its weight anew in each forward (weight standardisation, fake quantisation with a batch norm
-    folded in, a parametrisation that draws). What it stores is then not what it convolves with. Of weights that are
-    made for each image, side by side as groups, those of the first image count. Two cases are ignored: a convolution
-    whose weight has a different shape, and an adapted layer, which convolves in parts.
+    folded in, a parametrisation that draws). What it stores is then not what it convolves with. Two cases are ignored:
+    a convolution whose weight has a different shape (e.g. mixed per image), and an adapted layer, which convolves in
+    parts. Of a layer that stores `[1, O, I, kH, kW]`, to modulate it for each image, the filters of the first image
+    count.
 
     Args:
         layers: whose weights you want -> which of their filters; None for all.
@@ -405,7 +412,7 @@ class UsedWeights:
             return  # FSDP2 computes in a lower precision than it trains in, which small changes do not show in
         groups = getattr(layer, "groups", 1) if func in _TRANSPOSED else None
         filters, shape = _filters_first(gathered(weight), groups), self._shapes[layer]
-        if func in CONVOLUTIONS and shape and len(filters) > shape[0] and tuple(filters.shape[1:]) == shape[1:]:
+        if func in CONVOLUTIONS and shape and _is_made_for_each_image(layer) and filters.shape[1:] == shape[1:]:
             filters = filters[: shape[0]]
         if tuple(filters.shape) == shape:
             chosen = indexed(filters, self._wanted[layer])

@@ -143,8 +143,12 @@ class Wiring(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self._running and convolves(layer := self._running[-1], self._shapes[layer], func, args, kwargs):
-            self.convolved.add(layer)
+        for layer in self._running[::-1]:
+            # A wrapper that has no weight of its own shows that of what it runs.
+            if (layer is self._running[-1] or "weight" not in layer._parameters) and convolves(
+                layer, self._shapes[layer], func, args, kwargs
+            ):
+                self.convolved.add(layer)
         given = list(tensors_in((args, kwargs)))
         traces = [trace for tensor in given if (trace := self._trace(tensor)) is not None]
         result = func(*args, **kwargs)
