@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import ExitStack, contextmanager
 from itertools import chain
 from operator import is_
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from cnnlog.capture.used_weights import unmerges
 _ALWAYS_COPIED = 2**20  # bytes: smaller tensor attributes are copied at every loan, larger ones as parameters are
 _CONSTANT = frozenset((bool, int, float, complex, str, bytes, type(None), type))  # types of values that never change
 _CONTAINERS = (dict, set, list, deque)
+_LAZY = (UninitializedBuffer, UninitializedParameter)
 _LOG = ("log", "log_dict")  # what forward may call in Lightning
 _SAME_SIZE_INT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -99,10 +100,6 @@ def _unmerging(modules: Sequence[nn.Module]) -> bool:
     return any(unmerges(module) for module in modules if type(module) in adapters)
 
 
-def _is_there(tensor: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
-    return tensor is not None and not isinstance(tensor, (UninitializedBuffer, UninitializedParameter))
-
-
 class _Loan:
     """What a model was before it was lent.
 
@@ -115,9 +112,19 @@ class _Loan:
         self._attributes = [dict(module.__dict__) for module in self.modules]
         self._elsewhere = [(module, module.training) for module in self.modules if "training" not in module.__dict__]
         self._parameter_names = [[*module._parameters.keys()] for module in self.modules]
-        # What is lazy has no bytes yet, and is not run.
-        parameters = {id(p): p for module in self.modules for p in module._parameters.values() if _is_there(p)}
-        buffers = {id(b): b for module in self.modules for b in module._buffers.values() if _is_there(b)}
+        # What is lazy has no bytes yet, and is not run; to ask `isinstance` of thousands would cost more than the type.
+        parameters = {
+            id(p): p
+            for module in self.modules
+            for p in module._parameters.values()
+            if p is not None and type(p) not in _LAZY
+        }
+        buffers = {
+            id(b): b
+            for module in self.modules
+            for b in module._buffers.values()
+            if b is not None and type(b) not in _LAZY
+        }
 
         self._contents: list[tuple[Any, Any]] = []
         self._empty: list[Any] = []  # as most containers of a module are
