@@ -111,7 +111,8 @@ def _look(
         ValueError: it cannot go through. The message says of what it failed, and how to go on.
     """
     start, first = entry(model, through), None
-    for closely, dtype in product((True, False), (None, *_precisions(start, _tensor(probe)))):
+    _takes.pop(start, None)
+    for closely, dtype in product((True, False), (None, *_precisions(start, _tensor(probe), run=run))):
         seen.forget()
         _takes.pop(start, None)
         if dtype is not None:
@@ -143,13 +144,15 @@ def _look_for_unsteady(
         _forward(model, probe, {}, lambda *_: None, {}, run=run, through=through)
 
 
-def _precisions(start: nn.Module, tensor: torch.Tensor) -> list[torch.dtype]:
-    """The types of a module's parameters, in their order, which it may take its input in; none of whole numbers."""
+def _precisions(start: nn.Module, tensor: torch.Tensor, *, run: Forward | None) -> list[torch.dtype]:
+    """The types that a module may take its input in, beside the one that it gets: those of its parameters, in order."""
     if not tensor.is_floating_point():
         return []
     held = chain(start.parameters(), start.buffers())
-    types = dict.fromkeys(p.dtype for p in held if p.is_floating_point() or p.is_complex())
-    return [dtype for dtype in (*types, tensor.dtype) if dtype.itemsize > 1][:_PRECISIONS_TRIED]
+    types = [p.dtype for p in held if p.is_floating_point() or p.is_complex()]
+    gets = tensor.dtype if run is not None else placed(start, tensor[:0]).dtype
+    others = dict.fromkeys([*types, tensor.dtype])
+    return [dtype for dtype in others if dtype != gets and dtype.itemsize > 1][:_PRECISIONS_TRIED]
 
 
 def _has(part: nn.Module) -> bool:

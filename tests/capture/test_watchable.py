@@ -420,8 +420,9 @@ def _as_it_comes(module: nn.Module, tensor: torch.Tensor) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float32, torch.float16])
 def test_the_probe_is_cast_to_what_the_module_takes(dtype: torch.dtype, scale: torch.dtype, run: Any) -> None:
     net, probe = Tempered(scale, dtype), images(1, 3, 8, 8)
-    taken = look(net, probe, run=run).feature_maps["conv"]
-    np.testing.assert_array_equal(taken, net.conv(probe.to(dtype)).detach().float().numpy())
+    for _ in range(2):  # of a second survey, too
+        taken = look(net, probe, run=run).feature_maps["conv"]
+        np.testing.assert_array_equal(taken, net.conv(probe.to(dtype)).detach().float().numpy())
 
 
 class Embedded(nn.Module):
@@ -564,6 +565,20 @@ def test_a_forward_that_fails_by_itself_is_reported_with_the_function() -> None:
     with pytest.raises(ValueError, match=r"KeyError: 0.*factor \(line \d+ of test_watchable.py\)") as refusal:
         survey(NeedsEpoch(), images(1, 3, 8, 8))
     assert "size and channels" not in str(refusal.value)
+
+
+def test_what_fails_is_not_tried_again_in_the_type_that_it_had() -> None:
+    calls = []
+
+    class Failing(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            calls.append(x.dtype)
+            raise RuntimeError("shape")
+
+    for run in (None, _as_it_comes):
+        with pytest.raises(ValueError, match="shape"):
+            survey(Failing(3, 4, 3), images(1, 3, 8, 8), run=run)
+    assert calls == [torch.float32] * 4  # once watched closely and once not
 
 
 def test_a_probe_of_the_wrong_size_is_still_reported_as_that() -> None:
