@@ -165,3 +165,27 @@ def test_a_strip_has_the_width_of_the_grid_and_rows_that_can_be_seen() -> None:
     picture = drawer.pictures(shown, 0, 0)[0]
     assert picture.size == (350, 8 * 7 + 1)
     assert drawer.strip(strided([0, 1], 2), [shown, shown]).size[1] >= 8 * 7 + 1
+
+
+class Spectral(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, bias=False, dtype=torch.complex64)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.conv(torch.fft.fft2(x)).abs()
+
+
+def test_what_turns_a_complex_filter_changes_its_numbers_and_not_its_picture(tmp_path: Path) -> None:
+    net = Spectral()
+    with cnnlog.watch(net, Probe.from_tensor(torch.rand(1, 1, 12, 12)), tmp_path, tensorboard=False) as watcher:
+        watcher.snapshot(0)
+        with torch.no_grad():
+            net.conv.weight.mul_(1j)
+        watcher.snapshot(1)
+    run = cnnlog.open_run(watcher.folder)
+    np.testing.assert_allclose(run.filters("conv", step=1), run.filters("conv", step=0), rtol=1e-6)
+    np.testing.assert_allclose(run.feature_maps("conv", step=1), run.feature_maps("conv", step=0), rtol=1e-5)
+    for number in ("weight_change", "function_change"):
+        assert run.numbers(number, "conv", step=1)[0] == pytest.approx(2**0.5, rel=1e-5)
+    np.testing.assert_allclose(run.numbers("filter_angle", "conv", step=1), 90, atol=1e-3)
