@@ -26,7 +26,7 @@ from cnnlog.capture.used_weights import unmerges
 _ALWAYS_COPIED = 2**20  # bytes: smaller tensor attributes are copied at every loan, larger ones as parameters are
 _CONSTANT = frozenset((bool, int, float, complex, str, bytes, type(None), type))  # types of values that never change
 _CONTAINERS = (dict, set, list, deque)
-_LAZY = (UninitializedBuffer, UninitializedParameter)
+_LAZY: tuple[type, ...] = (UninitializedBuffer, UninitializedParameter)
 _LOG = ("log", "log_dict")  # what forward may call in Lightning
 _SAME_SIZE_INT = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
