@@ -5,36 +5,46 @@ Torch ends here: a `Snapshot` holds NumPy arrays only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from itertools import chain
-from typing import Any
+import contextlib
+import weakref
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import chain, product
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
-from cnnlog.capture.layers import LayerInfo, layer_names
+from cnnlog.capture.failures import how_far, is_of_form
+from cnnlog.capture.layers import LayerInfo, layer_names, with_rows
 from cnnlog.capture.loan import borrow, may_write_parameters, unguarded
 from cnnlog.capture.measuring import Measured, packed, peaks, sampled
 from cnnlog.capture.probe import Probe
+from cnnlog.capture.reading import as_maps, first_tensor, noting
+from cnnlog.capture.seen import Infos, Seen
 from cnnlog.capture.sharding import is_sharded, plain_type, reshard
 from cnnlog.capture.transfer import departures, sent, to_host
 from cnnlog.capture.used_weights import (
     UsedWeights,
     evenly,
     filters_of,
-    has_one_weight,
     has_weights,
     indexed,
+    is_complex,
     stored_weight,
-    weight_shape,
     weights_of,
 )
-from cnnlog.capture.wiring import Wiring, is_norm
+from cnnlog.capture.watchable import Unwatchable, kept_lazy, refuse_scripted, unwatchable
 from cnnlog.messages import near
 from cnnlog.snapshot import FloatArray, Snapshot
 
 Forward = Callable[[nn.Module, torch.Tensor], object]
 """Runs the module on the probe, e.g. under a precision plugin: `run(module, tensor)`; what it returns is ignored."""
+
+_PRECISIONS_TRIED = 3
+_PARTS_TRIED = 8
+
+# The precision in which a module takes the probe, where that is none that its caller would give it; a survey knows.
+_takes: weakref.WeakKeyDictionary[nn.Module, torch.dtype] = weakref.WeakKeyDictionary()
 
 # Where a class has its `forward` from if it defines none.
 _WITHOUT_FORWARD = ("torch.nn.modules.module", "lightning.pytorch.core.module", "pytorch_lightning.core.module")
@@ -59,57 +69,115 @@ def survey(
         ValueError: the model cannot be looked at, or the probe cannot go through it. The message names the layers that
             ran.
     """
-    outputs: dict[str, tuple[int, ...]] = {}
-    full: dict[str, tuple[int, ...]] = {}  # with all frames
-    weights: dict[str, tuple[int, ...] | None] = {}
-    images = None if probe is None else len(_tensor(probe))
-
-    def record(name: str, module: nn.Module, output: object) -> None:
-        if name not in outputs:
-            outputs[name], full[name] = _maps_shape(output), _shape(output)
-            weights[name] = weight_shape(module)
-
     with borrow(model):
         modules = _named(model)
-        paths = {name: path for name, path, _ in layer_names(model)}
-        weighty = {module: name for name, module in modules.items() if has_weights(module)}
-        wiring = Wiring(
-            layers=weighty,
-            norms={module: name for name, module in modules.items() if is_norm(module)},
-        )
+        reasons = unwatchable(modules)
+        seen = Seen({name: module for name, module in modules.items() if name not in reasons})
+        if reasons and not any(map(has_weights, seen.modules.values())):
+            raise Unwatchable(f"{next(iter(reasons.values()))}.")
         if probe is not None:
-            try:
-                with wiring.hooked():
-                    watched_run = wiring.around(run or _plain_run)
-                    _forward(model, probe, modules, record, outputs, run=watched_run, through=through)
-            except ValueError:  # some models cannot be watched so closely; what lies behind their layers is not known
-                wiring.forget()
-                outputs.clear()
-                with unguarded(model):
-                    _forward(model, probe, modules, record, outputs, run=run, through=through)
-        for name, module in modules.items():
-            if name not in weights:
-                weights[name] = weight_shape(module)
+            refuse_scripted(modules, reasons, entry(model, through))
+            with kept_lazy(modules, reasons):
+                _look(model, probe, seen, run=run, through=through)
+        seen.complete()
         reshard(model.modules())  # of what FSDP2 gathers in a forward pass nothing can be computed
-        for name, module in modules.items():
-            if len(weights[name] or ()) == 4 and not has_one_weight(module):
-                weights[name] = None
-    order = [*outputs, *(name for name in modules if name not in outputs)]
-    return tuple(
-        LayerInfo(
-            name=name,
-            kind=plain_type(modules[name]).__name__,
-            module_type=plain_type(modules[name]),
-            has_filters=len(weights[name] or ()) == 4,
-            weight_shape=weights[name],
-            output_shape=outputs.get(name) or None,
-            has_maps=len(outputs.get(name, ())) == 4 and outputs[name][0] == images,
-            path=paths[name],
-            full_shape=full.get(name),
-            has_weights=weights[name] is not None and modules[name] in weighty,
-            behind=wiring.behind(name),
+        infos = Infos(seen, images=0 if probe is None else len(_tensor(probe)))
+        paths = {name: path for name, path, _ in layer_names(model)}
+        order = [*seen.outputs, *(name for name in modules if name not in seen.outputs)]
+        return tuple(
+            infos.of(name, paths[name])
+            if name not in reasons
+            else LayerInfo(
+                name=name,
+                kind=plain_type(modules[name]).__name__,
+                module_type=plain_type(modules[name]),
+                has_filters=False,
+                weight_shape=None,
+                output_shape=None,
+                path=paths[name],
+                refusal=reasons[name],
+            )
+            for name in order
         )
-        for name in order
+
+
+def _look(
+    model: nn.Module, probe: Probe | torch.Tensor, seen: Seen, *, run: Forward | None, through: str | None
+) -> None:
+    """Run the probe once, as the network takes it: watched closely if it bears that, in a precision that it has.
+
+    Raises:
+        ValueError: it cannot go through. The message says of what it failed, and how to go on.
+    """
+    start, first = entry(model, through), None
+    _takes.pop(start, None)
+    for closely, dtype in product((True, False), (None, *_precisions(start, _tensor(probe), run=run))):
+        seen.forget()
+        _takes.pop(start, None)
+        if dtype is not None:
+            _takes[start] = dtype
+        try:
+            with seen.wiring.hooked() if closely else unguarded(model):
+                watched_run = seen.wiring.around(run or _plain_run) if closely else run
+                _forward(model, probe, seen.modules, seen.record, seen.outputs, run=watched_run, through=through)
+        except Unwatchable:
+            raise
+        except ValueError as error:
+            first = first or error
+            continue
+        seen.followed = closely
+        if any(len(shape) > 2 and shape[0] != len(_tensor(probe)) for shape in seen.outputs.values()):
+            _look_for_unsteady(model, probe, seen, run=run, through=through)
+        return
+    _takes.pop(start, None)
+    seen.forget()
+    assert first is not None, "one pass at least was tried"
+    raise ValueError(f"{first}{_way_on(model, start, probe, first.__cause__, run=run)}") from first.__cause__
+
+
+def _look_for_unsteady(
+    model: nn.Module, probe: Probe | torch.Tensor, seen: Seen, *, run: Forward | None, through: str | None
+) -> None:
+    """Run the probe again, to see which numbers of maps depend on values; where that fails, none is said to."""
+    with contextlib.suppress(ValueError), noting(seen.modules, seen.unsteady):
+        _forward(model, probe, {}, lambda *_: None, {}, run=run, through=through)
+
+
+def _precisions(start: nn.Module, tensor: torch.Tensor, *, run: Forward | None) -> list[torch.dtype]:
+    """The types that a module may take its input in, beside the one that it gets: those of its parameters, in order."""
+    if not tensor.is_floating_point():
+        return []
+    held = chain(start.parameters(), start.buffers())
+    types = [p.dtype for p in held if p.is_floating_point() or p.is_complex()]
+    gets = tensor.dtype if run is not None else placed(start, tensor[:0]).dtype
+    others = dict.fromkeys([*types, tensor.dtype])
+    return [dtype for dtype in others if dtype != gets and dtype.itemsize > 1][:_PRECISIONS_TRIED]
+
+
+def _has(part: nn.Module) -> bool:
+    return any(map(has_weights, part.modules()))
+
+
+def _way_on(
+    model: nn.Module, start: nn.Module, probe: Probe | torch.Tensor, error: BaseException | None, *, run: Forward | None
+) -> str:
+    """A sentence on the sub-modules that would take the probe, where it failed of the form of forward's input."""
+    if not isinstance(error, Exception) or not is_of_form(start, error):
+        return ""
+    takers: list[str] = []
+    parts = [name for name, part in _named(model).items() if name.count(".") < 2 and part is not start and _has(part)]
+    for name in parts[:_PARTS_TRIED]:
+        try:
+            _forward(model, probe, {}, lambda *_: None, {}, run=run, through=name)
+        except Exception:  # it is not this one
+            continue
+        takers.append(name)
+        if len(takers) == 3:
+            break
+    if not takers:
+        return " Say through=NAME, the sub-module to run the probe through."
+    return f" Say through={takers[0]!r} to run the probe through that sub-module" + (
+        f", or one of {', '.join(map(repr, takers[1:]))}." if takers[1:] else "."
     )
 
 
@@ -126,18 +194,21 @@ def capture(
     global_step: int,
     run: Forward | None = None,
     through: str | None = None,
+    channels_last: Collection[str] = (),
     wait: bool = True,
 ) -> Snapshot:
     """Copy the effective weights and the feature maps of some layers, and what the numbers of all need, in float32.
 
     Args:
         model: any module; it is borrowed and given back.
-        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`. It may be None if you want filters only: then nothing runs,
-            and a layer that computes its weight in forward (standardised, fake-quantised) gives the stored weight.
+        probe: `[N, C, H, W]`, or clips `[N, C, T, H, W]`, or whatever else the network takes with N first. It may be
+            None if you want filters only: then nothing runs, and a layer that computes its weight in forward
+            (standardised, fake-quantised) gives the stored weight.
         filter_layers: the names of the layers whose effective weight `[O, I, kH, kW]` you want. The frames of a 3-D
-            convolution stand side by side, `[O, I, kH, kT * kW]`.
+            convolution stand side by side, `[O, I, kH, kT * kW]`; those of a 1-D convolution have one row,
+            `[O, I, 1, k]`. Complex ones are given by their magnitude.
         map_layers: the names of the layers whose first output `[N, C, H, W]` you want. Of `[N, C, T, H, W]` you get the
-            middle frame.
+            middle frame, and `[N, C, L]` has one row, `[N, C, 1, L]`. An output of k * N maps is `[k * N, C, H, W]`.
         measured: the layers that numbers are kept of, and what to take of each.
         before: layer -> its weights before the last optimiser step, as `weights_now` gave them; None without.
         step: the snapshot's step.
@@ -146,6 +217,7 @@ def capture(
         run: runs the probe through a module, `run(module, tensor)`. By default the module is called with the tensor, on
             its own device and in its own precision.
         through: the name of the sub-module that the probe runs through, if the model has no forward of its own.
+        channels_last: those of `map_layers` whose output has the channels last; the maps have them second all the same.
         wait: wait until the copies have left a CUDA device. If not, `Snapshot.ready` waits, and any thread may call it.
 
     Raises:
@@ -162,6 +234,7 @@ def capture(
             measured,
             sharded=is_sharded(all_modules),
             at_once=may_write_parameters(model),
+            channels_last=channels_last,
         )
         if probe is not None:
             with taken.used:
@@ -200,6 +273,7 @@ class _Taken:
         measured: the layers that numbers are kept of.
         sharded: whether weights must be gathered when nothing runs.
         at_once: whether weights must be taken as soon as their layer has run, for the model may write into them.
+        channels_last: the layers whose maps have the channels last.
     """
 
     def __init__(
@@ -211,15 +285,18 @@ class _Taken:
         *,
         sharded: bool,
         at_once: bool,
+        channels_last: Collection[str] = (),
     ) -> None:
         self.sharded = sharded
         self.filters: dict[str, FloatArray] = {}
+        self._whole: dict[str, FloatArray] = {}  # filters as their layer has them, those of 1-D ones without a row
         self.maps: dict[str, FloatArray] = {}
         self.weights: dict[str, FloatArray] = {}
         self.outputs: dict[str, FloatArray] = {}
         self.peaks: dict[str, FloatArray] = {}
         self.ran: dict[str, tuple[int, ...]] = {}
-        self._pictured, self._map_layers = set(filter_layers), set(map_layers)
+        self._pictured = set(filter_layers)
+        self._map_layers = {name: name in channels_last for name in map_layers}
         self._measured = {layer.name: layer for layer in measured}
         self._into = {layer.at: layer for layer in measured if layer.at is not None}
         self._weighty = tuple(dict.fromkeys([*filter_layers, *self._measured]))
@@ -239,10 +316,10 @@ class _Taken:
         """Take what is wanted of a module that has run."""
         if name in self.ran:  # one module may run several times: its first call counts
             return
-        tensor = _first_tensor(output)
+        tensor = first_tensor(output)
         self.ran[name] = () if tensor is None else tuple(tensor.shape)
         if name in self._map_layers:
-            self.maps[name] = _feature_maps(name, output)
+            self.maps[name] = to_host(as_maps(name, output, channels_last=self._map_layers[name]))
         if not self.sharded and name not in self._plain and (name in self._pictured or name in self._measured):
             self._take_weights(name)
         if tensor is None:
@@ -266,15 +343,19 @@ class _Taken:
 
     def _take_weights(self, name: str) -> None:
         module = self.watched[name]
+        used, magnitudes = self.used.filters.get(module), self.used.magnitudes.get(module)
         if name in self._pictured and name not in self.filters:
-            self.filters[name] = self.used.filters[module] if module in self.used.filters else filters_of(name, module)
+            shown = used if magnitudes is None else magnitudes
+            self._whole[name] = filters_of(name, module) if shown is None else shown
+            self.filters[name] = self._whole[name].reshape(with_rows(self._whole[name].shape))
         if name not in self._measured or name in self.weights:
             return
         chosen = self._measured[name].filters
-        if name in self.filters:
-            self.weights[name] = self.filters[name] if chosen is None else self.filters[name][evenly(chosen)]
-        elif module in self.used.filters:
-            self.weights[name] = self.used.filters[module]
+        whole = self._whole.get(name)
+        if whole is not None and magnitudes is None and not is_complex(module):
+            self.weights[name] = whole if chosen is None else whole[evenly(chosen)]
+        elif used is not None:
+            self.weights[name] = used if chosen is None or name not in self._pictured else used[evenly(chosen)]
         else:
             self.weights[name] = weights_of(name, module, chosen)
 
@@ -294,7 +375,7 @@ def _forward(
 ) -> None:
     """Run the probe with a temporary hook on every watched module; a failure says how far it came."""
     start = entry(model, through)
-    tensor = _tensor(probe).clone()  # forward may write into what it is given
+    tensor = in_precision(start, _tensor(probe).clone())  # forward may write into what it is given
     handles = [
         module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
         for name, module in watched.items()
@@ -302,7 +383,9 @@ def _forward(
     try:
         (run or _plain_run)(start, tensor)
     except Exception as error:
-        raise ValueError(_how_far(start, tensor, ran, error)) from error
+        if isinstance(error, Unwatchable):
+            raise
+        raise ValueError(how_far(model, start, tensor, ran, error)) from error
     finally:
         for handle in handles:
             handle.remove()
@@ -320,23 +403,28 @@ def _plain_run(module: nn.Module, tensor: torch.Tensor) -> None:
 def placed(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
     """The tensor on the device and in the precision of the module's first floating-point parameter or buffer.
 
+    Where a survey has found that the module takes another precision, it is in that. Whole numbers stay whole.
+
     Args:
         module: where the tensor will go in.
         tensor: the probe.
     """
-    example = next((p for p in chain(module.parameters(), module.buffers()) if p.is_floating_point()), tensor)
-    return sent(tensor, example.device).to(example.dtype)
+    held = chain(module.parameters(), module.buffers())
+    example = next((p for p in held if p.is_floating_point() and not is_lazy(p)), tensor)
+    if not tensor.is_floating_point():
+        return sent(tensor, example.device)
+    return sent(tensor, example.device).to(_takes.get(module, example.dtype))
 
 
-def _how_far(start: nn.Module, tensor: torch.Tensor, ran: Mapping[str, tuple[int, ...]], error: Exception) -> str:
-    last = [f"{name or type(start).__name__} {list(shape)}" for name, shape in list(ran.items())[-5:]]
-    before = f"{len(ran) - 5} layers, then " if len(ran) > 5 else ""
-    reason = (str(error).strip().splitlines() or [""])[0]
-    return (
-        f"The probe {list(tensor.shape)} cannot go through {type(start).__name__} "
-        f"({type(error).__name__}: {reason}); what ran: {before}{', '.join(last) or 'nothing'}. "
-        "Give a probe of the size and channels that the model is trained on."
-    )
+def in_precision(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor in the precision in which a survey found that a module takes it; as it is where it found none.
+
+    Args:
+        module: where the tensor will go in.
+        tensor: the probe.
+    """
+    dtype = _takes.get(module)
+    return tensor if dtype is None else tensor.to(dtype)
 
 
 def entry(model: nn.Module, through: str | None) -> nn.Module:
@@ -355,8 +443,8 @@ def entry(model: nn.Module, through: str | None) -> nn.Module:
             close = near(through, list(modules)) or [name for name, _ in model.named_children()]
             raise ValueError(f"through={through!r} names no sub-module of {type(model).__name__}; there is {close}.")
         return modules[through]
-    home = getattr(type(model).forward, "__module__", "")
-    if "forward" in model.__dict__ or home not in _WITHOUT_FORWARD:
+    home = getattr(getattr(type(model), "forward", None), "__module__", "")
+    if isinstance(model, torch.jit.ScriptModule) or "forward" in model.__dict__ or home not in _WITHOUT_FORWARD:
         return model
     children = {name: child for name, child in model.named_children() if any(True for _ in child.parameters())}
     if len(children) == 1:
@@ -381,38 +469,3 @@ def _known(modules: Mapping[str, nn.Module], name: str) -> nn.Module:
     if name not in modules:
         raise ValueError(f"The model has no layer {name!r}: its structure has changed since the layers were chosen.")
     return modules[name]
-
-
-# --- outputs ---------------------------------------------------------------------------------------------------------
-
-
-def _first_tensor(output: object) -> torch.Tensor | None:
-    if isinstance(output, torch.Tensor):
-        return output
-    parts: Any = ()
-    if isinstance(output, Mapping):
-        parts = output.values()
-    elif isinstance(output, (tuple, list)):
-        parts = output
-    return next((tensor for part in parts if (tensor := _first_tensor(part)) is not None), None)
-
-
-def _shape(output: object) -> tuple[int, ...]:
-    tensor = _first_tensor(output)
-    return () if tensor is None else tuple(tensor.shape)
-
-
-def _maps_shape(output: object) -> tuple[int, ...]:
-    """The output's shape, of `[N, C, T, H, W]` that of one frame."""
-    shape = _shape(output)
-    return (*shape[:2], *shape[3:]) if len(shape) == 5 else shape
-
-
-def _feature_maps(name: str, output: object) -> FloatArray:
-    tensor = _first_tensor(output)
-    if tensor is None or tensor.dim() not in (4, 5):
-        raise ValueError(
-            f"Layer {name!r} has no feature maps: expected an output [N, C, H, W] or [N, C, T, H, W], "
-            f"but it is {list(_shape(output))}."
-        )
-    return to_host(tensor if tensor.dim() == 4 else tensor[:, :, tensor.shape[2] // 2])

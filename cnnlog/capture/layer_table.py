@@ -10,9 +10,10 @@ import torch
 import torchinfo
 from torch import nn
 
-from cnnlog.capture.capture import entry
+from cnnlog.capture.capture import entry, in_precision
 from cnnlog.capture.layers import layer_names
 from cnnlog.capture.loan import borrow
+from cnnlog.capture.watchable import without_lazy
 
 MARK = "*"
 
@@ -112,8 +113,10 @@ def layer_table(
     with borrow(model):
         # torchinfo would call these, and `.eval()` merges LoRA weights, `.train()` thaws frozen parts.
         part = entry(model, through)
+        example = in_precision(part, example)
         part.__dict__["eval"] = part.__dict__["train"] = lambda *_: part
-        found = torchinfo.summary(part, input_data=[example], verbose=0, mode="eval", depth=64)
+        with without_lazy(part.modules()):  # torchinfo counts what is in them
+            found = torchinfo.summary(part, input_data=[example], verbose=0, mode="eval", depth=64)
     rows: dict[str, Row] = {}
     for info in found.summary_list:
         name = names.get(id(info.module), info.var_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -32,16 +32,23 @@ class LayerInfo:
         name: the module's name in the model, without torch.compile's `_orig_mod` and PEFT's `base_model.model`.
         kind: the module's class name.
         module_type: the module's class.
-        has_filters: whether its effective weight is `[O, I, kH, kW]`, or `[O, I, kT, kH, kW]`.
-        weight_shape: shape of its effective weight, in 3-D with the frames side by side: `(O, I, kH, kT * kW)`; None
-            without one.
-        output_shape: shape of its first output, in 3-D of one frame: `(N, C, H, W)`; None if it did not run on the
-            probe.
-        has_maps: whether its output is `[N, C, H, W]`, or `[N, C, T, H, W]`, with the probe's N.
+        has_filters: whether it convolved on the probe with a weight `[O, I, k]`, `[O, I, kH, kW]` or
+            `[O, I, kT, kH, kW]`; of a layer that did not run, whether it may.
+        weight_shape: shape of its effective weight, filters first: in 3-D with the frames side by side,
+            `(O, I, kH, kT * kW)`; in 1-D `(O, I, k)`; None without one.
+        output_shape: shape of its first output as it is read, `(M, C, H, W)`: of one frame in 3-D, with one row in 1-D,
+            the channels second wherever the layer has them; None if it did not run on the probe.
+        has_maps: whether its output can be read so, with M as many or k times as many as the probe's N.
         path: the module's name with these, which is what `model.named_modules()` calls it.
         full_shape: shape of its first output with all frames; None if it did not run on the probe.
         has_weights: whether it convolves with its weight, or multiplies with it as a linear layer.
         behind: what its output goes through next; None if it did not run.
+        channels_last: whether its output has the channels last, rather than second; None where that cannot be known.
+        maps_an_image: how many maps of each channel it makes of an image of the probe.
+        is_strip: whether it convolves along one axis only.
+        refusal: why it cannot be watched at all, as a sentence without its full stop; empty if it can.
+        why_no_filters: why a weight that looks like filters is none; empty if it is.
+        why_no_maps: why an output with axes of space is not read as maps; empty if it is.
     """
 
     name: str
@@ -55,6 +62,12 @@ class LayerInfo:
     full_shape: tuple[int, ...] | None = None
     has_weights: bool = False
     behind: Behind | None = None
+    channels_last: bool | None = False
+    maps_an_image: int = 1
+    is_strip: bool = False
+    refusal: str = ""
+    why_no_filters: str = ""
+    why_no_maps: str = ""
 
     def has(self, kind: Kind) -> bool:
         """Whether the layer can be watched for a kind.
@@ -63,6 +76,55 @@ class LayerInfo:
             kind: filters or feature maps.
         """
         return self.has_filters if kind is Kind.FILTERS else self.has_maps
+
+
+def with_rows(filters: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape in which filters are pictured: those of a 1-D convolution have one row, `(O, I, 1, k)`.
+
+    Args:
+        filters: `(O, I, kH, kW)` or `(O, I, k)`.
+    """
+    return (*filters[:2], 1, filters[2]) if len(filters) == 3 else filters
+
+
+def maps_shape(shape: tuple[int, ...], *, channels_last: bool | None) -> tuple[int, ...]:
+    """The shape `(M, C, H, W)` in which an output is read: of one frame where it has several, strips have one row.
+
+    Args:
+        shape: of the output: `[M, C, L]`, `[M, C, H, W]`, `[M, C, T, H, W]`, or the same with the channels last. Any
+            other is returned as it is.
+        channels_last: whether the channels are last; None where that is not known, and read as second.
+
+    Example:
+        >>> maps_shape((2, 16, 100), channels_last=False), maps_shape((2, 8, 8, 16), channels_last=True)
+        ((2, 16, 1, 100), (2, 16, 8, 8))
+    """
+    if len(shape) not in (3, 4, 5):
+        return shape
+    maps, *rest = shape
+    channels, *space = [rest[-1], *rest[:-1]] if channels_last else rest
+    return (maps, channels, *([1, *space] if len(space) == 1 else space[-2:]))
+
+
+def read_as(infos: Sequence[LayerInfo], *, channels_last: bool | None) -> list[LayerInfo]:
+    """The layers, with those outputs read as asked for of which it cannot be known where the channels are.
+
+    Args:
+        infos: what `capture.survey` found.
+        channels_last: whether they have them last, rather than second; None leaves them open.
+    """
+    return [
+        info
+        if channels_last is None or info.channels_last is not None or not info.why_no_maps
+        else replace(
+            info,
+            channels_last=channels_last,
+            output_shape=maps_shape(info.full_shape or (), channels_last=channels_last),
+            has_maps=True,
+            why_no_maps="",
+        )
+        for info in infos
+    ]
 
 
 def layer_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
@@ -133,10 +195,12 @@ def _auto(infos: Sequence[LayerInfo], kind: Kind) -> tuple[str, ...]:
     if any(info.output_shape is not None for info in convs):
         convs = [info for info in convs if info.output_shape is not None]
     convs = [info for info in convs if info.has(kind)]
+    convs = [info for info in convs if not info.is_strip] or convs  # of images, what runs over channels is a gate
     if not convs:
+        refused = next((f"{info.refusal}. " for info in infos if info.refusal), "")
         raise ValueError(
-            f'layers="auto" watches 2-D and 3-D convolutions for their {kind.words}, but this model has none that '
-            f"{'could be read' if kind is Kind.FILTERS else 'gives [N, C, H, W] for the probe'}; "
+            f'{refused}layers="auto" watches 2-D and 3-D convolutions for their {kind.words}, but this model has none '
+            f"that {'could be read' if kind is Kind.FILTERS else 'gives [N, C, H, W] for the probe'}, and no 1-D ones; "
             f"name the layers to watch{_some_usable(infos, kind)}."
         )
     if len(convs) > AUTO_LIMIT:
@@ -194,12 +258,21 @@ def _usable_names(found: list[LayerInfo], meaning: str, infos: Sequence[LayerInf
     if names:
         return names
     if found:
-        raise ValueError(f"None of the {len(found)} layers {meaning} has {kind.words}{_some_usable(infos, kind)}.")
+        why = next((info.refusal for info in found if info.refusal), "")
+        reason = f" ({why})" if why else ""
+        raise ValueError(
+            f"None of the {len(found)} layers {meaning} has {kind.words}{reason}{_some_usable(infos, kind)}."
+        )
     raise ValueError(f"The model has no layer {meaning}{_close(like, infos, kind)}")
 
 
 def _unusable(info: LayerInfo, kind: Kind) -> str:
+    if info.refusal:
+        return info.refusal
     which = f"Layer {info.name!r} ({info.kind})"
+    why = info.why_no_filters if kind is Kind.FILTERS else info.why_no_maps
+    if why:
+        return f"{which} has no {kind.words}: {why}"
     if kind is Kind.FILTERS:
         arrived = f"its weight is {list(info.weight_shape)}" if info.weight_shape else "it has none of its own"
         return f"{which} has no filters: expected a 4-D weight [O, I, kH, kW], but {arrived}"

@@ -22,7 +22,6 @@ from torch.overrides import _pop_mode_temporarily
 
 from cnnlog.capture.flags import kept_flags
 from cnnlog.capture.foreign import Watched, place
-from cnnlog.capture.layers import layer_names
 from cnnlog.capture.muted import Muted, is_logger
 from cnnlog.capture.reach import Reach
 from cnnlog.capture.rng import PASS_SEED, kept_rng
@@ -77,11 +76,11 @@ def borrow(model: nn.Module) -> Iterator[list[nn.Module]]:
         model: any module.
 
     Raises:
-        ValueError: the model is a ScriptModule, has uninitialised lazy parameters, or is sharded by FSDP 1 or ZeRO 3.
+        ValueError: the model is sharded by FSDP 1 or ZeRO 3.
         RuntimeError: forward wrote into parameters of which there was no copy.
     """
     modules = list(model.modules())  # to walk through a large model costs more than what is done at each module
-    refuse(modules)
+    refuse_flattened(modules)
     with ExitStack() as stack:
         stack.enter_context(kept_flags())
         stack.enter_context(sharded(modules))
@@ -122,48 +121,6 @@ def may_write_parameters(model: nn.Module) -> bool:
         model: any module.
     """
     return model not in _known or _known[model].writes
-
-
-def refuse(modules: Sequence[nn.Module]) -> None:
-    """Refuse a model that cannot be looked at.
-
-    Args:
-        modules: all of the model's, itself first.
-
-    Raises:
-        ValueError: it is or holds a ScriptModule, or has parameters that are lazy or flattened.
-    """
-    refuse_flattened(modules)
-    if not _is_suspect(modules):
-        return
-    for module in modules:
-        if not (isinstance(module, torch.jit.ScriptModule) or any(map(is_lazy, _own_tensors(module).values()))):
-            continue
-        name = next(name for name, _, other in layer_names(modules[0]) if other is module)
-        if isinstance(module, torch.jit.ScriptModule):
-            where = f"layer {name!r}" if name else "the model"
-            raise ValueError(
-                f"A ScriptModule cannot be watched, and {where} is one ({type(module).__name__}): its inner "
-                "layers take no hooks. Train the nn.Module it was scripted or traced from."
-            )
-        key = next(key for key, tensor in _own_tensors(module).items() if is_lazy(tensor))
-        raise ValueError(
-            f"Layer {name!r} ({type(module).__name__}) is lazy and its {key!r} has no shape yet: "
-            "run the model once on a batch before training, so that every parameter is initialised."
-        )
-
-
-def _is_suspect(modules: Sequence[nn.Module]) -> bool:
-    """Whether any module is scripted, or any tensor lazy, by their classes: there are thousands of them, of few."""
-    if any(issubclass(cls, torch.jit.ScriptModule) for cls in {*map(type, modules)}):
-        return True
-    tensors = (tensor for module in modules for own in (module._parameters, module._buffers) for tensor in own.values())
-    return any(issubclass(cls, (UninitializedBuffer, UninitializedParameter)) for cls in {*map(type, tensors)})
-
-
-def _own_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
-    own = chain(module._parameters.items(), module._buffers.items())
-    return {key: tensor for key, tensor in own if tensor is not None}
 
 
 class _Loan:

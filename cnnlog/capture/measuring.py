@@ -79,7 +79,7 @@ def measured(infos: Sequence[LayerInfo]) -> tuple[Measured, ...]:
             name=info.name,
             filters=chosen_filters(info.weight_shape or ()),
             at=info.behind.at if info.behind is not None else None,
-            channels_last=len(info.weight_shape or ()) == 2,
+            channels_last=len(info.weight_shape or ()) == 2 if info.channels_last is None else info.channels_last,
             channels=(info.weight_shape or (0,))[0],
         )
         for info in infos
@@ -123,10 +123,14 @@ def sampled(output: torch.Tensor, *, channels_last: bool) -> FloatArray | None:
         channels_last: whether the channels are last.
 
     Returns:
-        `[samples, C]`; None of an output without an axis of images and one of channels.
+        `[samples, C]`, or `[samples, 2 * C]` of complex values, real and imaginary parts; None of an output without an
+        axis of images and one of channels.
     """
     if output.dim() < 2 or 0 in output.shape:
         return None
+    if output.is_complex():
+        axis = output.dim() - 1 if channels_last else 1
+        output = torch.cat([output.real, output.imag], dim=axis)
     lattice = _lattice(tuple(output.shape[1:-1] if channels_last else output.shape[2:]), len(output))
     at = (slice(None), *lattice) if channels_last else (slice(None), slice(None), *lattice)
     if type(output) is torch.Tensor and output.device.type == "cpu" and output.dtype == torch.float32:
@@ -145,9 +149,9 @@ def peaks(output: torch.Tensor, *, channels_last: bool) -> FloatArray | None:
         channels_last: whether the channels are last.
 
     Returns:
-        `[C]`; None of an output without an axis of images and one of channels.
+        `[C]`; None of an output without an axis of images and one of channels, and of a complex one: it has no order.
     """
-    if output.dim() < 2 or 0 in output.shape:
+    if output.dim() < 2 or 0 in output.shape or output.is_complex():
         return None
     axis = output.dim() - 1 if channels_last else 1
     return to_host(output.amax(dim=[dim for dim in range(output.dim()) if dim != axis]), fresh=True)
@@ -181,9 +185,10 @@ def packed(tensors: Mapping[str, torch.Tensor]) -> dict[str, FloatArray]:
         tensors: name -> on any device, of any floating-point type.
 
     Returns:
-        Name -> float32.
+        Name -> float32; a complex tensor's parts, real and imaginary, lie along a last axis of 2.
     """
     found: dict[str, FloatArray] = {}
+    tensors = {name: torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for name, t in tensors.items()}
     for names, flat in _flat(tensors):
         host = to_host(flat, fresh=True)
         ends = np.cumsum([tensors[name].numel() for name in names])

@@ -16,16 +16,19 @@ _leaving: ContextVar[set[torch.cuda.Stream] | None] = ContextVar("_leaving", def
 
 
 def to_host(tensor: torch.Tensor, *, fresh: bool = False) -> FloatArray:
-    """A C-contiguous float32 copy of its own; bf16 and quantised tensors are converted.
+    """A C-contiguous float32 copy of its own; bf16 and quantised tensors are converted, complex ones get an axis.
 
     During a capture, a copy from CUDA is under way but has not arrived. It has the values of now all the same, because
     whatever is done to the tensor later comes after it on the same stream.
 
     Args:
-        tensor: on any device, of any type; gathered if it is distributed.
+        tensor: on any device, of any type; gathered if it is distributed. A complex one becomes its two parts, real
+            and imaginary, along a last axis of 2.
         fresh: the tensor was made for this and belongs to nobody else, so that its memory may be taken over.
     """
     tensor = gathered(tensor)
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
     on_host = tensor.device.type == "cpu" and not tensor.is_cuda
     if fresh and on_host and tensor.dtype == torch.float32 and tensor.is_contiguous():
         taken: FloatArray = tensor.detach().numpy()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import is_parametrized
 from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
@@ -20,8 +22,7 @@ from cnnlog.capture.sharding import gathered, gathered_parameters, is_distribute
 from cnnlog.capture.transfer import to_host
 from cnnlog.snapshot import FloatArray
 
-_PRODUCTS = {
-    F.linear,
+CONVOLUTIONS = {
     torch.conv1d,
     torch.conv2d,
     torch.conv3d,
@@ -29,6 +30,7 @@ _PRODUCTS = {
     torch.conv_transpose2d,
     torch.conv_transpose3d,
 }
+_PRODUCTS = {F.linear, *CONVOLUTIONS}
 # Classes whose forward takes the weight as it is stored.
 _PLAIN = (
     nn.Conv1d,
@@ -46,6 +48,8 @@ _TRANSPOSED = {torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transp
 def filters_of(name: str, module: nn.Module) -> FloatArray:
     """The filters that a layer stores: `[O, I, kH, kW]`, or `[O, I, kH, kT * kW]` of a 3-D convolution.
 
+    Those of a 1-D convolution are `[O, I, k]`; complex filters are shown by their magnitude.
+
     Args:
         name: the layer's name, which a message gives.
         module: the layer.
@@ -54,14 +58,16 @@ def filters_of(name: str, module: nn.Module) -> FloatArray:
         ValueError: it has no filters.
     """
     weight = _weight(module)
-    if weight is None or weight.dim() != 4:
+    if weight is None or weight.dim() not in (3, 4):
         arrived = "has none" if weight is None else f"is {list(weight.shape)}"
-        raise ValueError(f"Layer {name!r} has no filters: expected a weight [O, I, kH, kW], but it {arrived}.")
-    return to_host(weight)
+        raise ValueError(
+            f"Layer {name!r} has no filters: expected a weight [O, I, kH, kW] or [O, I, k], but it {arrived}."
+        )
+    return to_host(weight.abs() if weight.is_complex() else weight)
 
 
 def weights_of(name: str, module: nn.Module, filters: Sequence[int] | None) -> FloatArray:
-    """The weights that a layer stores, one filter a row: `[k, ...]`.
+    """The weights that a layer stores, one filter a row: `[k, ...]`; both parts of complex ones.
 
     Args:
         name: the layer's name, which a message gives.
@@ -135,23 +141,75 @@ def weight_shape(module: Any) -> tuple[int, ...] | None:
     Args:
         module: the layer.
     """
-    while _is_adapted(module):
-        module = module.get_base_layer()
+    module = _base(module)
     weight = _weight(module, data=False)
     return None if weight is None else tuple(weight.shape)
 
 
 def has_weights(module: Any) -> bool:
-    """Whether a layer convolves with its weight, or multiplies with it as a linear layer.
+    """Whether a layer may convolve with its weight, or multiplies with it as a linear layer.
 
     Args:
         module: any module.
     """
     shape = weight_shape(module)
+    return shape is not None and (len(shape) in (3, 4) or (isinstance(_base(module), nn.Linear) and len(shape) > 1))
+
+
+def is_convolution(module: Any) -> bool:
+    """Whether a layer is a convolution by its class. Others may be, which only a forward pass tells (`convolves`).
+
+    Args:
+        module: any module.
+    """
+    base = _base(module)
+    packed = callable(getattr(type(base), "weight", None))  # converted quantised ones; a property is not called
+    return isinstance(base, nn.modules.conv._ConvNd) or (packed and "Conv" in type(base).__name__)
+
+
+def is_complex(module: Any) -> bool:
+    """Whether a layer's weight has real and imaginary parts.
+
+    Args:
+        module: a layer.
+    """
+    return any(parameter.is_complex() for parameter in module.parameters(recurse=False))
+
+
+def may_convolve(module: Any) -> bool:
+    """Whether the weight of a layer that did not run looks like filters, and not like one scale for each channel.
+
+    Args:
+        module: any module.
+    """
+    shape = weight_shape(module) or ()
+    return is_convolution(module) or (len(shape) == 4 and max(shape) < math.prod(shape))
+
+
+def convolves(module: nn.Module, shape: tuple[int, ...] | None, func: Any, args: Any, kwargs: Any) -> bool:
+    """Whether one of torch's functions convolves with the filters of a layer, or with those that it makes per image.
+
+    Args:
+        module: the layer that is running.
+        shape: of its weight, filters first; None without one.
+        func: the function.
+        args: what it gets.
+        kwargs: what it gets by name.
+    """
+    if "deform_conv" in str(getattr(func, "__name__", "")):
+        return shape is not None
+    weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+    if func not in CONVOLUTIONS or not isinstance(weight, torch.Tensor) or shape is None:
+        return False
+    used = _filters_first(weight, getattr(module, "groups", 1) if func in _TRANSPOSED else None)
+    return tuple(used.shape[1:]) == shape[1:] and len(used) % shape[0] == 0
+
+
+def _base(module: Any) -> Any:
+    """The layer itself, without adapters of PEFT's around it."""
     while _is_adapted(module):
         module = module.get_base_layer()
-    known = isinstance(module, (nn.modules.conv._ConvNd, nn.Linear))
-    return shape is not None and (len(shape) == 4 or (known and len(shape) > 1))
+    return module
 
 
 def has_one_weight(module: Any) -> bool:
@@ -174,7 +232,7 @@ def has_one_weight(module: Any) -> bool:
 
 
 def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
-    """The weight that a layer stores, filters first, frames side by side; None if it has none.
+    """The weight that a layer stores, filters first, frames side by side; None if it has none, or none yet (lazy).
 
     What forward makes of the weight before it convolves (weight standardisation, fake quantisation) is not in it;
     `UsedWeights` sees that. Call this in eval mode, where spectral norm does not advance.
@@ -199,14 +257,22 @@ def _weight(module: Any, *, data: bool = True) -> torch.Tensor | None:
         weight = getattr(module, "weight", None)
         if callable(weight) and not isinstance(weight, (torch.Tensor, nn.Module)):
             weight = weight()  # converted quantised convolutions
-    if not isinstance(weight, torch.Tensor):
+    if not isinstance(weight, torch.Tensor) or is_lazy(weight):
         return None
     if weight.is_quantized:
         weight = weight.dequantize()
+    if _is_made_for_each_image(module):
+        weight = weight[0]
     if is_distributed(weight):
         weight = gathered(weight) if data else torch.empty(weight.shape, device="meta")
     transposed = getattr(module, "transposed", False)
     return _filters_first(weight, getattr(module, "groups", 1) if transposed else None)
+
+
+def _is_made_for_each_image(module: nn.Module) -> bool:
+    """Whether a layer stores `[1, O, I, kH, kW]`, whose first axis is that of the images (modulated convolutions)."""
+    weight = module._parameters.get("weight")
+    return weight is not None and weight.dim() == 5 and len(weight) == 1 and not is_convolution(module)
 
 
 def _filters_first(weight: torch.Tensor, transposed_groups: int | None) -> torch.Tensor:
@@ -285,17 +351,21 @@ class UsedWeights:
     A layer may compute its weight anew in each forward (weight standardisation, fake quantisation with a batch norm
     folded in, a parametrisation that draws). What it stores is then not what it convolves with. Two cases are ignored:
     a convolution whose weight has a different shape (e.g. mixed per image), and an adapted layer, which convolves in
-    parts.
+    parts. Of a layer that stores `[1, O, I, kH, kW]`, to modulate it for each image, the filters of the first image
+    count.
 
     Args:
         layers: whose weights you want -> which of their filters; None for all.
 
     Attributes:
-        filters: layer -> the weight of the first convolution in its own forward, `[O, I, kH, kW]`, those filters of it.
+        filters: layer -> the weight of the first convolution in its own forward, `[O, I, kH, kW]`, those filters of it;
+            `[O, I, k]` of a 1-D one; of complex ones the real and imaginary parts along a last axis of 2.
+        magnitudes: layer -> the magnitudes of complex ones alone, `[O, I, kH, kW]` or `[O, I, k]`.
     """
 
     def __init__(self, layers: Mapping[nn.Module, Sequence[int] | None]) -> None:
         self.filters: dict[nn.Module, FloatArray] = {}
+        self.magnitudes: dict[nn.Module, FloatArray] = {}
         self._wanted = layers
         self._seeing = _Seeing(self._see)
         self._shapes = {layer: weight_shape(layer) for layer in layers if not _is_adapted(layer)}
@@ -341,6 +411,11 @@ class UsedWeights:
         if weight.dtype != self._sharded.get(layer, weight.dtype):
             return  # FSDP2 computes in a lower precision than it trains in, which small changes do not show in
         groups = getattr(layer, "groups", 1) if func in _TRANSPOSED else None
-        filters = _filters_first(gathered(weight), groups)
-        if tuple(filters.shape) == self._shapes[layer]:
-            self.filters[layer] = to_host(indexed(filters, self._wanted[layer]))
+        filters, shape = _filters_first(gathered(weight), groups), self._shapes[layer]
+        if func in CONVOLUTIONS and shape and _is_made_for_each_image(layer) and filters.shape[1:] == shape[1:]:
+            filters = filters[: shape[0]]
+        if tuple(filters.shape) == shape:
+            chosen = indexed(filters, self._wanted[layer])
+            self.filters[layer] = to_host(chosen)
+            if filters.is_complex():
+                self.magnitudes[layer] = to_host(chosen.abs())

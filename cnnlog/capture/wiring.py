@@ -7,7 +7,7 @@ give. Later snapshots need only know at which module to look.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +18,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.hooks import RemovableHandle
+
+from cnnlog.capture.axes import Axes, tensors_in
+from cnnlog.capture.used_weights import convolves, is_convolution, weight_shape
 
 # Activations whose output is above 0 just where their input is, so that the input tells which channels are dead.
 _ACTIVATIONS: dict[Any, str] = {
@@ -111,13 +114,27 @@ class Wiring(TorchFunctionMode):
     """Watches a forward pass, and says what lies behind each layer. Enter it around the pass.
 
     Args:
-        layers: module -> its name, for all modules that have weights to convolve or multiply with.
+        layers: module -> its name, for all modules that have weights to convolve or multiply with, or may have.
         norms: module -> its name, for all modules that may normalise.
+        modules: all that are hooked, to follow the axis of the channels; None hooks the layers and norms alone.
+
+    Attributes:
+        axes: which axis of each output holds the channels.
+        convolved: the layers that convolved with their weights.
     """
 
-    def __init__(self, layers: Mapping[nn.Module, str], norms: Mapping[nn.Module, str]) -> None:
+    def __init__(
+        self,
+        layers: Mapping[nn.Module, str],
+        norms: Mapping[nn.Module, str],
+        modules: Collection[nn.Module] | None = None,
+    ) -> None:
         super().__init__()
+        self.axes, self.convolved = Axes(), set[nn.Module]()
         self._layers, self._norms = layers, norms
+        self._modules = {**layers, **norms} if modules is None else modules
+        self._shapes = {layer: weight_shape(layer) for layer in layers}  # some compute their weight when asked
+        self._running: list[nn.Module] = []  # layers
         self._traces: dict[int, tuple[Callable[[], torch.Tensor | None], _Trace]] = {}
         self._chains: dict[str, _Chain] = {}
         self._followed: set[str] = set()
@@ -126,10 +143,17 @@ class Wiring(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        given = list(_tensors((args, kwargs)))
+        for layer in self._running[::-1]:
+            # A wrapper that has no weight of its own shows that of what it runs.
+            if (layer is self._running[-1] or "weight" not in layer._parameters) and convolves(
+                layer, self._shapes[layer], func, args, kwargs
+            ):
+                self.convolved.add(layer)
+        given = list(tensors_in((args, kwargs)))
         traces = [trace for tensor in given if (trace := self._trace(tensor)) is not None]
         result = func(*args, **kwargs)
         self._saw(func, args, kwargs, traces, result)
+        self.axes.saw(func, args, kwargs, result)
         return result
 
     def behind(self, name: str) -> Behind | None:
@@ -155,7 +179,7 @@ class Wiring(TorchFunctionMode):
         """Hear of every call of the modules meanwhile."""
         handles: list[RemovableHandle] = []
         try:
-            for module in {**self._layers, **self._norms}:
+            for module in self._modules:
                 handles.append(module.register_forward_pre_hook(self._starts))
                 handles.append(module.register_forward_hook(self._ended))
             yield
@@ -172,6 +196,7 @@ class Wiring(TorchFunctionMode):
 
         def watched(module: nn.Module, tensor: torch.Tensor) -> object:
             with self:
+                self.axes.begin(tensor)
                 return run(module, tensor)
 
         return watched
@@ -179,28 +204,36 @@ class Wiring(TorchFunctionMode):
     def forget(self) -> None:
         """Know nothing of any layer."""
         self._chains.clear()
+        self.convolved.clear()
+        self._running.clear()
+        self.axes = Axes()
 
     # ---- told by hooks
 
     def _starts(self, module: nn.Module, args: Any) -> None:
-        traces = [trace for tensor in _tensors(args) if (trace := self._trace(tensor)) is not None]
+        traces = [trace for tensor in tensors_in(args) if (trace := self._trace(tensor)) is not None]
         if module in self._layers:
-            for trace in traces:
+            self._running.append(module)
+            for trace in traces if self._is_product(module) else ():
                 self._followed |= trace.reach
         if module in self._norms:
             chain = next((t.chain for t in traces if t.chain is not None and not t.chain.settled), None)
             self._within.append((module, chain))
 
     def _ended(self, module: nn.Module, args: Any, output: Any) -> None:
+        self.axes.passed(args, output)
         name = self._layers.get(module)
-        given = frozenset().union(*(t.reach for tensor in _tensors(args) if (t := self._trace(tensor)) is not None))
+        if name is not None and module in self._running:
+            del self._running[self._running.index(module) :]
+            name = name if self._is_product(module) else None
+        given = frozenset().union(*(t.reach for tensor in tensors_in(args) if (t := self._trace(tensor)) is not None))
         if name is not None:
             self._followed |= given
             first = name not in self._chains
             chain = _Chain(name, name) if first else None
             if chain is not None:
                 self._chains[name] = chain
-            for tensor in _tensors(output):
+            for tensor in tensors_in(output):
                 self._keep(tensor, _Trace(chain, frozenset({name})))
                 chain = None  # of several outputs the first one is what is looked at
         elif self._within and self._within[-1][0] is module:
@@ -215,7 +248,7 @@ class Wiring(TorchFunctionMode):
             chain.settled, chain.activation = True, None
             return
         chain.at = name
-        tensor = next(_tensors(output), None)
+        tensor = next(tensors_in(output), None)
         trace = None if tensor is None else self._trace(tensor)
         if tensor is not None:
             self._keep(tensor, _Trace(chain, trace.reach if trace is not None else frozenset()))
@@ -235,7 +268,7 @@ class Wiring(TorchFunctionMode):
             passed = self._within[-1][1]  # what a norm computes is of the layer before it until it ends
             if passed is not None and (name := _activation(func, args, kwargs)) is not None:
                 passed.activation, passed.settled = name, True
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             self._keep(tensor, _Trace(passed, reach))
 
     def _goes_on(self, chain: _Chain, func: Any, args: Any, kwargs: Any) -> bool:
@@ -262,6 +295,10 @@ class Wiring(TorchFunctionMode):
         for trace in traces:
             if trace.chain is not None and trace.chain.settled:
                 trace.chain.activation = None
+
+    def _is_product(self, module: nn.Module) -> bool:
+        """Whether a layer convolves or multiplies: by its class, or because it has been seen to."""
+        return isinstance(module, nn.Linear) or is_convolution(module) or module in self.convolved
 
     # ---- tensors
 
@@ -302,14 +339,3 @@ def _activation(func: Any, args: Any, kwargs: Any) -> str | None:
 def _is_reading(func: Any) -> bool:
     """Whether a function only reads a tensor's shape, type or the like."""
     return getattr(func, "__name__", "") in ("__get__", "size", "dim", "stride", "numel", "is_contiguous", "__len__")
-
-
-def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        yield value
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, Mapping):
-        for part in value.values():
-            yield from _tensors(part)

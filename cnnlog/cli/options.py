@@ -39,6 +39,10 @@ View = Annotated[
 
 
 Cmap = Annotated[str, typer.Option(help="auto (by sign), gray, or any matplotlib colour map.")]
+ChannelsLast = Annotated[
+    bool | None,
+    typer.Option("--channels-last/--channels-second", help="Where the channels of an output are, if nothing tells."),
+]
 Shown = Annotated[int, typer.Option("--max", min=1, help="Channels to draw at most.")]
 Width = Annotated[int, typer.Option(min=16, help="Widest grid, in pixels.")]
 AsFigure = Annotated[bool, typer.Option("--figure", help="A figure with title, channel numbers and colour bar.")]

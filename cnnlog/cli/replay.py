@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from cnnlog.cli.options import Shown, View
+from cnnlog.cli.options import ChannelsLast, Shown, View
 from cnnlog.cli.progress import is_watched
 from cnnlog.kinds import Unit
 
@@ -42,6 +42,7 @@ def replay(
     through: Annotated[
         str | None, typer.Option(help="The part that the probe goes through, where the class has no forward.")
     ] = None,
+    channels_last: ChannelsLast = None,
     tensorboard: Annotated[bool, typer.Option(help="Write TensorBoard's events, too.")] = True,
     output: Annotated[Path, typer.Option("--output", "-o", help="The run's folder, which must be new.")] = Path(
         "cnnlog-replay"
@@ -71,6 +72,7 @@ def replay(
         layers=layers if layers == "auto" else layers.split(","),
         look=Look(shown=shown, view=view),
         through=through,
+        channels_last=channels_last,
         tensorboard=tensorboard,
         progress=lambda steps: track(steps, "replaying", transient=True, console=console, disable=not is_watched()),
     )

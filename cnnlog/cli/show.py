@@ -10,6 +10,7 @@ import typer
 from cnnlog.cli.options import (
     Arch,
     AsFigure,
+    ChannelsLast,
     Cmap,
     Layer,
     Normalize,
@@ -106,6 +107,7 @@ def show_maps(
     shown: Shown = 64,
     width: Width = 350,
     figure: AsFigure = False,
+    channels_last: ChannelsLast = None,
 ) -> None:
     """Draw the feature maps that one layer makes of an image: its own output, before any layer that follows.
 
@@ -117,13 +119,14 @@ def show_maps(
     from cnnlog.models.tutorials import place_among_tutorials, prepared
     from cnnlog.rendering.picture import Picture
     from cnnlog.rendering.shared_ranges import tight_limits
-    from cnnlog.rendering.views import cell_width, grid_columns, select_maps
+    from cnnlog.rendering.views import cell_width, map_columns, select_maps
 
     found = load_classifier(model, weights, arch=arch)
     size = None if resize is None else _height_and_width(resize)
     probe = Probe.from_images(image, transform=prepared(found.transform, size=size, normalize=normalize))
-    maps = _captured(found.model, probe, layer, Kind.FEATURE_MAPS)
-    cell = None if figure else cell_width(grid_columns(min(shown, maps.shape[1])), width)
+    maps = _captured(found.model, probe, layer, Kind.FEATURE_MAPS, channels_last=channels_last)
+    columns = map_columns(min(shown, maps.shape[1]), (maps.shape[2], maps.shape[3]))
+    cell = None if figure else cell_width(columns, width)
     drawn = select_maps(maps, max_maps=shown, cell=cell)
     limits = tight_limits(Kind.FEATURE_MAPS.by_channel(drawn), rule=value_range)
     title = f"Feature maps of {layer} in {found.name} ({by(maps.shape[1:])}), {image.name}"
@@ -140,7 +143,9 @@ def _height_and_width(text: str) -> tuple[int, int]:
     return int(sides[0]), int(sides[-1])
 
 
-def _captured(model: nn.Module, probe: Probe | None, layer: str, kind: Kind) -> FloatArray:
+def _captured(
+    model: nn.Module, probe: Probe | None, layer: str, kind: Kind, *, channels_last: bool | None = None
+) -> FloatArray:
     """The filters `[O, I, kH, kW]` or maps `[N, C, H, W]` of one layer, which must exist.
 
     Args:
@@ -148,15 +153,20 @@ def _captured(model: nn.Module, probe: Probe | None, layer: str, kind: Kind) -> 
         probe: what is run through it; None for filters, which need none.
         layer: its name, or a glob that only it matches.
         kind: filters or feature maps.
+        channels_last: where the channels are in an output of which that cannot be known.
     """
     from cnnlog.capture.capture import capture, survey
-    from cnnlog.capture.layers import select
+    from cnnlog.capture.layers import read_as, select
 
-    names = select(survey(model, probe), [layer], kind=kind)
+    infos = read_as(survey(model, probe), channels_last=channels_last)
+    names = select(infos, [layer], kind=kind)
     if len(names) != 1:
         raise ValueError(f"--layer takes one layer, but {layer!r} matches {len(names)}: {', '.join(names)}")
     filters, maps = ((), names) if kind.per_image else (names, ())
-    snapshot = capture(model, probe, filter_layers=filters, map_layers=maps, step=0, epoch=0, global_step=0)
+    last = [info.name for info in infos if info.channels_last]
+    snapshot = capture(
+        model, probe, filter_layers=filters, map_layers=maps, channels_last=last, step=0, epoch=0, global_step=0
+    )
     return kind.of(snapshot)[names[0]]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from cnnlog.comparison.sides import LayerMatch, Side, same_filters, shown_shape
 from cnnlog.kinds import Kind
 from cnnlog.metrics.starts import same_start
-from cnnlog.rendering.views import ResolvedView, cell_width, grid_columns, resolve_view, select_filters, select_maps
+from cnnlog.rendering.views import ResolvedView, cell_width, map_columns, resolve_view, select_filters, select_maps
 from cnnlog.runs.manifest import StoreError
 from cnnlog.snapshot import FloatArray
 
@@ -364,7 +364,8 @@ class SideBySide:
                 array = select_filters(chosen.filters[name], view=view, max_filters=look.shown, max_slices=look.slices)
             else:
                 maps = chosen.feature_maps[name]
-                cell = cell_width(grid_columns(min(maps.shape[1], look.maps)), look.width)
+                columns = map_columns(min(maps.shape[1], look.maps), (maps.shape[2], maps.shape[3]))
+                cell = cell_width(columns, look.width)
                 array = select_maps(maps, max_maps=look.maps, cell=cell)
             self._shown_weights[key] = array
         return self._shown_weights[key]

@@ -101,10 +101,17 @@ class Weights:
 
     def _maps(self, names: Sequence[str], probe: Probe) -> dict[str, FloatArray]:
         assert self._network is not None, "feature maps are asked of a known network"
-        usable = {info.name for info in survey(self._network.model, probe) if info.has_maps}
+        usable = {info.name: info for info in survey(self._network.model, probe) if info.has_maps}
         wanted = [name for name in names if name in usable]
         snapshot = capture(
-            self._network.model, probe, filter_layers=(), map_layers=wanted, step=0, epoch=0, global_step=0
+            self._network.model,
+            probe,
+            filter_layers=(),
+            map_layers=wanted,
+            channels_last=[name for name in wanted if usable[name].channels_last],
+            step=0,
+            epoch=0,
+            global_step=0,
         )
         return dict(snapshot.feature_maps)
 

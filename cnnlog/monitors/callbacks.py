@@ -52,6 +52,7 @@ class _Monitor(L.Callback):
         on_error: OnError,
         through: str | None,
         weights: Weights,
+        channels_last: bool | None = None,
     ) -> None:
         super().__init__()
         who = type(self).__name__
@@ -69,6 +70,7 @@ class _Monitor(L.Callback):
             through=through,
             weights=weights,
             at_steps=steps,
+            channels_last=channels_last,
         )
         self._is_alone = False
         self._session: Session | None = None
@@ -374,8 +376,9 @@ class FeatureMapMonitor(_Monitor):
         layers: the layers to watch. `"auto"` takes all convolutions if there are at most 8; with more, it takes the
             first one and the last one at each spatial resolution, and never more than 8. Otherwise give a layer's name
             as in `model.named_modules()`, a glob such as `"layer1.*"`, or a list of names, globs and module types such
-            as `torch.nn.Conv2d`. Any module with an output `[N, C, H, W]` may be named; of an output
-            `[N, C, T, H, W]` the middle frame is shown.
+            as `torch.nn.Conv2d`. Any module with an output `[N, C, H, W]` may be named, also one with its channels
+            last; of an output `[N, C, T, H, W]` the middle frame is shown, and one of `[N, C, L]` (audio, EEG) is
+            shown as a strip. Where k maps are made of an image (frames, pairs, patches), there are k pictures of it.
         every_n_epochs: take a snapshot each time that many epochs are complete. The default is 1, unless you give
             `every_n_train_steps` or `at_steps`. The steps of the pictures are completed epochs. Whatever you give, the
             last state of a training is captured, too, also after Ctrl-C.
@@ -408,11 +411,15 @@ class FeatureMapMonitor(_Monitor):
             callback keeps in an `AveragedModel` of the whole module, as Lightning's `WeightAveraging` and
             `EMAWeightAveraging` do. List that callback before the monitors. Until its first update the averages are
             the initial weights. All monitors of a trainer show the same weights.
+        channels_last: where the channels are in the outputs of which cnnlog cannot find that out, such as those behind
+            an attention: last (`True`) or second (`False`). `None` refuses such a layer by name; outputs of
+            convolutions, norms and linear layers, and what is made of them, are read as they are, whatever you say.
 
     Raises:
         ValueError: an argument has an impossible value (raised at once), or does not fit the model, the data or the
             log folder (raised when training starts, before the first optimiser step).
-        TypeError: `layers`, `probe`, `at_steps`, `through`, `cmap`, `change` or `histograms` is of a wrong type.
+        TypeError: `layers`, `probe`, `at_steps`, `through`, `cmap`, `change`, `histograms` or `channels_last` is of a
+            wrong type.
         FileNotFoundError: a probe image does not exist.
 
     Example:
@@ -436,6 +443,7 @@ class FeatureMapMonitor(_Monitor):
         on_error: Literal["warn", "raise"] = "warn",
         through: str | None = None,
         weights: Literal["train", "ema"] = "train",
+        channels_last: bool | None = None,
     ) -> None:
         super().__init__(
             layers=layers,
@@ -454,6 +462,7 @@ class FeatureMapMonitor(_Monitor):
             on_error=on_error,
             through=through,
             weights=weights,
+            channels_last=channels_last,
         )
 
 

@@ -310,6 +310,7 @@ class LiveRun:
                 filter_layers=subject.watched.filter_layers if filters else (),
                 map_layers=subject.watched.map_layers if maps else (),
                 measured=subject.watched.taken,
+                channels_last=subject.watched.channels_last,
                 before=before,
                 step=step,
                 epoch=epoch,

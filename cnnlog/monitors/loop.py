@@ -64,6 +64,7 @@ def watch(
     on_error: Literal["warn", "raise"] = "warn",
     through: str | None = None,
     run: Forward | None = None,
+    channels_last: bool | None = None,
     tensorboard: bool | SummaryWriter = True,
     trackers: Sequence[Any] = (),
     resume: int = 0,
@@ -87,7 +88,9 @@ def watch(
             as in `model.named_modules()`, a glob such as `"layer1.*"`, or a list of names, globs and module types such
             as `torch.nn.Conv2d`.
         map_layers: the layers whose feature maps to watch, given in the same way. `None` takes those in `layers`. Any
-            module with an output `[N, C, H, W]` may be named; of an output `[N, C, T, H, W]` the middle frame is shown.
+            module with an output `[N, C, H, W]` may be named, also one with its channels last; of an output
+            `[N, C, T, H, W]` the middle frame is shown, and one of `[N, C, L]` (audio, EEG) is shown as a strip. Where
+            k maps are made of an image (frames, pairs, patches), there are k pictures of it.
         unit: what your steps count: `"epoch"` for completed epochs, `"step"` for completed optimiser steps. It names
             the axis in trackers and reports.
         max_filters: how many filters a grid shows at most: always the first ones, so that a cell keeps its filter.
@@ -119,6 +122,9 @@ def watch(
         run: a function `run(module, tensor)` that executes the forward pass of the probe, for example under autocast.
             What it returns is ignored. By default `module(tensor)` is called, with the probe on the device and in the
             precision of the model's first floating-point parameter.
+        channels_last: where the channels are in the outputs of which cnnlog cannot find that out, such as those behind
+            an attention: last (`True`) or second (`False`). `None` refuses such a layer by name; outputs of
+            convolutions, norms and linear layers, and what is made of them, are read as they are, whatever you say.
         tensorboard: `True` writes an event file into `log_dir`. Your own `SummaryWriter`, of torch or of tensorboardX,
             gets the pictures and numbers instead; you close it. `False` writes no event file. If no tracker takes
             pictures then, they become files: `log_dir/cnnlog/pictures/TAG/step-00000003.png`.
@@ -185,6 +191,7 @@ def watch(
         probe=filters.probe,
         look=replace(look, shown=max_maps),
         shown="max_maps",
+        channels_last=channels_last,
         **common,
     )
     return Watcher(

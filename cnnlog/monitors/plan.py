@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from cnnlog import __version__
-from cnnlog.capture.layers import LayerInfo, LayerSpec, select
+from cnnlog.capture.layers import LayerInfo, LayerSpec, read_as, select, with_rows
 from cnnlog.capture.measuring import Measured, measured, samples_of
 from cnnlog.capture.probe import Probe
 from cnnlog.kinds import Kind, Unit
@@ -45,6 +45,7 @@ class Plan:
         through: the sub-module that the probe runs through; None runs it through the model.
         weights: `"train"` shows those being trained, `"ema"` their averages.
         at_steps: a snapshot is due after each of these optimiser steps, too.
+        channels_last: where the channels are in outputs of which that cannot be known; None where nobody said it.
     """
 
     layers: LayerSpec
@@ -55,6 +56,7 @@ class Plan:
     probe: Probe | None
     through: str | None
     weights: Weights = "train"
+    channels_last: bool | None = None
     at_steps: tuple[int, ...] = ()
 
     @property
@@ -103,6 +105,7 @@ class Watched:
         filter_layers: names of the layers whose filters are watched.
         map_layers: names of the layers whose feature maps are watched.
         layers: all of these, in the order of the tags.
+        channels_last: those of `map_layers` whose output has the channels last.
         taken: for each layer that numbers are kept of, what to take of it.
         measured: the same layers, as the manifest has them.
     """
@@ -112,6 +115,7 @@ class Watched:
     layers: tuple[WatchedLayer, ...]
     taken: tuple[Measured, ...]
     measured: tuple[MeasuredLayer, ...]
+    channels_last: tuple[str, ...] = ()
 
 
 def plan_of(
@@ -127,6 +131,7 @@ def plan_of(
     through: str | None,
     weights: Weights = "train",
     at_steps: tuple[int, ...] = (),
+    channels_last: bool | None = None,
     layers_are: str = "layers",
 ) -> Plan:
     """Check what was asked for.
@@ -143,6 +148,7 @@ def plan_of(
         through: the sub-module that the probe runs through; None runs it through the model.
         weights: `"train"` shows those being trained, `"ema"` their averages.
         at_steps: a snapshot is due after each of these optimiser steps, too; checked already.
+        channels_last: where the channels are in outputs of which that cannot be known; None leaves it open.
         layers_are: what the caller calls `layers`, used in error messages.
 
     Raises:
@@ -157,9 +163,11 @@ def plan_of(
             raise ValueError(f"{who} expected {name} as one of {', '.join(allowed)}, got {value!r}.")
     if through is not None and (not isinstance(through, str) or not through.strip()):
         raise TypeError(f"{who} expected through as the name of a sub-module, or None, got {through!r}.")
+    if channels_last is not None and not isinstance(channels_last, bool):
+        raise TypeError(f"{who} expected channels_last as True, False or None, got {channels_last!r}.")
     if probe is not None and not isinstance(probe, Probe):
         probe = Probe.from_images(_image_paths(who, probe))
-    return Plan(layers, look, unit, every, on_error, probe, through, weights, at_steps)
+    return Plan(layers, look, unit, every, on_error, probe, through, weights, channels_last, at_steps)
 
 
 def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | None) -> Watched:
@@ -173,6 +181,7 @@ def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | Non
     Raises:
         ValueError: no such layer, or one whose filters cannot be shown as asked for.
     """
+    infos = read_as(infos, channels_last=maps.channels_last if maps else None)
     filter_layers = select(infos, filters.layers, kind=Kind.FILTERS) if filters else ()
     map_layers = select(infos, maps.layers, kind=Kind.FEATURE_MAPS) if maps else ()
     view = filters.look.view if filters else "auto"
@@ -185,6 +194,7 @@ def choose(infos: Sequence[LayerInfo], *, filters: Plan | None, maps: Plan | Non
         layers=_watched(infos, filter_layers, map_layers, view, tags),
         taken=taken,
         measured=_measured(infos, taken, tags),
+        channels_last=tuple(info.name for info in infos if info.name in map_layers and info.channels_last),
     )
 
 
@@ -310,7 +320,7 @@ def _watched(
     layers = [info for info in infos if info.name in filters or info.name in maps]
     watched = []
     for info in layers:
-        weight = info.weight_shape if info.name in filters else None
+        weight = with_rows(info.weight_shape or ()) if info.name in filters else None
         resolved = None
         if weight is not None:
             try:
@@ -325,6 +335,7 @@ def _watched(
                 weight_shape=weight,
                 output_shape=info.output_shape if info.name in maps else None,
                 view=resolved,
+                maps_an_image=info.maps_an_image if info.name in maps else 1,
             )
         )
     return tuple(watched)

@@ -116,6 +116,7 @@ def replay(
     layers: LayerSpec = "auto",
     look: Look | None = None,
     through: str | None = None,
+    channels_last: bool | None = None,
     tensorboard: bool = True,
     progress: Callable[[Sequence[Checkpoint]], Iterable[Checkpoint]] = iter,
 ) -> Replayed:
@@ -136,6 +137,7 @@ def replay(
             names, globs, or module types.
         look: how pictures are drawn; None draws them as the monitors do.
         through: the sub-module that the probe runs through; None runs it through the network.
+        channels_last: where the channels are in outputs of which that cannot be known; None refuses such layers.
         tensorboard: write TensorBoard's events, too.
         progress: is given the checkpoints and gives them back one by one, for a bar that shows how far it is.
 
@@ -157,7 +159,7 @@ def replay(
     if before is not None and first.step == 0:
         raise ValueError(f"{first.path} is of step 0 already, which is the baseline: leave --baseline out.")
     probe = source.probe(network) if isinstance(source, ProbeSource) else source
-    plan = Plan(layers, look or Look(), unit, 1, "raise", probe, through)
+    plan = Plan(layers, look or Look(), unit, 1, "raise", probe, through, channels_last=channels_last)
     filters, maps = plan, None if probe is None else plan
     infos = survey(network.model, probe, through=through)
     notes = list(ordered.notes)

@@ -97,7 +97,8 @@ class Taking:
             modules = {
                 name: module
                 for name, _, module in layer_names(self._module)
-                if id(module._parameters.get("weight")) in stepping  # to ask for .weight may compute it, and draw
+                if not isinstance(module, torch.jit.ScriptModule)
+                and id(module._parameters.get("weight")) in stepping  # to ask for .weight may compute it, and draw
             }
             layers = [layer for layer in self._subject.watched.taken if layer.name in modules]
             self._before |= weights_now(modules, layers)

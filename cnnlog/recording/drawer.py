@@ -19,7 +19,7 @@ from cnnlog.rendering.picture import Picture
 from cnnlog.rendering.png import encode_png
 from cnnlog.rendering.ranges import ONE_IN, ROOM, AnchoredRange, ChangeRange, Limits, RangeRule
 from cnnlog.rendering.shared_ranges import tight_limits
-from cnnlog.rendering.views import View, cell_width, grid_columns, most_changed, select_filters, select_maps
+from cnnlog.rendering.views import View, cell_width, map_columns, most_changed, select_filters, select_maps, thickened
 from cnnlog.runs.manifest import WatchedLayer
 from cnnlog.runs.steps import Strided
 from cnnlog.snapshot import FloatArray, Record, Snapshot
@@ -101,7 +101,8 @@ class Drawer:
             return select_filters(array, view=self.layer.view, max_filters=look.shown, max_slices=look.slices)
         if self.baseline is not None:  # of a run of before, whose cells may have been a pixel wider
             return select_maps(array, max_maps=look.shown, cell=self.baseline.shape[-1])
-        cell = cell_width(grid_columns(min(array.shape[1], look.shown)), look.width)
+        columns = map_columns(min(array.shape[1], look.shown), (array.shape[2], array.shape[3]))
+        cell = cell_width(columns, look.width)
         return select_maps(array, max_maps=look.shown, cell=cell)
 
     def see(self, shown: FloatArray) -> None:
@@ -149,7 +150,8 @@ class Drawer:
         rows = most_changed(cells, STRIP_CHANNELS)
         cells = cells[:, rows]
         limits = tight_limits(cells.swapaxes(0, 1), signed=self.kind.signed)
-        grid = strip_grid(cells, limits, cmap=look.cmap, width=look.width)
+        cell = cell_width(len(cells), look.width)
+        grid = strip_grid(thickened(cells, cell), limits, cmap=look.cmap, width=look.width)
         facts = {
             "layer": name,
             "kind": f"{self.kind}_strip",
@@ -245,7 +247,12 @@ class Drawer:
         if self.kind is Kind.FILTERS:
             return f"Filters of `{layer.name}` ({layer.kind} {by(layer.weight_shape)}), shown as {layer.view}"
         shape = by((layer.output_shape or ())[1:])
-        return f"Feature maps of `{layer.name}` ({layer.kind}, {shape}) of probe image {image}"
+        of = f"probe image {image}"
+        if layer.maps_an_image > 1:  # only the network knows which of them belong together
+            maps, k = (layer.output_shape or (0,))[0], layer.maps_an_image
+            images = "the probe image" if maps == k else f"{maps // k} probe images"
+            of = f"{images}, number {image} of the {maps} that it makes of {'it' if maps == k else 'them'}"
+        return f"Feature maps of `{layer.name}` ({layer.kind}, {shape}) of {of}"
 
     def _colours(self, limits: Limits) -> str:
         if self.kind is Kind.FILTERS and self.layer.view == "rgb":

@@ -204,7 +204,12 @@ def stored_weights(snapshot: Snapshot) -> dict[str, FloatArray]:
     Args:
         snapshot: any.
     """
-    return {**snapshot.weights, **snapshot.filters}
+    pictured = {  # but for complex ones, which are pictured by their magnitude
+        name: filters
+        for name, filters in snapshot.filters.items()
+        if name not in snapshot.weights or snapshot.weights[name].shape[1:] == filters.shape[1:]
+    }
+    return {**snapshot.weights, **pictured}
 
 
 def _of_filters(now: Moved, *, normalised: bool) -> Iterator[tuple[str, npt.NDArray[np.float64] | float]]:

@@ -19,7 +19,7 @@ from cnnlog.rendering.colours import NOT_FINITE, TOP, Pixels, palette
 from cnnlog.rendering.grids import filters_grid, maps_grid
 from cnnlog.rendering.ranges import Limits
 from cnnlog.rendering.shared_ranges import in_words
-from cnnlog.rendering.views import View, grid_columns, resolve_view
+from cnnlog.rendering.views import View, grid_columns, is_strip, resolve_view
 from cnnlog.snapshot import FloatArray
 
 if TYPE_CHECKING:
@@ -120,6 +120,8 @@ def maps_figure(
     if len(numbers) != len(shown):
         raise ValueError(f"channels must number each of the {len(shown)} maps; got {len(numbers)} numbers")
     cells = [_pixels(shown[c], limits, c, cmap) for c in range(len(shown))]
+    if is_strip((shown.shape[1], shown.shape[2])):
+        cells = [cell.repeat(-(-shown.shape[2] // 16), axis=0) for cell in cells]
     return _figure(
         cells,
         grid_columns(len(shown)),

@@ -76,7 +76,13 @@ def filters_grid(
 
 
 def maps_grid(
-    shown: FloatArray, limits: Limits, *, cmap: str = "auto", width: int | None = 350, bare: bool = False
+    shown: FloatArray,
+    limits: Limits,
+    *,
+    cmap: str = "auto",
+    width: int | None = 350,
+    bare: bool = False,
+    columns: int | None = None,
 ) -> Grid:
     """One cell a feature map, in channel order, in a nearly square grid.
 
@@ -87,10 +93,11 @@ def maps_grid(
             matplotlib colour map.
         width: of the grid in pixels, at most; None draws one pixel a value, however wide that is.
         bare: leave out the frame and the notches, and take as many columns as `grid_columns` gives.
+        columns: how many cells stand in a row; None takes as many as fill the grid.
     """
     if shown.ndim != 3 or 0 in shown.shape:
         raise ValueError(f"feature maps to draw must be [n, h, w] with none of them 0; got shape {list(shown.shape)}")
-    n_columns = _columns(len(shown), shown, width, bare)
+    n_columns = columns or _columns(len(shown), shown, width, bare)
     return _draw(shown, limits, n_columns=n_columns, cmap=cmap, width=width, bare=bare)
 
 

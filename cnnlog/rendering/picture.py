@@ -10,7 +10,7 @@ from cnnlog.rendering.facts import facts_of
 from cnnlog.rendering.grids import filters_grid, maps_grid
 from cnnlog.rendering.png import Grid
 from cnnlog.rendering.ranges import Limits
-from cnnlog.rendering.views import ResolvedView, View, grid_columns, resolve_view
+from cnnlog.rendering.views import ResolvedView, View, grid_columns, map_columns, resolve_view, thickened
 from cnnlog.snapshot import FloatArray
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ class Picture:
     @property
     def columns(self) -> int:
         """How many cells stand in a row of the bare grid."""
+        if self.view is None:
+            return map_columns(len(self.values), (self.values.shape[-2], self.values.shape[-1]))
         return self.values.shape[1] if self.view == "slices" else grid_columns(len(self.values))
 
     @classmethod
@@ -98,7 +100,9 @@ class Picture:
             bare: leave out the frame and the notches, and have `columns` cells in a row.
         """
         if self.view is None:
-            return maps_grid(self.values, self.limits, cmap=self.cmap, width=width, bare=bare)
+            columns = None if bare or self.columns > 1 else 1
+            values = self.values if bare else thickened(self.values, width)
+            return maps_grid(values, self.limits, cmap=self.cmap, width=width, bare=bare, columns=columns)
         return filters_grid(self.values, self.limits, view=self.view, cmap=self.cmap, width=width, bare=bare)
 
     def facts(self, grid: Grid) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from cnnlog.rendering.shrink import fit_width
 from cnnlog.snapshot import FloatArray
 
 View = Literal["auto", "rgb", "gray", "slices", "mean"]
+_STRIP_HEIGHT = 6  # pixels
+_SHORTEST_STRIP = 16  # values; shorter rows are cells like others
 ResolvedView = Literal["rgb", "gray", "slices", "mean"]
 
 
@@ -110,6 +112,42 @@ def cell_width(n_columns: int, width: int | None = 350, *, bare: bool = False) -
 def grid_columns(n: int) -> int:
     """Columns of a nearly square grid of `n` cells: the square root, rounded up (64 cells: 8)."""
     return math.isqrt(n - 1) + 1 if n > 0 else 1
+
+
+def is_strip(size: tuple[int, int]) -> bool:
+    """Whether a map is a strip: one row, as a layer makes of audio or EEG.
+
+    Args:
+        size: `(h, w)`, how many values it has on each side.
+    """
+    return size[0] == 1 and size[1] >= _SHORTEST_STRIP
+
+
+def map_columns(n: int, size: tuple[int, int]) -> int:
+    """Columns of the grid of feature maps: one of strips, which need the width, else those of `grid_columns`.
+
+    Args:
+        n: how many channels.
+        size: `(h, w)`, how many values a map has on each side.
+    """
+    return 1 if is_strip(size) else grid_columns(n)
+
+
+def thickened(maps: FloatArray, width: int | None) -> FloatArray:
+    """Strips with their row several times, so that it can be seen; other maps as they are.
+
+    Args:
+        maps: `[..., h, w]`.
+        width: how many pixels a strip is drawn on, at most; None draws each value as one pixel.
+
+    Returns:
+        `[..., r, w]`, so that r rows are at least 6 pixels high.
+    """
+    h, w = maps.shape[-2:]
+    if width is None or not is_strip((h, w)):
+        return maps
+    rows = -(-_STRIP_HEIGHT * w // width) if w > width else -(-_STRIP_HEIGHT // (width // w))
+    return np.repeat(maps, rows, axis=-2)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from cnnlog.rendering.grids import STRIP_CHANNELS, STRIP_STEPS, strip_grid
-from cnnlog.rendering.views import most_changed
+from cnnlog.rendering.views import cell_width, most_changed, thickened
 from cnnlog.reports.canvas import INK, MARGIN, PALE, SMALL, SPACE, Canvas, font_of, width_of
 from cnnlog.reports.part import Part, Wanted, pixels_of
 from cnnlog.runs.run import Run
@@ -44,7 +44,8 @@ def strip(run: Run, wanted: Wanted) -> Image.Image:
     widest = max(width_of(font, text) for text in columns) + SPACE
     limits = part.limits.only(channels)
     width = max(wanted.width, len(columns) * widest)
-    grid = pixels_of(strip_grid(cells[:, channels], limits, cmap=part.cmap, width=width))
+    drawn = thickened(cells[:, channels], cell_width(len(columns), width)) if part.view is None else cells[:, channels]
+    grid = pixels_of(strip_grid(drawn, limits, cmap=part.cmap, width=width))
     labels = [f"{part.kind.one} {channel}" for channel in channels]
     left = max(width_of(font, label) for label in [*labels, "step"]) + SPACE
     slices = ", first input channel" if part.view == "slices" else ""

@@ -29,8 +29,10 @@ class WatchedLayer:
         tag: `00_name`, what the layer is called in tags.
         kind: the module's class name.
         weight_shape: `[O, I, kH, kW]`, if its filters are watched.
-        output_shape: `[N, C, H, W]`, if its feature maps are watched.
+        output_shape: `[k * N, C, H, W]`, if its feature maps are watched; H is 1 of a 1-D layer. The channels are
+            second here and in the store, wherever the layer itself has them.
         view: how its filters are shown.
+        maps_an_image: k, how many maps of each channel it makes of a probe image: of its frames, of both of a pair.
     """
 
     name: str
@@ -39,6 +41,7 @@ class WatchedLayer:
     weight_shape: tuple[int, ...] | None = None
     output_shape: tuple[int, ...] | None = None
     view: Literal["rgb", "gray", "slices", "mean"] | None = None
+    maps_an_image: int = 1
 
 
 @dataclass(frozen=True)

@@ -124,9 +124,9 @@ def test_a_survey_tells_what_ran_in_which_order_with_which_shapes() -> None:
     assert [info.output_shape for info in survey(zoo.Auxiliary(), None)] == [None] * 4
 
 
-def test_other_batch_sizes_have_no_maps() -> None:
+def test_of_another_number_of_images_there_are_several_maps_an_image() -> None:
     regions = by_name(survey(zoo.OtherBatch(), images()))["head"]
-    assert (regions.output_shape, regions.has_maps, regions.has_filters) == ((8, 4, 4, 4), False, True)
+    assert (regions.output_shape, regions.has_maps, regions.has_filters) == ((8, 4, 4, 4), True, True)
 
 
 def test_of_video_the_kernels_frames_stand_side_by_side_and_the_middle_frame_is_seen() -> None:

@@ -49,6 +49,7 @@ FILTERS: dict[str, Any] = {
 MAPS: dict[str, Any] = {
     **{key: value for key, value in FILTERS.items() if key not in ("max_filters", "view", "max_slices")},
     "max_maps": 6,
+    "channels_last": True,
 }
 STEPS = {"every_n_train_steps": 4}  # instead of every_n_epochs
 IMAGES: dict[str, Any] = {

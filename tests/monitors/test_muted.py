@@ -9,7 +9,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from support.event_logs import scalars
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -61,7 +61,9 @@ def logged(folder: Path, logger: type[Any], callbacks: list[L.Callback]) -> obje
     trainer.fit(Talks(), DataLoader(TensorDataset(torch.rand(4, 3, 8, 8)), batch_size=2))
     if logger is CSVLogger:
         return (folder / "log" / "version_0" / "metrics.csv").read_text()
-    return {tag: values for tag, values in scalars(folder / "log" / "version_0").items() if "by the" in tag}
+    events = EventAccumulator(str(folder / "log" / "version_0")).Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if "by the" in tag]
+    return {tag: [(one.step, one.value) for one in events.Scalars(tag)] for tag in tags}
 
 
 @pytest.mark.parametrize("logger", [CSVLogger, TensorBoardLogger])

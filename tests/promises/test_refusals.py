@@ -293,10 +293,11 @@ class Scripted(TinyCNN):
         self.net = net
 
 
-@pytest.mark.parametrize("monitor", [FilterMonitor, lambda: FeatureMapMonitor(probe())])
-def test_lazy_layers(monitor: Callable[[], L.Callback], tmp_path: Path) -> None:
+@pytest.mark.parametrize("monitor", [FilterMonitor, lambda layers: FeatureMapMonitor(probe(), layers)])
+def test_lazy_layers_are_refused_where_they_are_asked_for(monitor: Callable[[str], L.Callback], tmp_path: Path) -> None:
     said = "Layer 'side' (LazyConv2d) is lazy", "has no shape yet", "run the model once on a batch before training"
-    refused(tmp_path, [monitor()], *said, module=Lazy())
+    refused(tmp_path, [monitor("side")], *said, module=Lazy())
+    fit(trainer(tmp_path, [monitor("auto")]), Lazy())
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated.*")
