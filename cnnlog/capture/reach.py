@@ -97,16 +97,17 @@ class Reach:
                 continue
             if cls in _PLAIN_CONTAINERS and not value:
                 empty.append(value)
-            elif key == "_buffers":
-                self._before.contents.append((value, dict(value.items())))
-                self.buffers.update((id(tensor), tensor) for tensor in value.values() if tensor is not None)
-            elif key == "_modules" and not found:
-                self._before.contents.append((value, dict(value.items())))
+            elif key == "_buffers" or (key == "_modules" and not found):
+                held = dict(value.items())
+                if isinstance(value, dict):  # of a scripted module it is none, and cannot be written
+                    self._before.contents.append((value, held))
+                if key == "_buffers":
+                    self.buffers.update((id(tensor), tensor) for tensor in held.values() if tensor is not None)
             else:
                 self._look_at(value, (where, key))
         if registered is not None:
             before = dict(registered.items())
-            if isinstance(registered, dict):  # of a scripted module it is none
+            if isinstance(registered, dict):
                 self._before.registered.append((registered, before))
             for tensor in before.values():
                 if tensor is not None and id(tensor) not in self.parameters:
