@@ -319,7 +319,8 @@ def placed(module: nn.Module, tensor: torch.Tensor) -> torch.Tensor:
         tensor: the probe.
     """
     example = next((p for p in chain(module.parameters(), module.buffers()) if p.is_floating_point()), tensor)
-    return sent(tensor, example.device).to(example.dtype)
+    moved = sent(tensor, example.device)
+    return moved.to(example.dtype) if tensor.is_floating_point() else moved  # uint8 is what the network is fed
 
 
 def _how_far(start: nn.Module, tensor: torch.Tensor, ran: Mapping[str, tuple[int, ...]], error: Exception) -> str:

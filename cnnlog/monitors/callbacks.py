@@ -125,6 +125,20 @@ class _Monitor(L.Callback):
             monitor._memory = memory
         self._session = Session(trainer, pl_module, filters=filters, maps=maps, memory=memory, shown=shown)
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare the probe with the first batch, once.
+
+        Args:
+            trainer: the one that trains.
+            pl_module: the module that it trains.
+            batch: that is trained on next.
+            batch_idx: its number in the epoch; not used.
+        """
+        if self._session is not None:
+            self._session.before_batch(batch)
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:

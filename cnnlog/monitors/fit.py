@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -15,11 +14,12 @@ from cnnlog.capture.capture import placed, survey
 from cnnlog.capture.layer_table import LayerTable, layer_table
 from cnnlog.capture.layers import LayerInfo, layer_names
 from cnnlog.capture.measuring import weights_now
-from cnnlog.capture.probe import Probe, default_probe
+from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type, refuse_flattened
 from cnnlog.capture.transfer import sent
 from cnnlog.kinds import Unit
 from cnnlog.monitors.alarm import Alarm
+from cnnlog.monitors.chosen_probe import Choice, FirstBatch
 from cnnlog.monitors.live_run import LiveRun, RunPlace, Subject
 from cnnlog.monitors.plan import Plan, choose
 from cnnlog.monitors.ranks import Ranks
@@ -73,6 +73,7 @@ class Session:
         self._last_global_step = trainer.global_step
         self._before: dict[str, torch.Tensor] = {}  # the weights before the last step, where a snapshot follows it
         self._before_at: tuple[int, int] | None = None
+        self._first_batch: FirstBatch | None = None
         with self._ranks.together():
             refuse_flattened([*(module if trainer.model is None else trainer.model).modules()])
             together = self._ranks.several and is_sharded(shown.modules())
@@ -111,18 +112,17 @@ class Session:
         )
 
     def _survey(self) -> tuple[Probe | None, tuple[LayerInfo, ...]]:
-        asked = [plan.probe for plan in (self._maps, self._filters) if plan is not None and plan.probe is not None]
-        if asked:
-            return asked[0], self._look_over(asked[0])
-        try:
-            with self._sharded_over.together():
-                probe = default_probe(_dataset(self._trainer))
-            probe = self._sharded_over.share(probe)  # a data set that augments gives every process another image
-            return probe, self._look_over(probe)
-        except (TypeError, ValueError, LookupError):
-            if self._maps is not None:
-                raise
-            return None, self._look_over(None)  # filters need no probe; only "auto" then knows no resolutions
+        given = [plan.probe for plan in (self._maps, self._filters) if plan is not None and plan.probe is not None]
+        choice = Choice(
+            trainer=self._trainer,
+            memory=self.memory,
+            given=given[0] if given else None,
+            needed=self._maps is not None,
+            alarm=self._alarm,
+            ranks=self._ranks,
+            sharded_over=self._sharded_over,
+        )
+        return choice.look(self._look_over)
 
     def _look_over(self, probe: Probe | None) -> tuple[LayerInfo, ...]:
         return survey(self._shown, probe, run=self._run, through=self._through)
@@ -222,6 +222,18 @@ class Session:
     def _now(self) -> int:
         return self._trainer.current_epoch if self.unit is Unit.EPOCH else self._trainer.global_step
 
+    def before_batch(self, batch: Any) -> None:
+        """The training is about to take a batch: of the first one it is said if the probe is nothing like it.
+
+        Args:
+            batch: as the training step gets it.
+        """
+        if self._first_batch is None:
+            # what goes into a part of the model is not in the batch
+            compared = self._subject is not None and self._ranks.first and self._through is None
+            self._first_batch = FirstBatch(self._subject.probe if compared and self._subject else None, self._alarm)
+        self._first_batch.compare(batch)
+
     def before_step(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimiser is about to step: keep its weights, if a snapshot is due afterwards.
 
@@ -304,19 +316,3 @@ class Session:
         """End the threads."""
         self._live.close()
         self._live.report()
-
-
-def _dataset(trainer: L.Trainer) -> Any:
-    """The validation data set, else the one for training, as the trainer has them loaded.
-
-    Args:
-        trainer: about to train.
-    """
-    for loaded in (trainer.val_dataloaders, trainer.train_dataloader):
-        loader = loaded
-        while isinstance(loader, (Mapping, list, tuple)) and loader:
-            loader = next(iter(loader.values() if isinstance(loader, Mapping) else loader))
-        dataset = getattr(loader, "dataset", None)
-        if dataset is not None:
-            return dataset
-    raise LookupError("The data loaders have no data set to take the first image of as the probe; pass a Probe.")
