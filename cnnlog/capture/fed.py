@@ -73,7 +73,7 @@ def raw_image(sample: Any) -> torch.Tensor | Image.Image | None:
     found = []
     for path, leaf, _ in _leaves(sample, (), 0, False):
         axes = 3 if isinstance(leaf, Image.Image) else leaf.dim()
-        if axes in (3, 4) and _may_hold_an_image(path, leaf):
+        if axes in (3, 4) and _may_hold_an_image(path, leaf, labels=False):
             found.append((axes == 4, path, leaf))
     return _best(found, lambda leaf: leaf)
 
@@ -105,7 +105,7 @@ def kinds_in(batch: Any) -> str:
     return some([text.strip() for text in told], 6) if told else type(batch).__name__
 
 
-def _may_hold_an_image(path: Sequence[str], leaf: torch.Tensor | Image.Image) -> bool:
+def _may_hold_an_image(path: Sequence[str], leaf: torch.Tensor | Image.Image, *, labels: bool = True) -> bool:
     words = {word for name in [*path, type(leaf).__name__] for word in _words(name)}
     if words & _NO_IMAGE:
         return False
@@ -113,7 +113,8 @@ def _may_hold_an_image(path: Sequence[str], leaf: torch.Tensor | Image.Image) ->
         return True
     if 0 in leaf.shape or leaf.is_complex() or leaf.dtype == torch.bool:
         return False
-    return leaf.dim() > 3 or leaf.dtype not in (torch.int64, torch.int32)  # of 3 axes these are labels
+    # a batch's 3 axes [N, H, W] of these are labels
+    return not labels or leaf.dim() > 3 or leaf.dtype not in (torch.int64, torch.int32)
 
 
 def _words(name: str) -> list[str]:

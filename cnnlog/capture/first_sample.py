@@ -82,14 +82,16 @@ def _first_indices(loader: DataLoader[Any]) -> list[Callable[[], Any]]:
     """What to ask the data set for: its first index; or else the first that a sampler of the user's own gives."""
     if isinstance(loader.dataset, IterableDataset):
         return [lambda: None]
-    sampler = loader.sampler
+    batches, sampler = loader.batch_sampler, loader.sampler
+    if type(batches) is BatchSampler:
+        sampler = batches.sampler
     if isinstance(sampler, SubsetRandomSampler) and len(sampler.indices) > 0:
         return [lambda: sampler.indices[0]]
-    if isinstance(sampler, BatchSampler) and loader.batch_sampler is None:
+    if isinstance(sampler, BatchSampler) and batches is None:
         return [lambda: [0]]  # the data set is given the indices of a whole batch
     first: list[Callable[[], Any]] = [lambda: 0]
-    if loader.batch_sampler is not None and type(loader.batch_sampler) is not BatchSampler:
-        return [*first, lambda: next(iter(next(iter(loader.batch_sampler or ()))))]
+    if batches is not None and type(batches) is not BatchSampler:
+        return [*first, lambda: next(iter(next(iter(batches))))]
     if not isinstance(sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
         return [*first, lambda: next(iter(sampler))]
     return first

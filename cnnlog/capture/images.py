@@ -145,8 +145,8 @@ def _told(what: str) -> Iterator[None]:
         raise ValueError(f"The {what} may not be read ({error.strerror}): change its permissions.") from error
     except _Unclear as error:
         raise ValueError(f"The {what} {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError, AttributeError, struct.error) as error:
-        if "closed" in str(error) or isinstance(error, AttributeError):
+    except (OSError, SyntaxError, ValueError, EOFError, AttributeError, AssertionError, struct.error) as error:
+        if "closed" in str(error) or isinstance(error, (AttributeError, AssertionError)):
             raise ValueError(f"The {what} is closed: give it before its file is closed, or its path.") from error
         if "not available" in str(error) or "unable to locate" in str(error).lower():
             raise ValueError(f"The {what} cannot be read by this Pillow ({error}): give a PNG or JPEG file.") from error

@@ -137,10 +137,13 @@ class Noted:
     def _note_container(self, container: Any) -> list[Any]:
         kind = type(container)
         base = next(base for base in (OrderedDict, dict, list, set, deque) if issubclass(kind, base))
-        held = list(dict.items(container)) if base in (dict, OrderedDict) else list(base.__iter__(container))
+        keyed = base in (dict, OrderedDict)
 
         def now() -> list[Any]:
-            return list(dict.items(container)) if base in (dict, OrderedDict) else list(base.__iter__(container))
+            every: Any = base  # of an OrderedDict, dict.items has another order
+            return list(every.items(container) if keyed else every.__iter__(container))
+
+        held = now()
 
         def changed() -> bool:
             others = now()
@@ -150,7 +153,7 @@ class Noted:
             if changed():
                 base.clear(container)
                 put: Any = base
-                (put.update if base in (dict, OrderedDict, set) else put.extend)(container, held)
+                (put.update if keyed or base is set else put.extend)(container, held)
 
         def new() -> list[object]:
             return [part for item in now() for part in _parts(item)] if changed() else []
@@ -327,10 +330,13 @@ def _values_back(array: Any) -> Callable[[], None]:
 
 def _open_descriptors() -> set[int]:
     """The numbers of the open files; none where the system does not tell."""
-    try:
-        return {int(name) for name in os.listdir("/dev/fd")}
-    except OSError:
-        return set()
+    found = set()
+    with suppress(OSError):
+        for name in os.listdir("/dev/fd"):
+            with suppress(OSError):  # the listing itself was one
+                os.fstat(int(name))
+                found.add(int(name))
+    return found
 
 
 def _put_back(file: Any, offset: int) -> None:
