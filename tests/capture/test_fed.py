@@ -84,7 +84,8 @@ def test_there_may_be_none(batch: Any) -> None:
 
 
 def test_an_image_in_a_list_has_no_axis_of_samples() -> None:
-    images, targets = (torch.rand(3, 8, 9), torch.rand(3, 5, 6)), ({"boxes": torch.zeros(1, 4)}, {})
+    images = torch.rand(3, 8, 9), torch.rand(3, 5, 6)
+    targets: Any = {"boxes": torch.zeros(1, 4)}, {}
     fed = fed_image((images, targets))  # as tuple(zip(*batch)) makes it for a detector
     assert fed is not None
     assert torch.equal(fed.first(), images[0][None])

@@ -117,7 +117,7 @@ class Caches(Base):
         self.ram = np.zeros((4, 3), np.float32)
         self.filled = torch.zeros(4, dtype=torch.bool)
         self.bytes = bytearray(4)
-        self.nested = [{"deep": [[1, 2], (3, [4])]}]
+        self.nested: Any = [{"deep": [[1, 2], (3, [4])]}]
 
     def touch(self, index: int) -> None:
         self.images[index] = IMAGE[index]
@@ -129,12 +129,13 @@ class Caches(Base):
         self.ram[index] = 1
         self.filled[index] = True
         self.bytes[index] = 1
-        self.nested[0]["deep"][0].append(9)  # type: ignore[union-attr]
-        self.nested[0]["deep"][1][1].append(9)  # type: ignore[index,union-attr]
+        self.nested[0]["deep"][0].append(9)
+        self.nested[0]["deep"][1][1].append(9)
 
 
 class Slotted:
     __slots__ = ("calls", "late")
+    late: int
 
     def __init__(self) -> None:
         self.calls = 0
@@ -184,7 +185,7 @@ class Counting(Base):
         self.partial()
         self.loaded(index)
         self.defaults()
-        self.shared.value += self.length // 4  # type: ignore[attr-defined]
+        self.shared.value += self.length // 4
 
 
 class Drawing(Base):
@@ -210,9 +211,10 @@ def state(thing: Any, depth: int = 0) -> Any:  # noqa: PLR0911 - one for each ki
         return thing.tolist()
     if isinstance(thing, torch.Generator):
         return thing.get_state().tolist()
-    if isinstance(thing, (np.random.Generator, np.random.RandomState)):
-        bits = thing.bit_generator if isinstance(thing, np.random.Generator) else thing
-        return str(bits.state if isinstance(thing, np.random.Generator) else thing.get_state())
+    if isinstance(thing, np.random.Generator):
+        return str(thing.bit_generator.state)
+    if isinstance(thing, np.random.RandomState):
+        return str(thing.get_state())
     if isinstance(thing, random.Random):
         return thing.getstate()
     if isinstance(thing, dict):

@@ -312,7 +312,7 @@ def test_a_probe_can_be_written_in_yaml(how: str, tmp_path: Path, monkeypatch: p
 
 def deep(kind: str) -> Image.Image:
     ramp = np.linspace(0, 1, 64).reshape(1, 64).repeat(4, axis=0)
-    made = {
+    made: dict[str, Any] = {
         "signed": (ramp * 4095 - 1024).astype(np.int32),
         "32 bits": (ramp * 1e6).astype(np.int32),
         "12 bits in 16": (ramp * 4095).astype(np.uint16),
@@ -405,7 +405,7 @@ def _closed(folder: Path) -> Image.Image:
         return image
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("source", "said"),
     [

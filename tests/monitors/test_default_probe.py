@@ -75,7 +75,7 @@ class InTheStep(Any2):
     def training_step(self, batch: Any, _: int) -> torch.Tensor:
         return self(batch[0].float() / 255).square().mean()
 
-    def validation_step(self, batch: Any, _: int) -> None:
+    def validation_step(self, batch: Any, _: int, dataloader_idx: int = 0) -> None:
         self(batch[0].float() / 255)
 
 
