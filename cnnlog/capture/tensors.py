@@ -28,7 +28,7 @@ def checked(tensor: torch.Tensor) -> torch.Tensor:
     shape = list(tensor.shape)
     if tensor.dim() not in (2, 3, 4, 5) or 0 in shape:
         raise ValueError(
-            "A probe is a tensor [N, C, H, W], [C, H, W], [N, C, T, H, W] of clips, or [N, D] of latents, with at "
+            "A probe is a tensor [N, C, H, W], [C, H, W], [N, D] of latents, or [N, C, T, H, W] of clips, with at "
             f"least one pixel, but this is {shape}."
         )
     kind = torch.float32 if tensor.is_floating_point() else tensor.dtype

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor
 from contextlib import suppress
 from multiprocessing.process import BaseProcess
+from operator import is_
 from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
@@ -137,30 +138,33 @@ class Noted:
     def _note_container(self, container: Any) -> list[Any]:
         kind = type(container)
         base = next(base for base in (OrderedDict, dict, list, set, deque) if issubclass(kind, base))
+        every: Any = base  # of an OrderedDict, dict.items has another order
         keyed = base in (dict, OrderedDict)
 
-        def now() -> list[Any]:
-            every: Any = base  # of an OrderedDict, dict.items has another order
-            return list(every.items(container) if keyed else every.__iter__(container))
+        def now() -> list[list[Any]]:
+            """The keys and the values, or the elements."""
+            if keyed:
+                return [list(every.keys(container)), list(every.values(container))]
+            return [list(every.__iter__(container))]
 
         held = now()
 
-        def changed() -> bool:
-            others = now()
-            return len(others) != len(held) or any(not _same(a, b) for a, b in zip(others, held, strict=True))
+        def changed(current: list[list[Any]]) -> bool:
+            return any(len(a) != len(b) or not all(map(is_, a, b)) for a, b in zip(current, held, strict=True))
 
         def back() -> None:
-            if changed():
-                base.clear(container)
-                put: Any = base
-                (put.update if keyed or base is set else put.extend)(container, held)
+            if changed(now()):
+                every.clear(container)
+                filled = zip(*held, strict=True) if keyed else held[0]
+                (every.update if keyed or base is set else every.extend)(container, filled)
 
         def new() -> list[object]:
-            return [part for item in now() for part in _parts(item)] if changed() else []
+            current = now()
+            return [part for items in current for item in items for part in _parts(item)] if changed(current) else []
 
         self._undo.append(back)
         self._changes.append(new)
-        return [part for item in held[:_FIRST] for part in _parts(item)]
+        return [part for items in held for item in items[:_FIRST] for part in _parts(item)]
 
     def _note_special(self, thing: Any) -> list[Any]:
         """What is neither array nor container, and holds something outside of its attributes."""
@@ -295,10 +299,6 @@ def _cell_setter(cell: Any) -> Callable[[Any], None]:
 
 def _of_a_library(module: str | None) -> bool:
     return (module or "builtins").partition(".")[0] in _LIBRARIES
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is tuple and type(b) is tuple and len(a) == 2 and a[0] is b[0] and a[1] is b[1])
 
 
 def _parts(item: Any) -> tuple[Any, ...]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -17,6 +16,7 @@ from cnnlog.capture.probe import Probe
 from cnnlog.monitors.alarm import Alarm
 from cnnlog.monitors.default_probe import default_probe
 from cnnlog.monitors.ranks import Ranks
+from cnnlog.monitors.run_as_fed import run_as_fed
 from cnnlog.monitors.run_folder import Memory, kept_probe
 
 _T = TypeVar("_T")
@@ -109,48 +109,6 @@ class FirstBatch:
             return
         if differs is not None:
             self._alarm.warn("probe and batch", differs)
-
-
-def run_as_fed(
-    probe: Probe, run: Callable[[Probe], _T], *, scaled: Callable[[str], object] | None = None
-) -> tuple[Probe, _T]:
-    """Run a probe, and if it cannot go through the network, run it as what it may be besides.
-
-    Args:
-        probe: the fixed input.
-        run: runs it and raises ValueError if that cannot be.
-        scaled: allows that uint8 is divided by 255 where the network takes floating point only, and is told so in one
-            sentence. None does not allow it.
-
-    Returns:
-        The probe that went through, and what `run` returned.
-
-    Raises:
-        ValueError: it cannot go through; of what `run` raised, the first.
-    """
-    try:
-        return probe, run(probe)
-    except ValueError as error:
-        signals = probe.as_signals()
-        if signals is not None:
-            with suppress(ValueError):
-                return signals, run(signals)
-        if scaled is not None and probe.tensor.dtype == torch.uint8:
-            floats = Probe(probe.tensor.float() / 255, names=probe.names)
-            with suppress(ValueError):
-                ran = run(floats)
-                scaled(
-                    "the data are uint8, and the network's forward takes floating point only: the probe is divided by "
-                    "255; pass a Probe if your training step scales or normalises otherwise"
-                )
-                return floats, ran
-        if not probe.tensor.is_floating_point():
-            kind = str(probe.tensor.dtype).removeprefix("torch.")
-            raise ValueError(
-                f"{error} The probe is {kind}, and goes to the network as it is: if the network takes floating point, "
-                "scale it as in training, e.g. Probe.from_tensor(images.float() / 255)."
-            ) from error
-        raise
 
 
 def apart(probe: Probe, batch: Any) -> str | None:
