@@ -31,16 +31,16 @@ class Fed:
     Attributes:
         tensor: `[N, C, H, W]`, clips `[N, C, T, H, W]`, or with 3 axes; of the batch's type, on its device.
         key: where it lies in the batch, e.g. `pixel_values`; empty if nothing there has a name.
-        stacked: the first axis counts the samples. If not, the image `[C, H, W]` lies in a list of images.
+        listed: the image `[C, H, W]` lies in a list of images, and has no axis that counts the samples.
     """
 
     tensor: torch.Tensor
     key: str
-    stacked: bool
+    listed: bool
 
     def first(self) -> torch.Tensor:
         """The first image with its axis of images, or the only one."""
-        return self.tensor[:1] if self.stacked else self.tensor[None]
+        return self.tensor[None] if self.listed else self.tensor[:1]
 
 
 def fed_image(batch: Any) -> Fed | None:
@@ -56,9 +56,8 @@ def fed_image(batch: Any) -> Fed | None:
     found = []
     for path, tensor, listed in _leaves(batch, (), 0, False):
         if isinstance(tensor, torch.Tensor) and tensor.dim() in (3, 4, 5) and _may_hold_an_image(path, tensor):
-            # of 3 axes: a stack of one [C, L] or [H, W]; or, in a list that collating left as it was, an image
-            stacked = tensor.dim() > 3 or (len(tensor) == 1 and not listed)
-            found.append((tensor.dim() == 3, path, Fed(tensor, ".".join(path), stacked=stacked)))
+            three = tensor.dim() == 3
+            found.append((three, path, Fed(tensor, ".".join(path), listed=listed and three)))
     return _best(found, lambda fed: fed.tensor)
 
 

@@ -91,7 +91,10 @@ class Probe:
             >>> Probe.from_tensor(torch.rand(1, 22, 500)).as_signals().tensor.shape
             torch.Size([1, 22, 500])
         """
-        return _with_three_axes(self.tensor[0]) if self._three_axes else None
+        if not self._three_axes:
+            return None
+        signals = self.tensor[0]
+        return _with_three_axes(signals, names=self.names if len(self.names) == len(signals) else None)
 
     def __repr__(self) -> str:
         return f"Probe({', '.join(self.names)}; {list(self.tensor.shape)}, {self.fingerprint[:8]})"
@@ -292,15 +295,13 @@ def probe_of_batch(tensor: torch.Tensor, *, name: str, made_by: Sequence[object]
     """The probe of one image out of a batch, with its axis of images.
 
     Args:
-        tensor: one image `[1, C, H, W]`, clip `[1, C, T, H, W]` or signal `[1, C, L]`.
+        tensor: one image `[1, C, H, W]`, clip `[1, C, T, H, W]`, or `[1, A, B]`: a signal, or an image of one channel.
         name: of the image.
         made_by: the data set, the collate function: if one of them normalises, `Probe.pictures` undoes that.
 
     Raises:
         ValueError: the tensor cannot be a probe.
     """
-    if tensor.dim() == 3:
-        return _with_three_axes(tensor, names=[name])
     mean, std = normalisation_of(tensor, made_by)
     return Probe(tensor, names=[name], mean=mean, std=std)
 

@@ -124,8 +124,8 @@ def apart(probe: Probe, batch: Any) -> str | None:
     if fed is None:
         return None
     ours, theirs = probe.tensor, fed.tensor.detach()
-    if fed.tensor.dim() < ours.dim():
-        theirs = theirs[None]  # one of a list of images
+    if theirs.dim() == 3 and ours.dim() == 4:
+        theirs = theirs[None] if fed.listed else theirs[:, None]  # the network adds the axis of the channel
     if ours.dim() != theirs.dim():
         return None  # latents beside images, clips beside frames
     differs = []

@@ -139,13 +139,13 @@ def _raw_image(samples: Any) -> Fed | None:
         image = sample_image(sample, "the first sample")
     except ValueError:
         return None
-    return _kept(Fed(image, "", stacked=False))
+    return _kept(Fed(image, "", listed=True))
 
 
 def _kept(fed: Fed | None) -> Fed | None:
     if fed is None:
         return None
-    return Fed(fed.first().detach().to("cpu", copy=True).as_subclass(torch.Tensor), fed.key, stacked=True)
+    return Fed(fed.first().detach().to("cpu", copy=True).as_subclass(torch.Tensor), fed.key, listed=False)
 
 
 def _hooked(trainer: L.Trainer) -> dict[str, Any]:

@@ -89,6 +89,9 @@ def test_an_image_in_a_list_has_no_axis_of_samples() -> None:
     fed = fed_image((images, targets))  # as tuple(zip(*batch)) makes it for a detector
     assert fed is not None
     assert torch.equal(fed.first(), images[0][None])
+    stack = fed_image((torch.rand(4, 8, 9), LABELS))
+    assert stack is not None
+    assert stack.first().shape == (1, 8, 9)
 
 
 def test_a_sample_may_hold_a_pil_image() -> None:

@@ -405,7 +405,6 @@ def _closed(folder: Path) -> Image.Image:
         return image
 
 
-@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize(
     ("source", "said"),
     [
@@ -418,9 +417,12 @@ def _closed(folder: Path) -> Image.Image:
     ],
 )
 def test_what_cannot_be_read_is_told_by_its_cause(source: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+    image = source(tmp_path)
     with pytest.raises(ValueError, match=said) as refusal:
-        Probe.from_images(source(tmp_path), size=8)
+        Probe.from_images(image, size=8)
     assert "\n" not in str(refusal.value)
+    if isinstance(image, Image.Image):
+        image.close()
 
 
 def test_a_picture_below_the_limit_is_read_without_a_warning(tmp_path: Path) -> None:
