@@ -15,6 +15,7 @@ from cnnlog.capture.images import ImageLike, fitted, is_whole, open_image, rgb, 
 from cnnlog.capture.normalisation import limits_of, normalisation, normalisation_of, normalised, picture_of
 from cnnlog.capture.rng import generators_in, kept_rng
 from cnnlog.capture.tensors import checked, fingerprint_of, refuse_without_values
+from cnnlog.capture.undo import Noted
 
 
 class Probe:
@@ -193,7 +194,9 @@ class Probe:
 
     @classmethod
     def from_dataset(cls, dataset: Any, indices: Sequence[int] = (0,)) -> Probe:
-        """Make a probe of images of a data set. Every random generator is left where it was.
+        """Make a probe of images of a data set. It and every random generator are left as they were.
+
+        A file that the data set opens at its first read is closed again, so that workers open their own.
 
         Args:
             dataset: a data set with `__getitem__`. A sample may be the image `[C, H, W]`, a clip `[C, T, H, W]`, or a
@@ -225,11 +228,14 @@ class Probe:
         for index in indices:
             if length is not None and not -length <= index < length:
                 raise ValueError(f"Image {index} was asked for, but the {kind} has {length}: choose another index.")
-        with kept_rng(generators_in([dataset], depth=5)):
-            samples = [_taken(dataset, index) for index in indices]
         names = [f"{kind}[{index}]" for index in indices]
-        tensors = [sample_image(sample, name) for sample, name in zip(samples, names, strict=True)]
-        stacked = _stacked(tensors, names)
+        noted = Noted([dataset])
+        try:
+            with kept_rng(generators_in([dataset], depth=5)):
+                tensors = [sample_image(_taken(dataset, i), name) for i, name in zip(indices, names, strict=True)]
+                stacked = _stacked(tensors, names)
+        finally:
+            noted.give_back(read_here=True)
         mean, std = normalisation_of(stacked, [dataset])
         return cls(stacked, names=names, mean=mean, std=std)
 

@@ -25,7 +25,6 @@ from operator import is_
 from types import BuiltinFunctionType, FunctionType, GeneratorType, MethodType, ModuleType
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 
@@ -35,7 +34,7 @@ _FIRST = 256  # of a long container these are looked into; all of it is given ba
 _LIBRARIES = {*sys.stdlib_module_names, "torch", "torchvision", "lightning", "numpy", "PIL", "cnnlog"} - {"__main__"}
 _LEAVES: tuple[type, ...] = (str, bytes, int, float, complex, range, ModuleType, BuiltinFunctionType)
 _OTHERS: tuple[type, ...] = (
-    *(L.Trainer, torch.optim.Optimizer, torch.Generator, logging.Logger),
+    *(torch.optim.Optimizer, torch.Generator, logging.Logger),
     *(threading.Thread, BaseProcess, Executor, queue.Queue, queue.SimpleQueue),  # others change them meanwhile
 )
 _lru_cache = type(functools.lru_cache(lambda: None))
@@ -106,7 +105,7 @@ class Noted:
             return ()
         if type(thing) is int:
             self._note_descriptor(thing)
-        if isinstance(thing, (*_LEAVES, *_OTHERS)):
+        if isinstance(thing, (*_LEAVES, *_OTHERS)) or _is_trainer(type(thing)):
             return ()
         if len(self._seen) >= OBJECTS_LIMIT:
             self.whole = False
@@ -126,7 +125,7 @@ class Noted:
     def _note_values(self, array: Any) -> None:
         if isinstance(array, np.memmap) or (isinstance(array, np.ndarray) and not array.flags.writeable):
             return
-        if isinstance(array, torch.Tensor) and (array.layout != torch.strided or array.device.type == "meta"):
+        if isinstance(array, torch.Tensor) and (array.layout != torch.strided or array.device.type != "cpu"):
             return
         size = len(array) if isinstance(array, bytearray) else array.nbytes
         if self._bytes + size > BYTES_LIMIT:
@@ -284,6 +283,13 @@ class Noted:
 
 
 _NOTHING = object()
+
+
+@functools.lru_cache(1024)
+def _is_trainer(cls: type) -> bool:
+    """Whether this is Lightning's trainer, which leads to everything else. Importing it to ask would cost seconds."""
+    homes = {base.__module__.partition(".")[0] for base in cls.__mro__ if base.__name__ == "Trainer"}
+    return not homes.isdisjoint({"lightning", "pytorch_lightning"})
 
 
 def _of_slot(slot: Any, thing: Any) -> Any:

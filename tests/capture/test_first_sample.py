@@ -22,6 +22,7 @@ import torch
 from torch.utils.data import BatchSampler, ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset
 from torch.utils.data.sampler import SubsetRandomSampler
 
+from cnnlog import Probe
 from cnnlog.capture import first_sample as module
 from cnnlog.capture.first_sample import NotRead, first_sample
 
@@ -91,7 +92,9 @@ class ByProcess(Base):
         self.handles: dict[int, dict[str, Handle]] = {}
 
     def touch(self, index: int) -> None:
-        self.handles.setdefault(os.getpid(), {"h5": Handle(self.path)})["h5"]["x"]
+        if os.getpid() not in self.handles:
+            self.handles[os.getpid()] = {"h5": Handle(self.path)}
+        self.handles[os.getpid()]["h5"]["x"]
 
 
 class Archive(Base):
@@ -284,6 +287,14 @@ def test_no_trace_is_left(kind: type[Base], wrapped: str, workers: int, path: Pa
     if kind is not Drawing:
         assert torch.equal(image[0], IMAGE[0])
     assert torch.equal(first_sample(loader, kept), image)  # the same source is the same sample
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_probe_of_a_data_set_leaves_no_trace_either(kind: type[Base], path: Path) -> None:
+    dataset = kind(path)
+    before = everything(dataset)
+    assert Probe.from_dataset(dataset, [1, 2]).tensor.shape == (2, 3, 6, 6)
+    assert everything(dataset) == before
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
