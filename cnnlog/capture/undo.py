@@ -105,7 +105,8 @@ class Noted:
             return ()
         if type(thing) is int:
             self._note_descriptor(thing)
-        if isinstance(thing, (*_LEAVES, *_OTHERS)) or _is_trainer(type(thing)):
+        cls: Any = type(thing)
+        if isinstance(thing, (*_LEAVES, *_OTHERS)) or _is_trainer(cls):
             return ()
         if len(self._seen) >= OBJECTS_LIMIT:
             self.whole = False
@@ -286,7 +287,7 @@ _NOTHING = object()
 
 
 @functools.lru_cache(1024)
-def _is_trainer(cls: type) -> bool:
+def _is_trainer(cls: Any) -> bool:
     """Whether this is Lightning's trainer, which leads to everything else. Importing it to ask would cost seconds."""
     homes = {base.__module__.partition(".")[0] for base in cls.__mro__ if base.__name__ == "Trainer"}
     return not homes.isdisjoint({"lightning", "pytorch_lightning"})
