@@ -22,11 +22,11 @@ from torch.overrides import _pop_mode_temporarily
 
 from cnnlog.capture.flags import kept_flags
 from cnnlog.capture.foreign import Watched, place
+from cnnlog.capture.kept import SMALL, Kept, Seen, copied, copy_back, is_wrapper, size
 from cnnlog.capture.muted import Muted, is_logger
 from cnnlog.capture.reach import Reach
 from cnnlog.capture.rng import PASS_SEED, kept_rng
 from cnnlog.capture.sharding import is_sharded, refuse_flattened, sharded
-from cnnlog.capture.tensors import SMALL, Kept, Seen, copied, copy_back, is_wrapper, size
 from cnnlog.capture.write_guard import WriteGuard
 from cnnlog.messages import some
 

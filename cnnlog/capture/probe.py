@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import zlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
 
 from cnnlog.capture.chart import CHART_LIMIT, test_chart
+from cnnlog.capture.fed import raw_image
 from cnnlog.capture.images import ImageLike, fitted, is_whole, open_image, rgb, several_images, unit_range
+from cnnlog.capture.normalisation import limits_of, normalisation, normalisation_of, normalised, picture_of
 from cnnlog.capture.rng import generators_in, kept_rng
-
-Pixels = npt.NDArray[np.uint8]
-_IMAGE_KEYS = ("image", "images", "img", "pixel_values", "input", "inputs", "x", "data")
-NUMBER_LIMIT = 1e18  # its square is a float32, too
+from cnnlog.capture.tensors import checked, fingerprint_of, refuse_without_values
+from cnnlog.capture.undo import Noted
 
 
 class Probe:
@@ -29,23 +27,28 @@ class Probe:
     afterwards.
 
     Args:
-        tensor: images `[N, C, H, W]`, one image `[C, H, W]`, or clips `[N, C, T, H, W]`, floating point, scaled and
-            normalised as in training. The tensor is copied.
+        tensor: images `[N, C, H, W]`, one image `[C, H, W]`, clips `[N, C, T, H, W]`, or latents `[N, D]`, scaled and
+            normalised as in training. Whole numbers, such as uint8, go to the network as they are. The tensor is
+            copied. If the network takes no image of a tensor with 3 axes, it is taken for signals `[N, C, L]`.
         names: one name for each image; by default `image 0`, `image 1`, ...
-        mean: the mean that was subtracted from each channel, if the values are normalised. It serves `pictures` only.
-        std: the standard deviation that each channel was divided by. It serves `pictures` only.
+        mean: the mean that was subtracted from each channel, if the values are normalised; give `std`, too. It serves
+            `pictures` only.
+        std: the standard deviation that each channel was divided by; give `mean`, too. It serves `pictures` only.
 
     Attributes:
-        tensor: `[N, C, H, W]`, or clips `[N, C, T, H, W]`, float32, on the CPU.
-        pictures: for each image a picture for people, uint8 `[H, W, 3]`; of a clip it is the middle frame. Where mean
-            and standard deviation are known, the normalisation is undone. Where they are not and values lie outside 0
-            to 1, the smallest value is black and the largest one white.
+        tensor: `[N, C, H, W]`, clips `[N, C, T, H, W]`, signals `[N, C, L]` or latents `[N, D]`, on the CPU;
+            float32, or the whole numbers that the network is fed.
+        pictures: for each image a picture for people, uint8 `[H, W, 3]`; of a clip it is the middle frame. A signal has
+            a row for each channel, a latent has one row. Where mean and standard deviation are known, the normalisation
+            is undone. uint8 is shown as it is. Otherwise, where values lie outside 0 to 1, the smallest value is black
+            and the largest one white.
         names: one name for each image.
         fingerprint: SHA-256 of shape and values, in hex. Two runs with the same fingerprint looked at the same input.
 
     Raises:
-        ValueError: the tensor has another number of axes, is empty, is not floating point, or holds NaN or infinity;
-            or the number of names, means or standard deviations does not fit.
+        ValueError: the tensor has another number of axes, is empty, complex, boolean, sparse, nested, quantised or
+            without values, or holds NaN or infinity; the number of names, means or standard deviations does not fit;
+            or one of mean and standard deviation is given without the other.
         TypeError: an argument is of a wrong type.
 
     Example:
@@ -55,7 +58,7 @@ class Probe:
     """
 
     # A plain class: jsonargparse takes a dataclass for a group of options, and no class_path for it.
-    __slots__ = ("_checksum", "fingerprint", "names", "pictures", "tensor")
+    __slots__ = ("_checksum", "_three_axes", "fingerprint", "names", "pictures", "tensor")
 
     def __init__(
         self,
@@ -65,15 +68,36 @@ class Probe:
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
-        self.tensor = _checked(tensor)
+        whole = checked(tensor)
+        self._three_axes = whole.dim() == 3
+        self._fill(whole[None] if self._three_axes else whole, names, mean, std)
+
+    def _fill(
+        self,
+        tensor: torch.Tensor,
+        names: Sequence[str] | None,
+        mean: Sequence[float] | None,
+        std: Sequence[float] | None,
+    ) -> None:
+        self.tensor = tensor
         self.names = _names(names) if names is not None else tuple(f"image {i}" for i in range(len(self.tensor)))
         if len(self.names) != len(self.tensor):
             raise ValueError(f"A probe has one name an image: {len(self.tensor)} images, {len(self.names)} names.")
-        self.pictures = tuple(_picture(image, mean, std) for image in self.tensor.numpy())
-        digest = hashlib.sha256(repr(tuple(self.tensor.shape)).encode())
-        digest.update(self.tensor.numpy().astype("<f4").tobytes())
-        self.fingerprint = digest.hexdigest()
+        self.pictures = tuple(picture_of(image, mean, std) for image in self.tensor.numpy())
+        self.fingerprint = fingerprint_of(self.tensor)
         self._checksum = _checksum(self.tensor)
+
+    def as_signals(self) -> Probe | None:
+        """The same values as signals `[N, C, L]`, if the probe was made of a tensor with 3 axes; otherwise None.
+
+        Example:
+            >>> Probe.from_tensor(torch.rand(1, 22, 500)).as_signals().tensor.shape
+            torch.Size([1, 22, 500])
+        """
+        if not self._three_axes:
+            return None
+        signals = self.tensor[0]
+        return _with_three_axes(signals, names=self.names if len(self.names) == len(signals) else None)
 
     def __repr__(self) -> str:
         return f"Probe({', '.join(self.names)}; {list(self.tensor.shape)}, {self.fingerprint[:8]})"
@@ -92,12 +116,17 @@ class Probe:
         size: int | tuple[int, int] | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
+        value_range: tuple[float, float] | None = None,
     ) -> Probe:
         """Make a probe of image files or PIL images.
 
         Images of any mode are converted to RGB and turned upright. Say how they become what the network takes: either
         by `transform`, or by `size`, `mean` and `std`. Without any of these the network gets values from 0 to 1 in the
         size of the file.
+
+        Of images with more than 8 bits it must be known which values are black and white: unsigned 16 bits are taken
+        from 0 to 65535 and floating point from 0 to 1, if their largest value is at least a quarter of that. All others
+        need `value_range`: signed and 32-bit ones, and 12 or 14 bits in 16.
 
         Args:
             images: the path of an image file, a PIL image, or a list of these.
@@ -109,11 +138,15 @@ class Probe:
             mean: what to subtract from each channel, whose values are from 0 to 1; for example
                 `(0.485, 0.456, 0.406)`.
             std: what to divide each channel by after that; for example `(0.229, 0.224, 0.225)`.
+            value_range: the values of the image that become 0 (black) and 1 (white), for example `(-1024, 3071)` for
+                a CT slice or `(0, 4095)` for 12 bits. Values beyond are cut off. `None` takes 0 and 255, or what is
+                said above.
 
         Raises:
             FileNotFoundError: a file does not exist.
-            ValueError: a file is empty, damaged or no image; the images end up with different sizes; the transform
-                fails; or you gave a transform and one of `size`, `mean` and `std`.
+            ValueError: a file is empty, damaged, too large, a device or no image; it needs a `value_range`; the images
+                end up with different sizes; the transform fails; you gave a transform and one of `size`, `mean` and
+                `std`; or only one of `mean` and `std`.
             TypeError: an argument is of a wrong type.
         """
         several = several_images(images)
@@ -121,12 +154,13 @@ class Probe:
             raise TypeError(f"A transform is called with an image, but {transform!r} cannot be called.")
         if transform is not None and (size is not None or mean is not None or std is not None):
             raise ValueError("Give either a transform or size, mean and std, not both: the transform does it all.")
-        opened = [open_image(image, i) for i, image in enumerate(several)]
+        limits = limits_of(value_range)
+        opened = [open_image(image, i, value_range=limits) for i, image in enumerate(several)]
         names = [name for name, _ in opened]
         if transform is None:
-            tensors = [_normalised(unit_range(fitted(image, size)), mean, std) for _, image in opened]
+            tensors = [normalised(unit_range(fitted(image, size)), mean, std) for _, image in opened]
         else:
-            mean, std = _normalisation(transform)
+            mean, std = normalisation(transform)
             with kept_rng(generators_in([transform], depth=4)):
                 tensors = [_transformed(transform, image, name) for name, image in opened]
         return cls(_stacked(tensors, names), names=names, mean=mean, std=std)
@@ -143,15 +177,19 @@ class Probe:
         """Make a probe of a tensor that the network takes as it is.
 
         Args:
-            tensor: images `[N, C, H, W]`, one image `[C, H, W]`, or clips `[N, C, T, H, W]`, floating point, scaled and
-                normalised as in training. The tensor is copied.
+            tensor: images `[N, C, H, W]`, one image `[C, H, W]`, clips `[N, C, T, H, W]`, or latents `[N, D]`, scaled
+                and normalised as in training. Whole numbers, such as uint8, go to the network as they are: nothing is
+                divided by 255. The tensor is copied. If the network takes no image of a tensor with 3 axes, it is
+                taken for signals `[N, C, L]`.
             names: one name for each image; by default `image 0`, `image 1`, ...
-            mean: the mean that was subtracted from each channel. It serves `Probe.pictures` only.
-            std: the standard deviation that each channel was divided by. It serves `Probe.pictures` only.
+            mean: the mean that was subtracted from each channel; give `std`, too. It serves `Probe.pictures` only.
+            std: the standard deviation that each channel was divided by; give `mean`, too. It serves `Probe.pictures`
+                only.
 
         Raises:
-            ValueError: the tensor has another number of axes, is empty, is not floating point, or holds NaN or
-                infinity; or the number of names, means or standard deviations does not fit.
+            ValueError: the tensor has another number of axes, is empty, complex, boolean, sparse, nested, quantised or
+                without values, or holds NaN or infinity; the number of names, means or standard deviations does not
+                fit; or one of mean and standard deviation is given without the other.
             TypeError: an argument is of a wrong type.
 
         Example:
@@ -162,11 +200,14 @@ class Probe:
 
     @classmethod
     def from_dataset(cls, dataset: Any, indices: Sequence[int] = (0,)) -> Probe:
-        """Make a probe of images of a data set. Every random generator is left where it was.
+        """Make a probe of images of a data set. It and every random generator are left as they were.
+
+        A file that the data set opens at its first read is closed again, so that workers open their own.
 
         Args:
             dataset: a data set with `__getitem__`. A sample may be the image `[C, H, W]`, a clip `[C, T, H, W]`, or a
-                tuple or dict that holds one. If its transform normalises, `Probe.pictures` undoes that.
+                tuple or dict that holds one. Whole numbers, such as uint8, go to the network as they are. If the data
+                set's transform normalises, `Probe.pictures` undoes that.
             indices: which samples to take, as whole numbers; negative ones count from the end.
 
         Raises:
@@ -193,12 +234,16 @@ class Probe:
         for index in indices:
             if length is not None and not -length <= index < length:
                 raise ValueError(f"Image {index} was asked for, but the {kind} has {length}: choose another index.")
-        with kept_rng(generators_in([dataset], depth=5)):
-            samples = [_taken(dataset, index) for index in indices]
         names = [f"{kind}[{index}]" for index in indices]
-        tensors = [_sample_image(sample, name) for sample, name in zip(samples, names, strict=True)]
-        mean, std = _normalisation(dataset)
-        return cls(_stacked(tensors, names), names=names, mean=mean, std=std)
+        noted = Noted([dataset])
+        try:
+            with kept_rng(generators_in([dataset], depth=5)):
+                tensors = [sample_image(_taken(dataset, i), name) for i, name in zip(indices, names, strict=True)]
+                stacked = _stacked(tensors, names)
+        finally:
+            noted.give_back(read_here=True)
+        mean, std = normalisation_of(stacked, [dataset])
+        return cls(stacked, names=names, mean=mean, std=std)
 
     @classmethod
     def chart(
@@ -226,7 +271,7 @@ class Probe:
                 f"but size={size!r}."
             )
         unit = torch.from_numpy(test_chart(size)).permute(2, 0, 1)
-        return cls(_normalised(unit, mean, std), names=["chart"], mean=mean, std=std)
+        return cls(normalised(unit, mean, std), names=["chart"], mean=mean, std=std)
 
 
 def _names(names: Any) -> tuple[str, ...]:
@@ -258,13 +303,19 @@ def _transformed(transform: Callable[[Any], Any], image: Image.Image, name: str)
     return _as_image(made, f"The transform of {name!r}")
 
 
-def default_probe(dataset: Any) -> Probe:
-    """The first image of a data set. Every random generator is left where it was.
+def probe_of_batch(tensor: torch.Tensor, *, name: str, made_by: Sequence[object]) -> Probe:
+    """The probe of one image out of a batch, with its axis of images.
 
     Args:
-        dataset: with `__getitem__`.
+        tensor: one image `[1, C, H, W]`, clip `[1, C, T, H, W]`, or `[1, A, B]`: a signal, or an image of one channel.
+        name: of the image.
+        made_by: the data set, the collate function: if one of them normalises, `Probe.pictures` undoes that.
+
+    Raises:
+        ValueError: the tensor cannot be a probe.
     """
-    return Probe.from_dataset(dataset, (0,))
+    mean, std = normalisation_of(tensor, made_by)
+    return Probe(tensor, names=[name], mean=mean, std=std)
 
 
 def _checksum(tensor: torch.Tensor) -> int:
@@ -272,66 +323,69 @@ def _checksum(tensor: torch.Tensor) -> int:
     return zlib.crc32(values)
 
 
-def _checked(tensor: torch.Tensor) -> torch.Tensor:
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"A probe is a tensor [N, C, H, W] or [C, H, W], not {type(tensor).__name__}.")
-    shape = list(tensor.shape)
-    if tensor.dim() not in (3, 4, 5) or 0 in shape:
-        raise ValueError(
-            "A probe is a tensor [N, C, H, W], [C, H, W], or [N, C, T, H, W] of clips, with at least one pixel, "
-            f"but this is {shape}."
-        )
-    if not tensor.is_floating_point():
-        raise ValueError(
-            f"A probe holds what the network takes, in floating point, but this is {tensor.dtype}: "
-            "scale and normalise it as in training, e.g. tensor.float() / 255."
-        )
-    several = tensor if tensor.dim() > 3 else tensor[None]
-    copied = several.detach().to("cpu", torch.float32, copy=True, memory_format=torch.contiguous_format)
-    # as_subclass: torchvision's tv_tensors would otherwise follow the probe into the network
-    copied = copied.as_subclass(torch.Tensor)
-    bad = int((~torch.isfinite(copied)).sum())
-    if bad:
-        raise ValueError(f"A probe is finite, but {bad} of this one's {copied.numel()} values are NaN or infinite.")
-    return copied
+def probe_as_kept(tensor: torch.Tensor, *, names: Sequence[str] | None) -> Probe:
+    """The probe that a run has kept.
+
+    Args:
+        tensor: as `Probe.tensor` was.
+        names: as `Probe.names` were; None for new ones.
+    """
+    return _with_three_axes(tensor, names=names) if tensor.dim() == 3 else Probe(tensor, names=names)
+
+
+def _with_three_axes(tensor: torch.Tensor, *, names: Sequence[str] | None = None) -> Probe:
+    """The probe of signals `[N, C, L]`, which are not taken for an image `[C, H, W]`."""
+    probe = Probe.__new__(Probe)
+    probe._three_axes = False
+    probe._fill(checked(tensor), names, None, None)
+    return probe
 
 
 def _as_image(value: Any, source: str) -> torch.Tensor:
-    """One image `[C, H, W]` in floating point out of what a transform or dataset gave."""
+    """One image `[C, H, W]` out of what a transform or dataset gave; whole numbers stay what they are."""
     if isinstance(value, Image.Image):
-        return unit_range(rgb(value))
-    if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value))
+        return unit_range(_rgb(value, source))
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiu":
+        value = torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")))
     if isinstance(value, torch.Tensor):
+        refuse_without_values(value)
         if value.dim() == 4 and len(value) == 1:
             value = value[0]
-        if value.dim() == 3 and value.dtype == torch.uint8:
-            value = value.float() / 255
-        if value.dim() == 3 and value.is_floating_point():
-            image: torch.Tensor = value.detach().cpu().float()
-            return image
+        if value.dim() == 3:
+            image: torch.Tensor = value.detach().cpu()
+            return image.float() if image.is_floating_point() else image
         what = f"{value.dtype} {list(value.shape)}"
     else:
         what = type(value).__name__
-    raise ValueError(f"{source} should be an image [C, H, W] in floating point, but it is {what}; pass a Probe.")
+    raise ValueError(f"{source} should be an image [C, H, W], but it is {what}; pass a Probe.")
 
 
-def _sample_image(sample: Any, name: str) -> torch.Tensor:
-    """The image `[C, H, W]` in a sample, or else its clip `[C, T, H, W]`."""
-    if isinstance(sample, Mapping):
-        keys = [key for key in _IMAGE_KEYS if key in sample] or list(sample)
-        candidates = [sample[key] for key in keys]
-    else:
-        candidates = [sample]
-        while candidates and isinstance(candidates[0], (tuple, list)):
-            candidates = list(candidates[0])
-    for value in candidates:
-        if isinstance(value, Image.Image) or getattr(value, "ndim", 0) == 3:
-            return _as_image(value, f"The image of {name}")
-    for value in candidates:
-        if isinstance(value, torch.Tensor) and value.dim() == 4 and value.is_floating_point():
-            return value.detach().cpu().float()
-    found = ", ".join(type(value).__name__ for value in candidates) or type(sample).__name__
+def _rgb(image: Image.Image, source: str) -> Image.Image:
+    try:
+        return rgb(image)
+    except ValueError as error:
+        raise ValueError(f"{source} is an image that cannot be taken: {error}.") from error
+
+
+def sample_image(sample: Any, name: str) -> torch.Tensor:
+    """The image `[C, H, W]` in a sample of a data set, or else its clip `[C, T, H, W]`.
+
+    Args:
+        sample: as the data set has it: an image, or sequences and mappings that hold one.
+        name: of the sample, for messages.
+
+    Raises:
+        ValueError: the sample holds no image.
+    """
+    image = raw_image(sample)
+    if isinstance(image, torch.Tensor) and image.dim() == 4:
+        clip: torch.Tensor = image.detach().cpu()
+        return clip.float() if clip.is_floating_point() else clip
+    if image is not None:
+        return _as_image(image, f"The image of {name}")
+    parts = list(sample.values()) if isinstance(sample, Mapping) else sample
+    parts = list(parts) if isinstance(parts, (tuple, list)) else [parts]
+    found = ", ".join(type(value).__name__ for value in parts) or type(sample).__name__
     raise ValueError(f"No image [C, H, W] was found in {name}, which holds {found}; pass a Probe.")
 
 
@@ -343,76 +397,3 @@ def _stacked(tensors: Sequence[torch.Tensor], names: Sequence[str]) -> torch.Ten
     if not tensors:
         raise ValueError("A probe needs at least one image: the sequence of indices is empty.")
     return torch.stack(list(tensors))
-
-
-def _normalised(unit: torch.Tensor, mean: Sequence[float] | None, std: Sequence[float] | None) -> torch.Tensor:
-    if mean is None and std is None:
-        return unit
-    shift, scale = _per_channel(mean, std, len(unit))
-    return (unit - torch.from_numpy(shift)) / torch.from_numpy(scale)
-
-
-def _per_channel(
-    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    shift, scale = (
-        _finite(what, given)
-        for what, given in (("mean", 0.0 if mean is None else mean), ("std", 1.0 if std is None else std))
-    )
-    for what, values in (("mean", shift), ("std", scale)):
-        if len(values) not in (1, channels):
-            raise ValueError(f"{what} has one value a channel, but {len(values)} came for {channels} channels.")
-    if not (scale > 0).all():
-        raise ValueError(f"std is above 0 in every channel, but it is {scale.ravel().tolist()}.")
-    return shift, scale
-
-
-def _finite(what: str, given: Any) -> npt.NDArray[np.float32]:
-    """The given numbers as `[C, 1, 1]` or `[1, 1, 1]`."""
-    try:
-        values = np.asarray(given, dtype=np.float64).reshape(-1, 1, 1)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise TypeError(f"{what} has one number a channel, e.g. (0.485, 0.456, 0.406), not {given!r}.") from error
-    if isinstance(given, (str, bytes)) or not (abs(values) < NUMBER_LIMIT).all():
-        raise ValueError(f"{what} has one finite number a channel, but it is {given!r}.")
-    return values.astype(np.float32)
-
-
-def _normalisation(thing: Any, depth: int = 4) -> tuple[Sequence[float] | None, Sequence[float] | None]:
-    """Mean and standard deviation of the `Normalize` in a transform, or in the transform of a dataset."""
-    mean, std = getattr(thing, "mean", None), getattr(thing, "std", None)
-    if _numbers(mean) and _numbers(std):
-        return tuple(float(m) for m in mean), tuple(float(s) for s in std)  # type: ignore[union-attr]
-    if depth == 0 or thing is None or isinstance(thing, (str, torch.Tensor, np.ndarray)):
-        return None, None
-    parts: Iterable[Any] = [getattr(thing, key, None) for key in ("transform", "transforms", "dataset", "datasets")]
-    if isinstance(thing, (list, tuple)):
-        parts = thing[:64]
-    elif isinstance(thing, torch.nn.Module):
-        parts = [*parts, *thing.children()]
-    for part in parts:
-        found = _normalisation(part, depth - 1)
-        if found[0] is not None:
-            return found
-    return None, None
-
-
-def _numbers(values: Any) -> bool:
-    if isinstance(values, (torch.Tensor, np.ndarray)):
-        return values.ndim == 1
-    return isinstance(values, (list, tuple)) and all(isinstance(v, (int, float)) for v in values) and len(values) > 0
-
-
-def _picture(image: npt.NDArray[np.float32], mean: Sequence[float] | None, std: Sequence[float] | None) -> Pixels:
-    """`[C, H, W]`, or `[C, T, H, W]`, as the network takes it -> uint8 `[H, W, 3]` for people."""
-    if image.ndim == 4:
-        image = image[:, image.shape[1] // 2]
-    if mean is not None or std is not None:
-        shift, scale = _per_channel(mean, std, len(image))
-        image = image * scale + shift
-    elif image.min() < 0 or image.max() > 1:
-        low, high = image.min(), image.max()
-        image = (image - low) / (high - low) if high > low else np.zeros_like(image)
-    colour = image if len(image) == 3 else np.broadcast_to(image.mean(axis=0), (3, *image.shape[1:]))
-    picture: Pixels = np.ascontiguousarray(np.rint(np.clip(colour, 0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
-    return picture

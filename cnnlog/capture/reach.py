@@ -14,8 +14,8 @@ from torch import nn
 
 from cnnlog.capture.before import Before
 from cnnlog.capture.contents import CELL, MISSING, OF_CLASSES, cell_content, names_in, plain_copy, slots_of
+from cnnlog.capture.kept import SMALL, size
 from cnnlog.capture.kinds_of_state import CONSTANT, State, is_foreign, own_packages, state_of
-from cnnlog.capture.tensors import SMALL, size
 
 OBJECTS_LIMIT = 10_000
 BYTES_LIMIT = 64_000_000

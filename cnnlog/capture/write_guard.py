@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from cnnlog.capture.tensors import Kept, is_wrapper
+from cnnlog.capture.kept import Kept, is_wrapper
 
 # What gives out the memory of a tensor, so that it may be written later, past any count of torch's.
 _GIVES_MEMORY = frozenset(("data", "numpy", "__array__", "storage", "untyped_storage", "data_ptr", "__dlpack__"))

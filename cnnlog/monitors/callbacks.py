@@ -143,6 +143,20 @@ class _Monitor(L.Callback):
             trainer, pl_module, filters=filters, maps=maps, memory=memory, shown=shown, before_us=before_us
         )
 
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Compare the probe with the first batch, once.
+
+        Args:
+            trainer: the one that trains.
+            pl_module: the module that it trains.
+            batch: that is trained on next.
+            batch_idx: its number in the epoch; not used.
+        """
+        if self._session is not None:
+            self._session.before_batch(batch)
+
     def on_before_optimizer_step(
         self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
     ) -> None:
@@ -298,7 +312,8 @@ class FilterMonitor(_Monitor):
         probe: the input that is run through the model at each snapshot. It tells which layers run, at which
             resolution, and which weights they convolve with. Give a `Probe`, the path of an image or a list of paths;
             the network gets such an image with values from 0 to 1. `None` takes the probe of the `FeatureMapMonitor`,
-            or else the first image of the validation (without one, the training) data set.
+            or else what the network is fed: the first image of the first batch of one that the validation (without one,
+            the training) loader makes. A run that goes on keeps its probe.
         on_error: what to do if something fails during training (a full disk, a tracker that is not reachable):
             `"warn"` warns once of each kind of problem and the training goes on; `"raise"` raises a `RuntimeError`,
             which ends the training.
@@ -371,8 +386,9 @@ class FeatureMapMonitor(_Monitor):
 
     Args:
         probe: the fixed input. Give a `Probe`, the path of an image or a list of paths; the network gets such an image
-            with values from 0 to 1. `None` takes the probe of the `FilterMonitor`, or else the first image of the
-            validation (without one, the training) data set, once, and leaves every random generator where it was.
+            with values from 0 to 1. `None` takes the probe of the `FilterMonitor`, or else what the network is
+            fed: the first image of the first batch of one that the validation (without one, the training) loader makes.
+            The data set and every random generator are left as they were. A run that goes on keeps its probe.
         layers: the layers to watch. `"auto"` takes all convolutions if there are at most 8; with more, it takes the
             first one and the last one at each spatial resolution, and never more than 8. Otherwise give a layer's name
             as in `model.named_modules()`, a glob such as `"layer1.*"`, or a list of names, globs and module types such

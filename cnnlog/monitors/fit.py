@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import nn
 from cnnlog.capture.capture import placed, survey
 from cnnlog.capture.layer_table import LayerTable, layer_table
 from cnnlog.capture.layers import LayerInfo
-from cnnlog.capture.probe import Probe, default_probe
+from cnnlog.capture.probe import Probe
 from cnnlog.capture.sharding import is_sharded, plain_type, refuse_flattened
 from cnnlog.capture.transfer import sent
 from cnnlog.kinds import Kind, Unit
 from cnnlog.monitors.alarm import Alarm
 from cnnlog.monitors.announcement import announcement
+from cnnlog.monitors.chosen_probe import Choice, FirstBatch
 from cnnlog.monitors.facts import hyper_parameters
 from cnnlog.monitors.live_run import LiveRun, RunPlace, Subject
 from cnnlog.monitors.plan import Plan, choose, unit_of
@@ -81,6 +82,7 @@ class Session:
         )
         self._through = next((plan.through for plan in plans if plan.through), None)
         self.unit: Unit = unit_of(*plans)
+        self._first_batch: FirstBatch | None = None
         with self._ranks.together():
             refuse_flattened([*(module if trainer.model is None else trainer.model).modules()])
             together = self._ranks.several and is_sharded(shown.modules())
@@ -133,18 +135,17 @@ class Session:
         )
 
     def _survey(self) -> tuple[Probe | None, tuple[LayerInfo, ...]]:
-        asked = [plan.probe for plan in (self._maps, self._filters) if plan is not None and plan.probe is not None]
-        if asked:
-            return asked[0], self._look_over(asked[0])
-        try:
-            with self._sharded_over.together():
-                probe = default_probe(_dataset(self._trainer))
-            probe = self._sharded_over.share(probe)  # a data set that augments gives every process another image
-            return probe, self._look_over(probe)
-        except (TypeError, ValueError, LookupError):
-            if self._maps is not None:
-                raise
-            return None, self._look_over(None)  # filters need no probe; only "auto" then knows no resolutions
+        given = [plan.probe for plan in (self._maps, self._filters) if plan is not None and plan.probe is not None]
+        choice = Choice(
+            trainer=self._trainer,
+            memory=self.memory,
+            given=given[0] if given else None,
+            needed=self._maps is not None,
+            alarm=self._alarm,
+            ranks=self._ranks,
+            sharded_over=self._sharded_over,
+        )
+        return choice.look(self._look_over)
 
     def _look_over(self, probe: Probe | None) -> tuple[LayerInfo, ...]:
         return survey(self._shown, probe, run=self._run, through=self._through)
@@ -233,6 +234,18 @@ class Session:
     def _now(self) -> int:
         return self._trainer.current_epoch if self.unit is Unit.EPOCH else self._trainer.global_step
 
+    def before_batch(self, batch: Any) -> None:
+        """The training is about to take a batch: of the first one it is said if the probe is nothing like it.
+
+        Args:
+            batch: as the training step gets it.
+        """
+        if self._first_batch is None:
+            # what goes into a part of the model is not in the batch
+            compared = self._subject is not None and self._ranks.first and self._through is None
+            self._first_batch = FirstBatch(self._subject.probe if compared and self._subject else None, self._alarm)
+        self._first_batch.compare(batch)
+
     def interrupted(self) -> None:
         """Ctrl-C: capture the state as it is, in one process; more would have to be interrupted at the same moment."""
         if not self._ranks.several:
@@ -260,19 +273,3 @@ class Session:
         """End the threads."""
         self._live.close()
         self._live.report()
-
-
-def _dataset(trainer: L.Trainer) -> Any:
-    """The validation data set, else the one for training, as the trainer has them loaded.
-
-    Args:
-        trainer: about to train.
-    """
-    for loaded in (trainer.val_dataloaders, trainer.train_dataloader):
-        loader = loaded
-        while isinstance(loader, (Mapping, list, tuple)) and loader:
-            loader = next(iter(loader.values() if isinstance(loader, Mapping) else loader))
-        dataset = getattr(loader, "dataset", None)
-        if dataset is not None:
-            return dataset
-    raise LookupError("The data loaders have no data set to take the first image of as the probe; pass a Probe.")

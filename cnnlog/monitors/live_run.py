@@ -220,7 +220,7 @@ class LiveRun:
             maps=subject.maps.look if subject.maps else None,
             store=there.store,
             trackers=trackers(there, self._opened),
-            probe=probe_files(subject.probe),
+            probe=probe_files(subject.probe, width=_width(subject)),
             texts=texts,
         )
         self._opened.callback(recorder.close)
@@ -433,3 +433,9 @@ def new_baseline(step: int) -> str:
         step: the step that the training is at.
     """
     return f"drift and changes are relative to step {step}, the state at the resume"
+
+
+def _width(subject: Subject) -> int | None:
+    """How wide the grids of a run are at most."""
+    plan = subject.maps or subject.filters
+    return None if plan is None else plan.look.width

@@ -25,6 +25,7 @@ from cnnlog.monitors.facts import plain_numbers
 from cnnlog.monitors.live_run import LiveRun, RunPlace, Subject, claim, taken
 from cnnlog.monitors.plan import Plan, choose, plan_of, refuse_other
 from cnnlog.monitors.ranks import Ranks
+from cnnlog.monitors.run_as_fed import run_as_fed
 from cnnlog.recording.drawer import Look
 from cnnlog.recording.problems import Problem
 from cnnlog.rendering.ranges import RangeRule
@@ -236,7 +237,9 @@ class Watcher:
             if ranks.first:
                 handles = _handles(log_dir, tensorboard, trackers)
         with ranks.together():
-            infos = survey(model, filters.probe, run=run, through=filters.through)
+            look = functools.partial(survey, model, run=run, through=filters.through)
+            fed, infos = (None, look(None)) if filters.probe is None else run_as_fed(filters.probe, look)
+            filters = replace(filters, probe=fed)
             watched = choose(infos, filters=filters, maps=maps)
         self.layers = tuple(layer.name for layer in watched.layers)
         with_table = ranks.share(filters.probe is not None and len(handles) > 0)

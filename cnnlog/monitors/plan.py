@@ -9,8 +9,6 @@ from datetime import datetime, timezone
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from cnnlog import __version__
 from cnnlog.capture.layers import LayerInfo, LayerSpec, read_as, select, with_rows
 from cnnlog.capture.measuring import Measured, measured, samples_of
@@ -20,6 +18,7 @@ from cnnlog.messages import some
 from cnnlog.recording.drawer import LoggedPicture, Look
 from cnnlog.rendering.colours import palette
 from cnnlog.rendering.png import Grid, encode_png
+from cnnlog.rendering.probe_picture import probe_picture
 from cnnlog.rendering.ranges import RangeRule
 from cnnlog.rendering.views import View, resolve_view
 from cnnlog.runs.manifest import Manifest, MeasuredLayer, WatchedLayer
@@ -269,17 +268,18 @@ def refuse_other(old: Manifest, new: Manifest) -> None:
             )
 
 
-def probe_files(probe: Probe | None) -> tuple[FloatArray, LoggedPicture] | None:
-    """The probe as the recorder wants it: its tensor, and its pictures side by side.
+def probe_files(probe: Probe | None, *, width: int | None) -> tuple[FloatArray, LoggedPicture] | None:
+    """The probe as the recorder wants it: its tensor, and its pictures, as many in a row as fit.
 
     Args:
         probe: the fixed input; None without one.
+        width: of the pictures in pixels, at most; None for no limit but that of all pictures.
     """
     if probe is None:
         return None
-    gap = np.full((probe.pictures[0].shape[0], 1, 3), 255, np.uint8)
-    row = [part for picture in probe.pictures for part in (gap, picture)][1:]
-    grid = Grid(np.concatenate(row, axis=1), None)
+    shape = probe.tensor.shape
+    pixels = probe_picture(probe.pictures, width=width or WIDTH_LIMIT, photos=len(shape) > 3 and shape[1] == 3)
+    grid = Grid(pixels, None)
     png = encode_png(grid, text={"cnnlog-probe": "1"}, level=6)
     return probe.tensor.numpy(), LoggedPicture("probe", png, grid.size, f"The probe: {', '.join(probe.names)}.")
 

@@ -18,7 +18,7 @@ from torch import nn
 from cnnlog.capture.capture import survey
 from cnnlog.capture.layer_table import LayerTable, layer_table
 from cnnlog.capture.layers import LayerInfo, LayerSpec
-from cnnlog.capture.probe import Probe
+from cnnlog.capture.probe import Probe, probe_as_kept
 from cnnlog.kinds import Unit, UnitName
 from cnnlog.messages import said, some
 from cnnlog.models.checkpoints import Checkpoint, find, order
@@ -91,7 +91,7 @@ class ProbeSource:
             raise ValueError(f"A run has one probe, but {' and '.join(given)} are given: leave all but one out.")
         if self.run is not None:
             names = self.run.manifest.probe.get("names")
-            return Probe.from_tensor(torch.from_numpy(self.run.probe()), names=names)
+            return probe_as_kept(torch.from_numpy(self.run.probe()), names=names)
         transform = network.transform if (self.size, self.mean, self.std) == (None, None, None) else None
         if self.images:
             return Probe.from_images(

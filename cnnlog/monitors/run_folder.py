@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from weakref import WeakKeyDictionary
 
 import lightning as L
+import torch
 
+from cnnlog.capture.probe import Probe, probe_as_kept
 from cnnlog.monitors.alarm import Alarm
 from cnnlog.monitors.live_run import RunPlace, claim, new_baseline, taken
 from cnnlog.monitors.plan import refuse_other
@@ -74,6 +76,30 @@ def place_of(trainer: L.Trainer, manifest: Manifest, *, memory: Memory, now: int
     if not trainer.loggers:
         _unnamed[trainer] = store.folder
     return RunPlace(store, old)
+
+
+def kept_probe(trainer: L.Trainer, memory: Memory) -> tuple[bool, Probe | None]:
+    """Whether a fit will go on with a stored run, and the probe of that run, if it has one.
+
+    Args:
+        trainer: about to train.
+        memory: of an earlier fit or a checkpoint.
+    """
+    if trainer.global_step == 0 and trainer.ckpt_path is None:
+        return False, None
+    folder = _run_folder(trainer, memory)
+    for place in (folder if folder is None else folder_of_format(folder), memory.folder or None):
+        try:
+            stored = _stored(place)
+            if stored is None:
+                continue
+            facts = stored.manifest.probe
+            if not facts:
+                return True, None
+            return True, probe_as_kept(torch.from_numpy(stored.read_probe()), names=facts.get("names"))
+        except (OSError, ValueError):  # place_of says what is wrong with a run that cannot be gone on with
+            continue
+    return False, None
 
 
 def is_rehearsal(trainer: L.Trainer) -> bool:

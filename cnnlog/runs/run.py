@@ -347,7 +347,9 @@ class Run:
         return self._store.read_outputs("latest" if which == "last" else which)
 
     def probe(self) -> FloatArray:
-        """The probe as the network got it: float32 `[N, C, H, W]`, or clips `[N, C, T, H, W]`.
+        """The probe as the network got it: float32, or the whole numbers that the network is fed.
+
+        `[N, C, H, W]`, clips `[N, C, T, H, W]`, signals `[N, C, L]` or latents `[N, D]`.
 
         Raises:
             FileNotFoundError: the run had no probe.
@@ -356,7 +358,7 @@ class Run:
         return self._store.read_probe()
 
     def probe_picture(self) -> npt.NDArray[np.uint8]:
-        """The probe as a picture for people: uint8 `[H, W, 3]`; several images stand side by side.
+        """The probe as a picture for people: uint8 `[H, W, 3]`, no wider than the grids, several images in rows.
 
         Raises:
             FileNotFoundError: the run had no probe.

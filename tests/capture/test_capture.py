@@ -355,8 +355,8 @@ def test_everything_is_given_back_also_without_comparing(name: str, monkeypatch:
     net = zoo.ZOO[name].build()
     before = _everything(net)
     survey(net, images())  # finds out whether forward writes parameters
-    monkeypatch.setattr("cnnlog.capture.tensors._comparing_waits", lambda tensor: True)  # as on CUDA
-    monkeypatch.setattr("cnnlog.capture.tensors._same_bytes", lambda a, b: pytest.fail("compared"))
+    monkeypatch.setattr("cnnlog.capture.kept._comparing_waits", lambda tensor: True)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture.kept._same_bytes", lambda a, b: pytest.fail("compared"))
     for _ in range(2):
         survey(net, images())
         assert _everything(net) == before
@@ -377,7 +377,7 @@ def test_small_tensors_are_copied_together(monkeypatch: pytest.MonkeyPatch) -> N
     """On a device each call costs more than what it copies; a deep network has hundreds of buffers."""
     net = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(50)))
     survey(net, None)
-    monkeypatch.setattr("cnnlog.capture.tensors._comparing_waits", lambda tensor: True)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture.kept._comparing_waits", lambda tensor: True)  # as on CUDA
     with Calls() as calls, borrow(net):
         pass
     assert 0 < calls.count <= 4  # each type at once, there and back: float32 and int64
@@ -387,7 +387,7 @@ def test_small_tensors_are_copied_together(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_buffer_whose_elements_share_memory_is_lent(blind: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3))
     net.register_buffer("scale", torch.full((1, 4), 2.0).expand(5, 4))
-    monkeypatch.setattr("cnnlog.capture.tensors._comparing_waits", lambda tensor: blind)  # as on CUDA
+    monkeypatch.setattr("cnnlog.capture.kept._comparing_waits", lambda tensor: blind)  # as on CUDA
     with borrow(net):
         pass
     scale = net.get_buffer("scale")
@@ -411,10 +411,10 @@ def test_a_capture_reads_no_value_from_a_device(careful: bool, monkeypatch: pyte
 
     for module in ("capture", "measuring", "used_weights"):
         monkeypatch.setattr(f"cnnlog.capture.{module}.to_host", noted)
-    monkeypatch.setattr("cnnlog.capture.tensors.is_wrapper", lambda tensor: type(tensor) not in plain)
-    monkeypatch.setattr("cnnlog.capture.tensors._pointer", id)
+    monkeypatch.setattr("cnnlog.capture.kept.is_wrapper", lambda tensor: type(tensor) not in plain)
+    monkeypatch.setattr("cnnlog.capture.kept._pointer", id)
     if not careful:
-        monkeypatch.setattr("cnnlog.capture.tensors._comparing_waits", lambda tensor: False)
+        monkeypatch.setattr("cnnlog.capture.kept._comparing_waits", lambda tensor: False)
     with FakeTensorMode(), torch.device("cuda"):
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 8, 3))
         _known[net] = _Known()  # the first loan is at the start, and may wait

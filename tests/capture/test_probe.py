@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
+import struct
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,6 @@ from torchvision.transforms import v2
 from torchvision.transforms._presets import ImageClassification
 
 from cnnlog import Probe
-from cnnlog.capture.probe import default_probe
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -160,9 +162,8 @@ def test_files_that_are_no_image_are_refused_by_name(
     [
         (lambda: Probe.from_tensor(torch.full((3, 4, 4), torch.nan)), ValueError, "48 of this one's 48 values are NaN"),
         (lambda: Probe.from_tensor(torch.full((3, 4, 4), torch.inf)), ValueError, "NaN or infinite"),
-        (lambda: Probe.from_tensor(torch.zeros(3, 4)), ValueError, r"but this is \[3, 4\]"),
+        (lambda: Probe.from_tensor(torch.zeros(3)), ValueError, r"but this is \[3\]"),
         (lambda: Probe.from_tensor(torch.zeros(0, 3, 4, 4)), ValueError, "at least one pixel"),
-        (lambda: Probe.from_tensor(torch.zeros(3, 4, 4, dtype=torch.uint8)), ValueError, r"tensor.float\(\) / 255"),
         (lambda: Probe.from_tensor([[1.0]]), TypeError, "not list"),  # type: ignore[arg-type]
         (lambda: Probe.from_tensor(torch.zeros(2, 3, 4, 4), names=["one"]), ValueError, "2 images, 1 names"),
         (lambda: Probe.from_images([]), ValueError, "at least one image"),
@@ -215,11 +216,11 @@ def states(dataset: Samples) -> list[object]:
 def test_the_first_image_is_taken_without_moving_any_generator(kind: str) -> None:
     dataset = Samples(kind)
     before = states(dataset)
-    probe = default_probe(Subset(dataset, [2, 1]))
+    probe = Probe.from_dataset(Subset(dataset, [2, 1]))
     assert states(dataset) == before
     assert probe.tensor.shape == (1, 3, 8, 8)
     assert probe.names == ("Subset[0]",)
-    assert default_probe(Subset(dataset, [2, 1])).fingerprint == probe.fingerprint
+    assert Probe.from_dataset(Subset(dataset, [2, 1])).fingerprint == probe.fingerprint
     dataset[0]
     assert states(dataset) != before  # it does draw: the test can fail
 
@@ -236,13 +237,13 @@ class Stream(IterableDataset[Any]):
 
 def test_datasets_without_a_first_image_are_refused() -> None:
     with pytest.raises(TypeError, match=r"Stream has none: .* pass a Probe"):
-        default_probe(Stream())
+        Probe.from_dataset(Stream())
     with pytest.raises(ValueError, match="Image 5 was asked for, but the Samples has 3"):
         Probe.from_dataset(Samples(), [5])
     with pytest.raises(ValueError, match=r"No image .* was found in .*, which holds int"):
-        default_probe(Samples("label"))
+        Probe.from_dataset(Samples("label"))
     with pytest.raises(ValueError, match=r"Image 0 was asked for, but the Subset has 0"):
-        default_probe(Subset(Samples(), []))
+        Probe.from_dataset(Subset(Samples(), []))
 
 
 # --- identity, chart, configuration
@@ -304,3 +305,184 @@ def test_a_probe_can_be_written_in_yaml(how: str, tmp_path: Path, monkeypatch: p
     probe = instantiate(config).wants.probe
     assert isinstance(probe, Probe)
     assert probe.tensor.shape == ((1, 3, 16, 24) if how == "from_images" else (1, 3, 32, 32))
+
+
+# --- images of more than 8 bits, and files that are none
+
+
+def deep(kind: str) -> Image.Image:
+    ramp = np.linspace(0, 1, 64).reshape(1, 64).repeat(4, axis=0)
+    made: dict[str, Any] = {
+        "signed": (ramp * 4095 - 1024).astype(np.int32),
+        "32 bits": (ramp * 1e6).astype(np.int32),
+        "12 bits in 16": (ramp * 4095).astype(np.uint16),
+        "14 bits in 16": (ramp * 16383).astype(np.uint16),
+        "float of bytes": (ramp * 255).astype(np.float32),
+        "signed float": (ramp * 2 - 1).astype(np.float32),
+        "dark float": (ramp * 0.06).astype(np.float32),
+    }
+    return Image.fromarray(made[kind])
+
+
+LIMITS = {
+    "signed": (-1024, 3071),
+    "32 bits": (0, 1e6),
+    "12 bits in 16": (0, 4095),
+    "14 bits in 16": (0, 16383),
+    "float of bytes": (0, 255),
+    "signed float": (-1, 1),
+    "dark float": (0, 0.06),
+}
+
+
+@pytest.mark.parametrize("through", ["file", "image", "data set"])
+@pytest.mark.parametrize("kind", LIMITS)
+def test_a_deep_image_says_what_is_black_and_white(kind: str, through: str, tmp_path: Path) -> None:
+    image = deep(kind)
+    source: Any = image
+    if through == "file":
+        source = tmp_path / "deep.tif"
+        image.save(source)
+    if through == "data set":
+        with pytest.raises(ValueError, match="do not say what is black and white: give value_range="):
+            Probe.from_dataset([image])
+        return
+    with pytest.raises(ValueError, match="do not say what is black and white: give value_range=") as refusal:
+        Probe.from_images(source)
+    assert "\n" not in str(refusal.value)
+    shown = Probe.from_images(source, value_range=LIMITS[kind]).tensor[0, 0, 0]
+    np.testing.assert_allclose(shown, np.linspace(0, 1, 64), atol=0.003)
+
+
+def test_a_range_cuts_off_what_lies_beyond() -> None:
+    unit = Probe.from_images(deep("signed"), value_range=(0, 1000)).tensor[0, 0, 0]
+    assert unit[0] == 0
+    assert unit[-1] == 1
+    assert 0 < unit[20] < 1
+    bytes_ = Probe.from_images(Image.new("RGB", (2, 2), (50, 100, 150)), value_range=(50, 150)).tensor[0, :, 0, 0]
+    torch.testing.assert_close(bytes_, torch.tensor([0, 0.5, 1]), atol=0.003, rtol=0)
+    with pytest.raises(ValueError, match="the lower one first"):
+        Probe.from_images(picture(), value_range=(5, 5))
+    with pytest.raises(ValueError, match="the values that become black and white"):
+        Probe.from_images(picture(), value_range=(1, 2, 3))  # type: ignore[arg-type]
+
+
+def sixteen_bit_colours(path: Path, highest: int) -> None:
+    """A PNG of 16 bits a channel, which Pillow reads but does not write."""
+    rows = b"".join(b"\0" + np.full((4, 3), highest, ">u2").tobytes() for _ in range(4))
+    parts = ((b"IHDR", struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    chunks = [struct.pack(">I", len(data)) + n + data + struct.pack(">I", zlib.crc32(n + data)) for n, data in parts]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+
+
+def test_colours_of_sixteen_bits_are_not_silently_black(tmp_path: Path) -> None:
+    sixteen_bit_colours(tmp_path / "bright.png", 60000)
+    assert Probe.from_images(tmp_path / "bright.png").tensor.max() > 0.9
+    sixteen_bit_colours(tmp_path / "dark.png", 4000)
+    with pytest.raises(ValueError, match=r"dark.png' has colours of 16 bits, .* reach 15 of 255.*Probe.from_tensor"):
+        Probe.from_images(tmp_path / "dark.png")
+
+
+def _fifo(folder: Path) -> Path:
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
+def _large(folder: Path) -> Path:
+    Image.new("1", (16000, 12000)).save(folder / "slide.png")
+    return folder / "slide.png"
+
+
+def _lazy(folder: Path) -> Image.Image:
+    image = Image.open(_damaged("truncated", folder))
+    assert image.size == (200, 200)
+    return image
+
+
+def _closed(folder: Path) -> Image.Image:
+    picture().save(folder / "a.png")
+    with Image.open(folder / "a.png") as image:
+        return image
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (_large, r"slide.png' is too large \(192 megapixels\).*give a smaller copy"),
+        (lambda _: "/dev/zero", "'/dev/zero' is a device or a pipe, which may have no end"),
+        (_fifo, "pipe' is a device or a pipe"),
+        (_lazy, "probe image 0 is damaged"),
+        (_closed, "probe image 0 is closed"),
+        (lambda folder: folder / ("x" * 300), "cannot be looked at"),
+    ],
+)
+def test_what_cannot_be_read_is_told_by_its_cause(source: Callable[[Path], Any], said: str, tmp_path: Path) -> None:
+    image = source(tmp_path)
+    with pytest.raises(ValueError, match=said) as refusal:
+        Probe.from_images(image, size=8)
+    assert "\n" not in str(refusal.value)
+    if isinstance(image, Image.Image):
+        image.close()
+
+
+def test_a_picture_below_the_limit_is_read_without_a_warning(tmp_path: Path) -> None:
+    Image.new("1", (12000, 9000)).save(tmp_path / "large.png")  # Pillow warns of it
+    assert Probe.from_images(tmp_path / "large.png", size=8).tensor.shape == (1, 3, 8, 8)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors:UserWarning", "ignore:.*quantize_per_tensor.*")
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: torch.rand(1, 3, 4, 4, device="meta"), "on the meta device, which holds no values"),
+        (lambda: torch.rand(1, 3, 4, 4).to_sparse(), r"sparse .*to_dense"),
+        (lambda: torch.nested.nested_tensor([torch.rand(3, 4, 4), torch.rand(3, 5, 4)]), "nested tensor, whose parts"),
+        (lambda: torch.quantize_per_tensor(torch.rand(1, 3, 4, 4), 0.1, 0, torch.quint8), "quantised: give tensor.deq"),
+        (lambda: torch.rand(1, 3, 4, 4).to(torch.complex64), "complex"),
+        (lambda: torch.rand(1, 3, 4, 4) > 0.5, "boolean"),
+        (lambda: torch.full((1, 3, 4, 4), 1e300, dtype=torch.float64), "48 of this one's 48 values are too large for"),
+        (torch.nn.UninitializedParameter, "not initialised yet"),
+    ],
+)
+def test_tensors_without_usable_values_are_told_by_their_cause(build: Callable[[], torch.Tensor], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as refusal:
+        Probe.from_tensor(build())
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("make", [Probe.from_images, Probe.from_tensor, Probe.chart])
+def test_mean_and_standard_deviation_come_together(make: Callable[..., Probe]) -> None:
+    image: Any = {Probe.from_images: picture(), Probe.from_tensor: torch.rand(3, 4, 4)}.get(make, 32)
+    with pytest.raises(ValueError, match=r"mean is given without std: give both; std=1.0 changes nothing"):
+        make(image, mean=MEAN)
+    with pytest.raises(ValueError, match=r"std is given without mean: give both; mean=0.0 changes nothing"):
+        make(image, std=STD)
+
+
+# --- what the network is fed
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16, torch.int32, torch.uint16])
+def test_whole_numbers_stay_what_they_are(kind: torch.dtype) -> None:
+    values = torch.arange(48).reshape(1, 3, 4, 4).to(kind)
+    probe = Probe.from_tensor(values)
+    assert probe.tensor.dtype == kind
+    assert torch.equal(probe.tensor, values)
+    assert probe.fingerprint != Probe.from_tensor(values.float()).fingerprint
+    assert probe.pictures[0].max() == (47 if kind == torch.uint8 else 255)
+    from_data = Probe.from_dataset([(values[0], 3)])
+    assert from_data.fingerprint == probe.fingerprint
+
+
+def test_latents_and_signals() -> None:
+    latents = Probe.from_tensor(torch.rand(2, 10))
+    assert latents.tensor.shape == (2, 10)
+    assert latents.pictures[0].shape == (1, 10, 3)
+    assert latents.as_signals() is None
+    image = Probe.from_tensor(torch.rand(2, 22, 500))
+    assert image.tensor.shape == (1, 2, 22, 500)
+    signals = image.as_signals()
+    assert signals is not None
+    assert signals.tensor.shape == (2, 22, 500)
+    assert signals.pictures[0].shape == (22, 500, 3)
+    assert signals.names == ("image 0", "image 1")

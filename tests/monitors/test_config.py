@@ -57,6 +57,7 @@ IMAGES: dict[str, Any] = {
     "size": [24, 20],
     "mean": [0.4, 0.5, 0.6],
     "std": [0.2, 0.3, 0.4],
+    "value_range": [0, 200],
 }
 CHART: dict[str, Any] = {"size": 48, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
 DATASET: dict[str, Any] = {

@@ -146,6 +146,7 @@ def test_the_recipes_without_lightnings_trainer_run(kind: str, folder: Path) -> 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Lightning's use of jsonargparse
+@pytest.mark.filterwarnings("ignore:cnnlog. the probe is not what the network is trained on")  # it has 224 px, these 16
 def test_the_yaml_configures_a_training(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from lightning.pytorch.cli import LightningCLI
 

@@ -1,0 +1,182 @@
+"""The first collated sample of a data loader, read without leaving a trace in the data set."""
+
+from __future__ import annotations
+
+import multiprocessing
+import random
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    get_worker_info,
+)
+
+from cnnlog.capture.rng import generators_in, kept_rng
+from cnnlog.capture.undo import Noted
+
+_T = TypeVar("_T")
+SEED = 20_260_101  # random transforms are drawn from it, so that the same source gives the same sample at every start
+TIME_LIMIT = 60.0  # seconds; of a worker that hangs
+_DEPTH = 5  # so far below a data set its random generators are looked for
+
+
+class NotRead(ValueError):
+    """A sample could not be read; the text says why, in one clause."""
+
+
+def first_sample(
+    loader: DataLoader[Any], use: Callable[[Any], _T], *, collated: bool = True, touched: Iterable[object] = ()
+) -> _T:
+    """What something makes of the first collated sample of a loader.
+
+    A loader that has workers is read by one worker of another loader, which has the same data set, collate function,
+    start method and `worker_init_fn`. One without workers is read in this process, and what the reading changed is
+    given back: attributes, caches, open files. Random states are given back in any case.
+
+    Args:
+        loader: it is not touched itself.
+        use: is given the sample, a batch of one, and makes something of it that does not share its memory.
+        collated: by the loader's own collate function. If not, `use` is given a list of the sample as the data set has
+            it.
+        touched: what `use` may change besides, and should be given back.
+
+    Raises:
+        NotRead: the data set or the collate function fails, the worker dies, or it takes longer than `TIME_LIMIT`.
+    """
+    dataset, collate = loader.dataset, loader.collate_fn
+    kind = type(dataset).__name__
+    roots = [dataset, collate, loader.sampler, loader.batch_sampler, *touched]
+    noted = Noted(roots)
+    apart = loader.num_workers > 0 or (noted.one_way and "fork" in multiprocessing.get_all_start_methods())
+    if noted.shared or (noted.one_way and not apart):
+        raise NotRead(f"reading the first sample of the {kind} would use it up")
+    generators = generators_in(roots, depth=_DEPTH)
+    reasons: list[str] = []
+    with warnings.catch_warnings(), kept_rng(generators):
+        warnings.simplefilter("ignore")  # the same come in training
+        for first in _first_indices(loader):
+            try:
+                _seed_all(generators)
+                return _read(loader, first(), use, apart=apart, collate=collate if collated else _as_it_is)
+            except StopIteration:
+                reasons.append(f"the {kind} is empty")
+            except Exception as error:  # the data set's and the collate function's are somebody's code
+                reasons.append(_last_line(error))
+            finally:
+                noted.give_back(read_here=not apart)
+    raise NotRead(reasons[0])
+
+
+def _first_indices(loader: DataLoader[Any]) -> list[Callable[[], Any]]:
+    """What to ask the data set for: its first index; or else the first that a sampler of the user's own gives."""
+    if isinstance(loader.dataset, IterableDataset):
+        return [lambda: None]
+    batches, sampler = loader.batch_sampler, loader.sampler
+    if type(batches) is BatchSampler:
+        sampler = batches.sampler
+    if isinstance(sampler, SubsetRandomSampler) and len(sampler.indices) > 0:
+        return [lambda: sampler.indices[0]]
+    if isinstance(sampler, BatchSampler) and batches is None:
+        return [lambda: [0]]  # the data set is given the indices of a whole batch
+    first: list[Callable[[], Any]] = [lambda: 0]
+    if batches is not None and type(batches) is not BatchSampler:
+        return [*first, lambda: next(iter(next(iter(batches))))]
+    if not isinstance(sampler, (SequentialSampler, RandomSampler, DistributedSampler)):
+        return [*first, lambda: next(iter(sampler))]
+    return first
+
+
+def _read(
+    loader: DataLoader[Any], index: Any, use: Callable[[Any], _T], *, apart: bool, collate: Callable[[Any], Any]
+) -> _T:
+    """Read through a loader of our own; how it is set up says what is read."""
+    options: dict[str, Any] = {"collate_fn": collate, "generator": torch.Generator().manual_seed(SEED)}
+    streams = isinstance(loader.dataset, IterableDataset)
+    options["batch_size"] = None if loader.batch_sampler is None else 1
+    if not streams:
+        options["sampler"] = [index]
+    if apart:
+        options |= {
+            "num_workers": 1,
+            "timeout": loader.timeout or TIME_LIMIT,
+            "multiprocessing_context": loader.multiprocessing_context or (None if loader.num_workers else "fork"),
+            "worker_init_fn": _Begin(loader.worker_init_fn),
+        }
+        if streams:
+            options["prefetch_factor"] = 1
+    batches = iter(DataLoader(loader.dataset, **options))
+    try:
+        return use(next(batches))
+    finally:
+        # at once, not when a traceback lets go of it: end the worker; close what the stream's `__iter__` opened
+        getattr(batches, "_shutdown_workers", lambda: None)()
+        stream = getattr(getattr(batches, "_dataset_fetcher", None), "dataset_iter", None)
+        with suppress(Exception):
+            getattr(stream, "close", lambda: None)()
+
+
+class _Begin:
+    """A worker's beginning: its data set's own generators are seeded, then the loader's own function runs.
+
+    Args:
+        own: the loader's `worker_init_fn`.
+    """
+
+    def __init__(self, own: Callable[[int], object] | None) -> None:
+        self.own = own
+
+    def __call__(self, worker: int) -> None:
+        info = get_worker_info()
+        if info is not None:
+            _seed(generators_in([info.dataset], depth=_DEPTH))
+        if self.own is not None:
+            self.own(worker)
+
+
+def _as_it_is(samples: Any) -> Any:
+    return samples
+
+
+def _seed_all(generators: Iterable[object]) -> None:
+    """Seed the global generators and these. Their states are kept by the caller.
+
+    Not `torch.manual_seed`: where CUDA has not begun, it would seed it when it does.
+    """
+    torch.default_generator.manual_seed(SEED)
+    random.seed(SEED)
+    np.random.seed(SEED)  # noqa: NPY002 - the user's global generator, not one of ours
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(SEED)
+    _seed(generators)
+
+
+def _seed(generators: Iterable[object]) -> None:
+    for generator in generators:
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(SEED)
+        elif isinstance(generator, (random.Random, np.random.RandomState)):
+            generator.seed(SEED)
+        elif isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = type(generator.bit_generator)(SEED).state
+
+
+def _last_line(error: Exception) -> str:
+    """What an error says, without the traceback that a worker's has before it."""
+    if isinstance(error, NotRead):
+        return str(error)
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    told = lines[-1].strip()
+    return told if len(lines) > 1 else f"{type(error).__name__}: {told}"
