@@ -24,7 +24,8 @@ def announcement(
 ) -> str:
     """What is watched, when, of which probe, and where it is kept, in at most 300 characters.
 
-    Where the line would be longer, it names TensorBoard's folder alone, which has the run's in it, or none.
+    Where the line would be longer, it names TensorBoard's folder alone, which has the run's in it; then it says less of
+    the probe, before it names no folder.
 
     Args:
         watched: the layers.
@@ -47,16 +48,16 @@ def announcement(
     where = f" in {folder}" if folder is not None else ""
     view = f"; view: tensorboard --logdir {shlex.quote(logdir)}" if folder is not None and logdir is not None else ""
     average = " with averaged weights" if averaged else ""
-    start = f"cnnlog watches {_short(what, 110)}{average}, {_short(when, 60)}{on}: {kept}"
-    for end in (
-        f"{where}{view}",
-        view or where,
-        where,
-        f" in {_short(folder or '', max(20, LONGEST - 4 - len(start)))}",
+    start = f"cnnlog watches {_short(what, 110)}{average}, {_short(when, 60)}"
+    briefly = f"; probe {list(probe.tensor.shape)}" if probe is not None else ""
+    for line in (
+        f"{start}{on}: {kept}{where}{view}",
+        *(f"{start}{probed}: {kept}{end}" for end in (view, where) if end for probed in (on, briefly, "")),
     ):
-        if len(start) + len(end) <= LONGEST:
-            return start + end
-    return _short(start, LONGEST)
+        if len(line) <= LONGEST:
+            return line
+    full = f"{start}{on}: {kept}"
+    return _short(f"{full} in {_short(folder or '', max(20, LONGEST - 4 - len(full)))}", LONGEST)
 
 
 def _layers(names: Sequence[str]) -> str:

@@ -205,7 +205,7 @@ class LayerNormLast(nn.LayerNorm):
 def test_peaks_are_of_the_channels_where_a_norm_moves_them_last() -> None:
     net = ChannelsLastNorm()
     with torch.no_grad():
-        net.norm.bias[:6] = -100
+        net.norm.bias[:6], net.norm.bias[6:] = -100, 100
     highest = snapshot(net, torch.rand(1, 3, 12, 12)).peaks["conv"]
     assert highest.shape == (8,)
     assert (highest > 0).sum() == 2

@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "cnnlog watches the filters of 2 and the feature maps of 2 layers" in done.stderr
+    assert "cnnlog watches filters and feature maps of 2 layers, conv1 and conv2, every epoch; probe" in done.stderr
     assert "cnnlog: " not in done.stderr, "it warned"
     return folder
 
