@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain, product
 
 import torch
@@ -34,6 +34,7 @@ from cnnlog.capture.used_weights import (
     weights_of,
 )
 from cnnlog.capture.watchable import Unwatchable, kept_lazy, refuse_scripted, unwatchable
+from cnnlog.capture.write_guard import unseen, unwatched
 from cnnlog.messages import near
 from cnnlog.snapshot import FloatArray, Snapshot
 
@@ -225,24 +226,27 @@ def capture(
     """
     if probe is None and map_layers:
         raise ValueError(f"Feature maps of {', '.join(map_layers)} were asked for without a probe: give one.")
-    with departures() as ready, borrow(model) as all_modules:
-        modules = _named(model)
-        taken = _Taken(
-            modules,
-            filter_layers,
-            map_layers,
-            measured,
-            sharded=is_sharded(all_modules),
-            at_once=may_write_parameters(model),
-            channels_last=channels_last,
-        )
+    named = [*model.named_modules()]
+    with departures() as ready, borrow(model, [module for _, module in named]) as all_modules:
+        modules = _named(model, named)
+        with unwatched():
+            taken = _Taken(
+                modules,
+                filter_layers,
+                map_layers,
+                measured,
+                sharded=is_sharded(all_modules),
+                at_once=may_write_parameters(model),
+                channels_last=channels_last,
+            )
         if probe is not None:
             with taken.used:
                 _forward(model, probe, taken.watched, taken.record, taken.ran, run=run, through=through)
-        if taken.sharded:
-            reshard(all_modules)  # what FSDP2 gathers for a forward pass may be of lower precision than what is trained
-        taken.complete()
-        stepped = packed(before or {})
+        with unwatched():
+            if taken.sharded:
+                reshard(all_modules)  # what FSDP2 gathers for a pass may be of lower precision than what is trained
+            taken.complete()
+            stepped = packed(before or {})
     missing = [name for name in map_layers if name not in taken.maps]
     if missing:
         raise ValueError(f"No feature maps: {', '.join(map(repr, missing))} did not run on the probe.")
@@ -376,6 +380,7 @@ def _forward(
     """Run the probe with a temporary hook on every watched module; a failure says how far it came."""
     start = entry(model, through)
     tensor = in_precision(start, _tensor(probe).clone())  # forward may write into what it is given
+    record = unseen(record)
     handles = [
         module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
         for name, module in watched.items()
@@ -460,9 +465,9 @@ def _tensor(probe: Probe | torch.Tensor) -> torch.Tensor:
     return probe if isinstance(probe, torch.Tensor) else probe.tensor
 
 
-def _named(model: nn.Module) -> dict[str, nn.Module]:
+def _named(model: nn.Module, named: Iterable[tuple[str, nn.Module]] | None = None) -> dict[str, nn.Module]:
     # A compiled module and the one inside it share a name; the inner one, which comes later, is the layer.
-    return {name: module for name, _, module in layer_names(model)}
+    return {name: module for name, _, module in layer_names(model, named)}
 
 
 def _known(modules: Mapping[str, nn.Module], name: str) -> nn.Module:

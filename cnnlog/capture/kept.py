@@ -87,17 +87,22 @@ class Group:
         self._places = self._now_places()
         self._bytes = self._now()
 
-    def put_back(self) -> None:
-        """Make the bytes what they were; where to find out would make this thread wait, they are only written."""
+    def put_back(self) -> bool:
+        """Make the bytes what they were; whether they were not.
+
+        Where to find out would make this thread wait, the bytes are written, and nobody knows: False.
+        """
+        waits = _comparing_waits(self._bytes)
         if (places := self._now_places()) != self._places:
             for tensor, copy, place, now in zip(self._members, self._copies(), self._places, places, strict=True):
                 if now[:2] != place[:2]:
                     tensor.data = copy.clone()  # memory of its own: somebody may resize it
                 if now[2] != place[2]:
                     tensor.requires_grad_(place[2])
-        if not _comparing_waits(self._bytes) and _same_bytes(self._now(), self._bytes):
-            return
+        if not waits and _same_bytes(self._now(), self._bytes):
+            return False
         _copy_together([*zip((tensor.data for tensor in self._members), self._copies(), strict=True)])
+        return not waits
 
     def _now_places(self) -> list[tuple[int, torch.Size, bool]]:
         return [(_pointer(tensor), tensor.shape, tensor.requires_grad) for tensor in self._members]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -127,18 +127,21 @@ def read_as(infos: Sequence[LayerInfo], *, channels_last: bool | None) -> list[L
     ]
 
 
-def layer_names(model: nn.Module) -> Iterator[tuple[str, str, nn.Module]]:
-    """Name, path and module of everything in `model.named_modules()`.
+def layer_names(
+    model: nn.Module, named: Iterable[tuple[str, nn.Module]] | None = None
+) -> Iterator[tuple[str, str, nn.Module]]:
+    """The name, path and module of everything in `model.named_modules()`.
 
     The path is what `named_modules` calls it. The name leaves out what wrappers add (torch.compile's `_orig_mod`,
     PEFT's `base_model.model`), so that a layer keeps its name when the model is compiled or gets adapters.
 
     Args:
         model: any module.
+        named: what `model.named_modules()` gives, for those who have it already.
     """
     names: dict[str, str] = {}
     inside: set[int] = set()
-    for path, module in model.named_modules():
+    for path, module in model.named_modules() if named is None else named:
         above, _, last = path.rpartition(".")
         hidden = last == _WRAPPED or id(module) in inside
         name = names.get(above, "") if hidden else ".".join(part for part in (names.get(above), last) if part)

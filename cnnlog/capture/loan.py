@@ -9,7 +9,7 @@ import sys
 import warnings
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -18,16 +18,16 @@ import torch
 from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter, is_lazy
-from torch.overrides import _pop_mode_temporarily
 
 from cnnlog.capture.flags import kept_flags
 from cnnlog.capture.foreign import Watched, place
-from cnnlog.capture.kept import SMALL, Kept, Seen, copied, copy_back, is_wrapper, size
+from cnnlog.capture.kept import SMALL, copied, copy_back, size
+from cnnlog.capture.lent_tensors import lend
 from cnnlog.capture.muted import Muted, is_logger
 from cnnlog.capture.reach import Reach
 from cnnlog.capture.rng import PASS_SEED, kept_rng
 from cnnlog.capture.sharding import is_sharded, refuse_flattened, sharded
-from cnnlog.capture.write_guard import WriteGuard
+from cnnlog.capture.write_guard import unwatched
 from cnnlog.messages import some
 
 _WATCHED_LATER = 100  # of what cannot be given back, after a model's first loan
@@ -54,7 +54,7 @@ _unguarded: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that do not
 
 
 @contextmanager
-def borrow(model: nn.Module) -> Iterator[list[nn.Module]]:
+def borrow(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[Sequence[nn.Module]]:
     """Lend a model for forward passes in eval mode without gradients, and give everything back afterwards.
 
     These are given back, also after an exception: training flags, buffers, parameters, sub-modules, attributes, and
@@ -74,12 +74,14 @@ def borrow(model: nn.Module) -> Iterator[list[nn.Module]]:
 
     Args:
         model: any module.
+        modules: all of its modules, itself first, for those who have them already: to walk through a large model costs
+            more than what is done at each module.
 
     Raises:
         ValueError: the model is sharded by FSDP 1 or ZeRO 3.
         RuntimeError: forward wrote into parameters of which there was no copy.
     """
-    modules = list(model.modules())  # to walk through a large model costs more than what is done at each module
+    modules = list(model.modules()) if modules is None else modules
     refuse_flattened(modules)
     with ExitStack() as stack:
         stack.enter_context(kept_flags())
@@ -96,8 +98,7 @@ def borrow(model: nn.Module) -> Iterator[list[nn.Module]]:
         stack.enter_context(torch.no_grad())
         if "torch._dynamo" in sys.modules:  # else nothing can be compiled, and importing it costs seconds
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        if model not in _unguarded:
-            stack.enter_context(loan.guard)
+        stack.enter_context(loan.guard)
         yield modules
     loan.tell()
 
@@ -109,7 +110,7 @@ def unguarded(model: nn.Module) -> Iterator[None]:
     Args:
         model: one that does not run while torch's functions are watched.
     """
-    with _pop_mode_temporarily():
+    with unwatched():
         yield
     _unguarded.add(model)
 
@@ -146,17 +147,10 @@ class _Loan:
         with torch.no_grad():
             always = reach.buffers | {key: t for key, t in reach.tensors.items() if size(t) < SMALL}
             seldom = {key: t for key, t in (reach.tensors | reach.parameters).items() if key not in always}
-            gradients = reach.gradients.values()  # which a forward pass may write, but hardly does
-            always, seldom = _without_lazy(always), _without_lazy(seldom)
-            self._groups, self._always = copied(always.values())
-            copy_all = self._first or _known[self.model].unseen or self.model in _unguarded
-            # a wrapper's version and memory are those of what it wraps
-            self._seldom = {key: Kept(t) for key, t in seldom.items() if copy_all or is_wrapper(t)}
-            for kept in self._seldom.values() if copy_all else ():
-                kept.keep()
-            self._seen = [Seen(tensor) for key, tensor in seldom.items() if key not in self._seldom]
-            self._seen += [Seen(tensor) for tensor in gradients]
-        self.guard = WriteGuard([*seldom.values(), *gradients], self._seldom)
+            self._groups, self._always = copied(_without_lazy(always).values())
+            copy_all = self.model in _unguarded or (not self._first and _known[self.model].unseen)
+            self._seldom = lend(_without_lazy(seldom), reach.gradients, first=self._first, copy_all=copy_all)
+        self.guard: AbstractContextManager[Any] = nullcontext() if self.model in _unguarded else self._seldom.guard
 
     def still(self) -> None:
         """Eval mode, flag by flag (`.eval()` merges LoRA, `.train()` thaws what the user froze), and no logging."""
@@ -176,21 +170,17 @@ class _Loan:
         for module, training in self._elsewhere:
             module.training = training
         with torch.no_grad():
-            seldom = [*self._seldom.values()]  # among them those that the guard has copied
-            touched = {kept for kept in [*self._always, *seldom] if kept.put_in_place()}
-            changed = {kept for kept in self._always if kept.changed(tell=False)}
-            changed |= {kept for kept in seldom if kept.changed(tell=self._first)}
-            copy_back(changed)
+            for kept in self._always:
+                kept.put_in_place()
+            copy_back(kept for kept in self._always if kept.changed(tell=False))
             for group in self._groups:
                 group.put_back()
-        written = [kept for kept in seldom if kept in touched or kept in changed]
-        lost = [kept.tensor for kept in written if kept.copy is None and kept.written]
-        lost += [seen.tensor for seen in self._seen if not seen.is_as_it_was() and id(seen.tensor) not in self._seldom]
+            found = self._seldom.put_back()
         known = _known.setdefault(self.model, _Known())
-        known.writes |= bool(written or lost)
-        known.unseen |= bool(lost) or (bool(written) and not self.guard.saw)
-        if lost:
-            shapes = ", ".join(str(list(tensor.shape)) for tensor in lost[:3])
+        known.writes |= found.written
+        known.unseen |= found.unseen
+        if found.lost:
+            shapes = ", ".join(str(list(tensor.shape)) for tensor in found.lost[:3])
             raise RuntimeError(
                 f"{type(self.model).__name__}.forward in eval mode wrote into parameters {shapes}, which it did not do "
                 "when it was first run, and in a way that cannot be seen before: this probe has changed them. From now "

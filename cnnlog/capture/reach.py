@@ -6,6 +6,7 @@ import types
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ OBJECTS_LIMIT = 10_000
 BYTES_LIMIT = 64_000_000
 _BELOW = frozenset(("builtins", "torch", "lightning", "pytorch_lightning", "lightning_fabric", "cnnlog"))
 _PLAIN_CONTAINERS = frozenset((dict, OrderedDict, list, set))
+# Where each module keeps its hooks; nearly always there are none.
+_HOOKS = tuple(key for key, value in vars(nn.Module()).items() if type(value) in _PLAIN_CONTAINERS and "hook" in key)
+_hooks_of = itemgetter(*_HOOKS)
 
 Where = tuple["Where | None", object]
 """A place below the model: the place of its owner, and the name, key or index there."""
@@ -91,9 +95,11 @@ class Reach:
         self._before.attributes.append((module, attributes))
         registered = attributes.get("_parameters")
         empty = self._before.empty
+        known = _without_hooks(attributes)
+        empty += known.values()
         for key, value in attributes.items():
             cls = type(value)
-            if cls in CONSTANT or value is registered:
+            if cls in CONSTANT or key in known or value is registered:
                 continue
             if cls in _PLAIN_CONTAINERS and not value:
                 empty.append(value)
@@ -277,3 +283,12 @@ class Reach:
             registered: also modules' parameters that have been bound anew. FSDP2 swaps them in forward itself.
         """
         self._before.put_back(registered=registered)
+
+
+def _without_hooks(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Where a module without any keeps its hooks; nothing of one that has some."""
+    try:
+        hooks = _hooks_of(attributes)
+    except KeyError:  # a module of another version of torch
+        return {}
+    return {} if any(hooks) else dict(zip(_HOOKS, hooks, strict=True))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec
 
 import torch
+import torch.overrides
 from torch.overrides import TorchFunctionMode
 
 from cnnlog.capture.kept import Kept, is_wrapper
@@ -14,6 +17,44 @@ from cnnlog.capture.kept import Kept, is_wrapper
 _GIVES_MEMORY = frozenset(("data", "numpy", "__array__", "storage", "untyped_storage", "data_ptr", "__dlpack__"))
 _IN_PLACE = frozenset(("__setitem__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ifloordiv__", "__imod__"))
 _IN_PLACE |= frozenset(("__ipow__", "__iand__", "__ior__", "__ixor__", "__ilshift__", "__irshift__", "__idiv__"))
+
+
+_P = ParamSpec("_P")
+_modes: Any = torch.overrides
+
+
+def unseen(record: Callable[_P, None]) -> Callable[_P, None]:
+    """A function of ours, during which nobody watches torch's: ours are several times as many as forward's.
+
+    Args:
+        record: what is called in a hook.
+    """
+
+    @wraps(record)
+    def unwatched_record(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        if not _modes._len_torch_function_stack():
+            record(*args, **kwargs)
+            return
+        mode = _modes._pop_mode()
+        try:
+            record(*args, **kwargs)
+        finally:
+            _modes._push_mode(mode)
+
+    return unwatched_record
+
+
+@contextmanager
+def unwatched() -> Iterator[None]:
+    """Let nobody watch torch's functions in between."""
+    if not _modes._len_torch_function_stack():
+        yield
+        return
+    mode = _modes._pop_mode()
+    try:
+        yield
+    finally:
+        _modes._push_mode(mode)
 
 
 class WriteGuard(TorchFunctionMode):

@@ -44,10 +44,11 @@ def watching(folder: Path) -> Callable[[Net], Callable[[int], None]]:
 
 
 @pytest.mark.timeout(600)
-def test_none_is_disturbed_without_a_word(tmp_path: Path) -> None:
+def test_none_is_disturbed_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ends: Counter[str] = Counter()
     wrong = []
     for number, drawn in enumerate(drawn_networks()):
+        monkeypatch.setattr("cnnlog.capture.lent_tensors.COPIED_WHOLE", number % 2 * 2_000_000)  # half as if large
         plain, _ = trained(drawn, None)
         facts, said = trained(drawn, watching(tmp_path / str(number)))
         differ = sorted(key for key in plain if plain[key] != facts[key])
@@ -91,8 +92,13 @@ def looking(folder: Path) -> Callable[[nn.Module], awkward.Look]:
     return watch
 
 
+@pytest.mark.parametrize("small", [True, False])
 @pytest.mark.parametrize("name", awkward.GIVEN_BACK)
-def test_awkward_networks_are_given_back(name: str, tmp_path: Path) -> None:
+def test_awkward_networks_are_given_back(
+    name: str, small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not small:  # as a large one: what it writes is copied as it begins to
+        monkeypatch.setattr("cnnlog.capture.lent_tensors.COPIED_WHOLE", 0)
     build = awkward.GIVEN_BACK[name]
     assert awkward.left_behind(build, looking(tmp_path)) == awkward.left_behind(build, None)
 
