@@ -5,6 +5,7 @@ is noisy for all; the table shows medians. Every filter is moved by noise betwee
 for the bytes of a picture of change.
 
     scripts/bench             AlexNet and ResNet-50, about five minutes on two cores
+    scripts/bench --snapshot  CPU time of a snapshot as a multiple of a bare pass, on one thread; of the loan
     scripts/bench --memory    memory and open files over 1,000 snapshots of a small network
     scripts/bench --compare   time and memory of `cnnlog compare`, by number of steps
     scripts/bench --page      how long the page of a comparison takes to show a step
@@ -382,6 +383,7 @@ def main() -> None:
         prog="scripts/bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="a tiny network, few repeats")
+    parser.add_argument("--snapshot", action="store_true", help="CPU time on one thread instead")
     parser.add_argument("--memory", action="store_true", help="memory over 1,000 snapshots instead")
     parser.add_argument("--compare", action="store_true", help="`cnnlog compare` by number of steps instead")
     parser.add_argument("--page", action="store_true", help="its page in a browser instead")
@@ -389,6 +391,9 @@ def main() -> None:
     parser.add_argument("--slow", type=int, default=3, help="of them, those with matplotlib (default: %(default)s)")
     parser.add_argument("--nets", nargs="+", choices=["AlexNet", "ResNet-50"], default=["AlexNet", "ResNet-50"])
     chosen = parser.parse_args()
+    if chosen.snapshot:
+        script = str(Path(__file__).with_name("bench_snapshot.py"))
+        os.execv(sys.executable, [sys.executable, script, *(["--quick"] if chosen.quick else [])])
     if chosen.compare or chosen.page:
         flags = [flag for flag in ("quick", "page") if getattr(chosen, flag)]
         script = str(Path(__file__).with_name("bench_compare.py"))

@@ -13,6 +13,7 @@ from cnnlog import __version__
 from cnnlog.capture.layers import LayerInfo, LayerSpec, read_as, select, with_rows
 from cnnlog.capture.measuring import Measured, measured, samples_of
 from cnnlog.capture.probe import Probe
+from cnnlog.capture.rng import PASS_SEED
 from cnnlog.kinds import Kind, Unit
 from cnnlog.messages import some
 from cnnlog.recording.drawer import LoggedPicture, Look
@@ -344,7 +345,8 @@ def _watched(
 def _facts(probe: Probe | None) -> dict[str, Any]:
     if probe is None:
         return {}
-    return {"fingerprint": probe.fingerprint, "names": list(probe.names), "shape": list(probe.tensor.shape)}
+    shape = list(probe.tensor.shape)
+    return {"fingerprint": probe.fingerprint, "names": list(probe.names), "shape": shape, "seed": PASS_SEED}
 
 
 def _refuse_layers(who: str, argument: str, layers: Any) -> None:

@@ -83,7 +83,7 @@ class Manifest:
         unit: what a step counts.
         baseline_step: the step that changes and drift are relative to.
         settings: the monitors' arguments, plain values.
-        probe: fingerprint, names, shape.
+        probe: fingerprint, names, shape, and the seed that each pass of it starts from.
         versions: of cnnlog, torch, lightning.
         architecture: class name of the model.
         created: ISO 8601 time.

@@ -299,8 +299,8 @@ class Run:
             step: a step's number, `"baseline"` or `"last"`.
 
         Returns:
-            Name -> value, such as `{"val_loss": 0.31, "lr-SGD": 0.01}`; learning rates are called as Lightning's
-            `LearningRateMonitor` calls them. Empty if nothing was known, as in a run of an older cnnlog.
+            Name -> value, with names such as `val_loss` and `lr-SGD`. Learning rates have the names that Lightning's
+            `LearningRateMonitor` gives them. Empty if nothing was known, as in a run of an older cnnlog.
 
         Raises:
             ValueError: there is no such step, or its file is damaged.

@@ -47,6 +47,17 @@ def test_it_watches_memory_and_stores_every_snapshot() -> None:
     assert "21 steps in the store" in text  # the baseline and 20 steps
 
 
+def test_it_measures_a_snapshot_on_one_thread() -> None:
+    _, _, (name, *numbers) = rows(printed("--quick", "--snapshot"))
+    assert name == "A tiny network"
+    bare, thread, everything, modules, walk, of_250, loan = map(float, numbers)
+    assert modules == 6
+    assert bare > 0
+    assert everything >= thread > 1
+    assert loan > walk > 0
+    assert of_250 > walk
+
+
 @pytest.mark.browser
 def test_it_moves_the_slider_of_a_page() -> None:
     pytest.importorskip("playwright.sync_api", reason="no playwright to drive the browser with")
