@@ -9,6 +9,8 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from cnnlog.trackers.fast_records import quicken
+
 
 class EventFile:
     """One event file in a folder. Nothing is made there before the first write.
@@ -56,4 +58,6 @@ class EventFile:
 
     @cached_property
     def _file(self) -> EventFileWriter:
-        return EventFileWriter(self.folder, filename_suffix=self._suffix)
+        writer = EventFileWriter(self.folder, filename_suffix=self._suffix)
+        quicken(writer)
+        return writer

@@ -7,6 +7,8 @@ from typing import Any
 
 from tensorboard.compat.proto.summary_pb2 import Summary
 
+from cnnlog.trackers.fast_records import quicken
+
 
 class TorchEvents:
     """What `torch.utils.tensorboard.SummaryWriter` writes to.
@@ -32,6 +34,7 @@ class TorchEvents:
         """
         # `SummaryWriter.file_writer` is None after a `close()` of the writer; this getter opens the next event file.
         file = self._writer._get_file_writer()
+        quicken(getattr(file, "event_writer", None))
         file.add_summary(summary, step)
         file.flush()  # a failed write shows at this step; with TensorFlow installed, nothing else would for 120 s
 
