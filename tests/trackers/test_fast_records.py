@@ -108,7 +108,7 @@ def test_what_is_no_writer_of_tensorboards_is_left_alone(writer: object) -> None
 
 
 def test_a_writer_of_another_make_is_left_alone(tmp_path: Path) -> None:
-    class Own(RecordWriter):
+    class Own(RecordWriter):  # type: ignore[misc]
         pass
 
     writer: Any = EventFileWriter(str(tmp_path))
