@@ -1,8 +1,10 @@
-"""Trains torchvision's models with and without the monitors and compares everything, byte for byte.
+"""Trains models with and without the monitors and compares everything, byte for byte.
 
     scripts/zoo [--family NAME] [--only GLOB]
 
-It takes minutes. The exit status is 1 if any model is disturbed.
+A family is one of torchvision's (classification, segmentation, detection, video), or a library that you have installed
+(transformers, timm, segmentation_models_pytorch, ultralytics, monai). Nothing is downloaded. It takes minutes.
+The exit status is 1 if any model is disturbed.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from environment import advice
 try:
     import torch
     import torchvision
+    from zoo_libraries import LIBRARIES, networks
 
     from cnnlog import FeatureMapMonitor, FilterMonitor, Probe
 except ModuleNotFoundError as error:
@@ -54,7 +57,7 @@ class Result:
     """What came of training one model twice.
 
     Attributes:
-        name: torchvision's name of the model.
+        name: the family's name of the model.
         image: the input's shape without the batch, `[C, H, W]` or `[C, T, H, W]`.
         layers: how many were watched.
         verdict: "yes", or what differs.
@@ -94,6 +97,9 @@ def smallest(family: str, name: str) -> tuple[Trained, Size]:
     if name.startswith("vit_"):
         size = 28 if name.endswith("14") else 32
         return build(family, name, size), (3, size, size)
+    if family in LIBRARIES:
+        make, image = networks(family)[name]
+        return Trained(make()), image
     model = build(family, name, IMAGES[0][-1])
     inputs = OTHER_INPUTS.get(family, IMAGES)
     for image in inputs:
@@ -129,12 +135,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="scripts/zoo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--family", default="classification", choices=FAMILIES)
+    parser.add_argument("--family", default="classification", choices=[*FAMILIES, *LIBRARIES])
     parser.add_argument("--only", default="*", metavar="GLOB", help="models to try, e.g. 'resnet*'")
     family, wanted = parser.parse_args().family, parser.parse_args().only
-    names = [n for n in torchvision.models.list_models(module=FAMILIES[family]) if fnmatchcase(n, wanted)]
+    try:
+        known = [*networks(family)] if family in LIBRARIES else torchvision.models.list_models(module=FAMILIES[family])
+    except ModuleNotFoundError as error:
+        parser.error(f"{error}: install {family} beside cnnlog, without changing torch")
+    names = [name for name in known if fnmatchcase(name, wanted)]
     if not names:
-        parser.error(f"torchvision has no {family} model that matches {wanted!r}")
+        parser.error(f"there is no {family} model that matches {wanted!r}")
     # Else the backward pass of an index (MViT's and Swin's relative positions) adds up in the order of the threads, and
     # two trainings that nobody watches differ.
     torch.use_deterministic_algorithms(True, warn_only=True)
