@@ -121,6 +121,7 @@ def _parts(path: Path, steady: Steady) -> Iterator[tuple[str, bytes | str]]:
 
 def _manifest_parts(manifest: dict[str, Any], steady: Steady) -> Iterator[tuple[str, str]]:
     manifest["versions"] = sorted(manifest["versions"])
+    manifest.pop("writer", None)  # the process
     for key, value in manifest.items():
         yield f"/{key}", steady(json.dumps(value))
     yield "/keys", json.dumps(list(manifest))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,39 +36,48 @@ class Before:
         self.slots: list[tuple[Any, Any, object]] = []
         self.bound: list[tuple[Any, dict[str, Any]]] = []
 
-    def put_back(self, *, registered: bool) -> None:
+    def put_back(self, *, registered: bool) -> list[Exception]:
         """Make everything what it was. What is as it was is left alone, so that no guard on it is invalidated.
 
         Args:
             registered: also modules' parameters that have been bound anew. FSDP2 swaps them in forward itself.
-        """
-        self._put_back_modules(registered=registered)
-        if any(self.empty):
-            for empty in self.empty:
-                empty.clear()
-        for container, content in self.contents:
-            if not same_content(container, content):
-                restore_content(container, content)
-        for attributes, before in self.objects:
-            if not same_items(attributes, before):
-                refill(attributes, before)
-        for slot, thing, value in self.slots:
-            set_slot(slot, thing, value)
-        for owner, bound in self.bound:
-            bind_again(owner, bound)
-        for parameter, gradient in self.gradients:
-            if parameter.grad is not gradient:
-                parameter.grad = gradient
 
-    def _put_back_modules(self, *, registered: bool) -> None:
+        Returns:
+            What went wrong on the way; everything else is put back all the same.
+        """
+        errors = []
+        for function, *arguments in self._steps(registered=registered):
+            try:
+                function(*arguments)
+            except Exception as error:  # of a class that somebody wrote
+                errors.append(error)
+        return errors
+
+    def _steps(self, *, registered: bool) -> Iterator[tuple[Any, ...]]:
+        """What is not as it was: the function that mends it, and what that is given."""
         for module, attributes in self.attributes:
-            if "training" in attributes:
-                module.__dict__["training"] = attributes["training"]
             if not same_items(module.__dict__, attributes):
-                refill(module.__dict__, attributes, except_for="_parameters")
+                yield refill, module.__dict__, attributes
         for parameters, before in self.registered:
             if registered and not same_items(parameters, before):
-                refill(parameters, before)
+                yield partial(refill, in_order=True), parameters, before  # that of the state dict
             elif len(parameters) != len(before):
-                for name in [name for name in parameters if name not in before]:
-                    del parameters[name]
+                yield _drop, parameters, [name for name in parameters if name not in before]
+        if any(self.empty):
+            yield from ((empty.clear,) for empty in self.empty)
+        for container, content in self.contents:
+            if not same_content(container, content):
+                yield restore_content, container, content
+        for held, before in self.objects:
+            if not same_items(held, before):
+                yield refill, held, before
+        yield from ((set_slot, slot, thing, value) for slot, thing, value in self.slots)
+        yield from ((bind_again, owner, bound) for owner, bound in self.bound)
+        for parameter, gradient in self.gradients:
+            if parameter.grad is not gradient:
+                yield setattr, parameter, "grad", gradient
+
+
+def _drop(parameters: dict[str, Any], names: list[str]) -> None:
+    for name in names:
+        del parameters[name]

@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from cnnlog.capture.failures import how_far, is_of_form
 from cnnlog.capture.layers import LayerInfo, layer_names, with_rows
-from cnnlog.capture.loan import borrow, may_write_parameters, unguarded
+from cnnlog.capture.loan import borrow, has_run, may_write_parameters, unguarded
 from cnnlog.capture.measuring import Measured, packed, peaks, sampled
 from cnnlog.capture.probe import Probe
 from cnnlog.capture.reading import as_maps, first_tensor, noting
@@ -70,7 +70,7 @@ def survey(
         ValueError: the model cannot be looked at, or the probe cannot go through it. The message names the layers that
             ran.
     """
-    with borrow(model):
+    with borrow(model, runs=probe is not None):
         modules = _named(model)
         reasons = unwatchable(modules)
         seen = Seen({name: module for name, module in modules.items() if name not in reasons})
@@ -227,7 +227,7 @@ def capture(
     if probe is None and map_layers:
         raise ValueError(f"Feature maps of {', '.join(map_layers)} were asked for without a probe: give one.")
     named = [*model.named_modules()]
-    with departures() as ready, borrow(model, [module for _, module in named]) as all_modules:
+    with departures() as ready, _borrowed(model, named, probe) as all_modules:
         modules = _named(model, named)
         with unwatched():
             taken = _Taken(
@@ -265,6 +265,12 @@ def capture(
         before=stepped,
         ready=None if wait else arrived,
     )
+
+
+def _borrowed(
+    model: nn.Module, named: Sequence[tuple[str, nn.Module]], probe: object
+) -> contextlib.AbstractContextManager[Sequence[nn.Module]]:
+    return borrow(model, [module for _, module in named], runs=probe is not None)
 
 
 class _Taken:
@@ -394,6 +400,7 @@ def _forward(
     finally:
         for handle in handles:
             handle.remove()
+    has_run(model)
     if isinstance(probe, Probe) and not probe.is_intact():
         raise ValueError(
             f"The probe {', '.join(probe.names)} has been changed since it was made, so that its feature maps can no "

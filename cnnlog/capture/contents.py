@@ -39,18 +39,6 @@ class _Cell:
 CELL = _Cell()
 
 
-def cell_content(cell: Any) -> Any:
-    """What a closure's cell holds, or `MISSING`.
-
-    Args:
-        cell: of a function's `__closure__`.
-    """
-    try:
-        return cell.cell_contents
-    except ValueError:  # empty
-        return MISSING
-
-
 def slots_of(thing: object) -> tuple[Any, ...]:
     """The descriptors of the `__slots__` of an object's class, those of its bases included.
 
@@ -99,7 +87,13 @@ def names_in(code: types.CodeType) -> frozenset[str]:
     return frozenset(code.co_names).union(*map(names_in, inner))
 
 
-def _slot(slot: Any, thing: Any) -> Any:
+def value_of(slot: Any, thing: Any) -> Any:
+    """What a slot, or a closure's cell, holds; `MISSING` if it is empty.
+
+    Args:
+        slot: its descriptor, or `CELL`.
+        thing: the object, or the cell.
+    """
     try:
         return slot.__get__(thing, type(thing))
     except (AttributeError, ValueError):
@@ -114,7 +108,7 @@ def set_slot(slot: Any, thing: Any, value: Any) -> None:
         thing: the object, or the cell.
         value: what it held; `MISSING` empties it.
     """
-    now = _slot(slot, thing)
+    now = value_of(slot, thing)
     if now is value:
         return
     if value is MISSING:
@@ -124,42 +118,47 @@ def set_slot(slot: Any, thing: Any, value: Any) -> None:
 
 
 def plain_copy(container: Any) -> Any:
-    """A copy of a list, set or deque, without what a subclass may do when it is read.
+    """A plain copy of a dict, list, set or deque, without what a subclass may do when it is read.
 
     Args:
         container: any of these.
     """
+    if isinstance(container, dict):
+        return dict((OrderedDict if isinstance(container, OrderedDict) else dict).items(container))
     if isinstance(container, set):
         return set(set.__iter__(container))
     return list((list if isinstance(container, list) else deque).__iter__(container))
 
 
-def refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, except_for: str = "") -> None:
+def refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, in_order: bool = False) -> None:
     """Make a dict of attributes what it was.
 
     Args:
         now: the dict.
         before: a copy of it.
-        except_for: a key that is left alone.
+        in_order: also in its order.
     """
-    for key in [key for key in now if key not in before and key != except_for]:
+    for key in [key for key in now if key not in before]:
         del now[key]
     for key, value in before.items():
-        if key != except_for and (key not in now or now[key] is not value):
+        if key not in now or now[key] is not value:
             now[key] = value
-    if not except_for and [*now] != [*before]:  # the order of a module's parameters is that of its state dict
+    if in_order and [*now] != [*before]:
         now.clear()
         now.update(before)
 
 
-def same_items(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+def same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
     """Whether two dicts hold the very same objects, in the same order.
 
     Args:
-        a: the one.
-        b: the other.
+        a: the one; what a subclass may do when it is read is passed by.
+        b: the other, a plain dict.
     """
-    return len(a) == len(b) and all(map(is_, a, b)) and all(map(is_, a.values(), b.values()))
+    base: Any = OrderedDict if isinstance(a, OrderedDict) else dict
+    return (
+        dict.__len__(a) == len(b) and all(map(is_, base.__iter__(a), b)) and all(map(is_, base.values(a), b.values()))
+    )
 
 
 def same_content(container: Any, content: Any) -> bool:
@@ -170,16 +169,23 @@ def same_content(container: Any, content: Any) -> bool:
         content: a copy of it.
     """
     if isinstance(container, dict):
-        return len(container) == len(content) and same_items(container, content)
+        return same_items(container, content)
     if isinstance(container, np.ndarray):
-        if container.flags.c_contiguous and container.size and container.dtype.hasobject is False:
-            return bool(np.array_equal(container.reshape(-1).view(np.uint8), content.reshape(-1).view(np.uint8)))
-        return bool(container.tobytes() == content.tobytes())
+        return _same_elements(container, content)
     if isinstance(container, set):
-        return len(container) == len(content) and {*map(id, container)} == {*map(id, content)}
+        return {*map(id, set.__iter__(container))} == {*map(id, content)}
     if isinstance(container, (list, deque)):
-        return len(container) == len(content) and all(map(is_, container, content))
+        base: Any = list if isinstance(container, list) else deque
+        return base.__len__(container) == len(content) and all(map(is_, base.__iter__(container), content))
     return bool(container == content)  # a bytearray, an array of numbers
+
+
+def _same_elements(a: Any, b: Any) -> bool:
+    if a.shape != b.shape:
+        return False
+    if a.flags.c_contiguous and a.size and not a.dtype.hasobject:
+        return bool(np.array_equal(a.reshape(-1).view(np.uint8), b.reshape(-1).view(np.uint8)))
+    return bool(a.tobytes() == b.tobytes())
 
 
 def restore_content(container: Any, content: Any) -> None:
@@ -194,6 +200,10 @@ def restore_content(container: Any, content: Any) -> None:
         base.clear(container)
         base.update(container, content)
     elif isinstance(container, np.ndarray):
+        if not container.flags.writeable:
+            container.setflags(write=True)
+        if container.shape != content.shape:
+            container.resize(content.shape, refcheck=False)
         np.copyto(container, content)
     elif isinstance(container, set):
         set.clear(container)

@@ -46,13 +46,15 @@ class Kept:
     def keep(self) -> None:
         """Copy the bytes, unless that has been done."""
         if self.copy is None:
-            self.copy = self.alias.clone()
+            try:
+                self.copy = self.alias.clone()
+            except torch.OutOfMemoryError:  # a model that fills its device
+                self.copy = self.alias.cpu()
 
     def put_in_place(self) -> bool:
         """Point to the old memory again; tells whether the tensor pointed elsewhere, or was written."""
-        if self.tensor.requires_grad != self._requires_grad:
-            self.tensor.requires_grad_(self._requires_grad)
-        moved = _pointer(self._local) != self._pointer or self._local.shape != self.alias.shape
+        _set_requires_grad(self.tensor, self._requires_grad)
+        moved = _pointer(self._local) != self._pointer or _form(self._local) != _form(self.alias)
         touched = moved or self.written
         if moved:
             self._local.data = self.alias
@@ -70,7 +72,7 @@ class Kept:
             return self.written
         if not tell and _comparing_waits(self.alias) and not _is_expanded(self.alias):
             return True
-        return _comparable(self.alias) and not _same_bytes(self.alias, self.copy)
+        return not _same_bytes(self.alias, self.copy.to(self.alias.device))
 
 
 class Group:
@@ -84,6 +86,7 @@ class Group:
 
     def __init__(self, members: Sequence[torch.Tensor]) -> None:
         self._members = members
+        self._aliases = [tensor.detach() for tensor in members]  # of the memory that they are in
         self._places = self._now_places()
         self._bytes = self._now()
 
@@ -94,27 +97,26 @@ class Group:
         """
         waits = _comparing_waits(self._bytes)
         if (places := self._now_places()) != self._places:
-            for tensor, copy, place, now in zip(self._members, self._copies(), self._places, places, strict=True):
-                if now[:2] != place[:2]:
-                    tensor.data = copy.clone()  # memory of its own: somebody may resize it
-                if now[2] != place[2]:
-                    tensor.requires_grad_(place[2])
+            for tensor, alias, place, now in zip(self._members, self._aliases, self._places, places, strict=True):
+                _set_requires_grad(tensor, place[-1])
+                if now[:-1] != place[:-1]:
+                    tensor.data = alias
         if not waits and _same_bytes(self._now(), self._bytes):
             return False
-        _copy_together([*zip((tensor.data for tensor in self._members), self._copies(), strict=True)])
+        _copy_together([*zip((alias.data for alias in self._aliases), self._copies(), strict=True)])
         return not waits
 
-    def _now_places(self) -> list[tuple[int, torch.Size, bool]]:
-        return [(_pointer(tensor), tensor.shape, tensor.requires_grad) for tensor in self._members]
+    def _now_places(self) -> list[tuple[int, torch.Size, tuple[int, ...], bool]]:
+        return [(_pointer(tensor), *_form(tensor), tensor.requires_grad) for tensor in self._members]
 
     def _copies(self) -> list[torch.Tensor]:
-        shapes = [shape for _, shape, _ in self._places]
+        shapes = [alias.shape for alias in self._aliases]
         parts = torch.split(self._bytes, [shape.numel() for shape in shapes])
         return [part.view(shape) for shape, part in zip(shapes, parts, strict=True)]
 
     def _now(self) -> torch.Tensor:
         # torch.cat takes vectors as they are, which most buffers are
-        return torch.cat([tensor if tensor.dim() == 1 else tensor.reshape(-1) for tensor in self._members])
+        return torch.cat([alias if alias.dim() == 1 else alias.reshape(-1) for alias in self._aliases])
 
 
 def copied(tensors: Iterable[torch.Tensor]) -> tuple[list[Group], list[Kept]]:
@@ -177,8 +179,7 @@ class Seen:
     def is_as_it_was(self) -> bool:
         """Whether nothing has happened to the tensor; that it requires gradients is set right."""
         tensor = self.tensor
-        if tensor.requires_grad != self._requires_grad:
-            tensor.requires_grad_(self._requires_grad)
+        _set_requires_grad(tensor, self._requires_grad)
         return _version(tensor) == self._version and _pointer(tensor) == self._pointer
 
 
@@ -224,7 +225,7 @@ def _pointer(tensor: torch.Tensor) -> int:
 def _is_plain(tensor: torch.Tensor) -> bool:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.is_meta:
         return False
-    return not is_wrapper(tensor)
+    return not (is_wrapper(tensor) or tensor.is_conj() or tensor.is_neg())
 
 
 def _comparing_waits(tensor: torch.Tensor) -> bool:
@@ -232,8 +233,16 @@ def _comparing_waits(tensor: torch.Tensor) -> bool:
     return tensor.is_cuda and not is_wrapper(tensor)
 
 
-def _comparable(tensor: torch.Tensor) -> bool:
-    return not is_lazy(tensor)
+def _form(tensor: torch.Tensor) -> tuple[torch.Size, tuple[int, ...]]:
+    return tensor.shape, tensor.stride() if tensor.layout is torch.strided else ()
+
+
+def _set_requires_grad(tensor: torch.Tensor, before: bool) -> None:
+    """Whether a tensor requires gradients; of one that was written under a graph, that graph is let go."""
+    if tensor.requires_grad != before:
+        if not tensor.is_leaf:
+            tensor.detach_()
+        tensor.requires_grad_(before)
 
 
 def _is_expanded(tensor: torch.Tensor) -> bool:
@@ -244,6 +253,9 @@ def _is_expanded(tensor: torch.Tensor) -> bool:
 
 def _same_bytes(a: torch.Tensor, b: torch.Tensor) -> bool:
     """NaN equals NaN, and -0.0 differs from 0.0."""
+    if a.is_complex():
+        a, b = (torch.view_as_real(tensor.resolve_conj()) for tensor in (a, b))
+    a, b = a.resolve_neg(), b.resolve_neg()
     integer = _SAME_SIZE_INT.get(a.element_size())
     if integer is None or not _is_plain(a):
         return torch.equal(a, b)

@@ -34,6 +34,7 @@ class State(Enum):
     METHOD = "its object and its function are looked into"
     PARTIAL = "its function and arguments are looked into"
     OBJECT = "its attributes are put back, and looked into"
+    LOGGER = "it is silent meanwhile"
     FOREIGN = "it is only watched: it may belong to others, or be a handle of something outside Python"
 
 
@@ -49,10 +50,9 @@ _LIGHTNING = frozenset(("lightning", "pytorch_lightning", "lightning_fabric", "l
 _OTHERS = frozenset(
     (home, name)
     for home, names in {
-        "torch": "Dataset DataLoader Sampler LRScheduler ReduceLROnPlateau SummaryWriter GradScaler "
+        "torch": "Dataset DataLoader Sampler LRScheduler ReduceLROnPlateau GradScaler "
         "RemovableHandle ProcessGroup Event Stream",
-        "tensorboardX": "SummaryWriter",
-        **dict.fromkeys(_LIGHTNING, "Trainer Fabric Logger LightningDataModule Strategy Precision"),
+        **dict.fromkeys(_LIGHTNING, "Trainer Fabric LightningDataModule Strategy Precision"),
         "threading": "Thread",
         "multiprocessing": "BaseProcess",
         "logging": "Logger Handler LoggerAdapter",
@@ -73,6 +73,11 @@ def state_of(thing: object, packages: frozenset[str]) -> State:
     return _state_of(cls, packages)
 
 
+_LOGGERS = frozenset((home, "Logger") for home in _LIGHTNING) | {
+    (home, name) for home in ("torch", "tensorboardX", "tensorboard") for name in ("SummaryWriter", "FileWriter")
+}
+
+
 @lru_cache(8192)  # a large model has tens of thousands of attributes, of few classes
 def _state_of(cls: Any, packages: frozenset[str]) -> State:
     if cls in CONSTANT or issubclass(cls, (type, Enum)):
@@ -88,7 +93,9 @@ def _state_by_home(cls: type, packages: frozenset[str]) -> State:
     homes = [(base.__module__.partition(".")[0], base.__name__) for base in cls.__mro__]
     home = homes[0][0]
     state = State.OBJECT
-    if home == "cnnlog" or any(base in _OTHERS for base in homes):
+    if any(base in _LOGGERS for base in homes):
+        state = State.LOGGER
+    elif home == "cnnlog" or any(base in _OTHERS for base in homes):
         state = State.NOTHING
     elif issubclass(cls, _WATCHED) or _is_iterator(cls):
         state = State.FOREIGN

@@ -62,8 +62,7 @@ class Guarded:
 
     Args:
         tensors: id -> tensor.
-        gradients: id -> tensor; they are not copied at the first loan either.
-        copy_all: copy all of `tensors` now.
+        copy_all: copy all of them now.
         tell: find out for certain what has changed, even if this thread must wait for a device.
 
     Attributes:
@@ -73,7 +72,6 @@ class Guarded:
     def __init__(
         self,
         tensors: Mapping[int, torch.Tensor],
-        gradients: Mapping[int, torch.Tensor],
         *,
         copy_all: bool,
         tell: bool,
@@ -83,9 +81,8 @@ class Guarded:
         self._kept = {key: Kept(tensor) for key, tensor in tensors.items() if copy_all or is_wrapper(tensor)}
         for kept in self._kept.values() if copy_all else ():
             kept.keep()
-        others = {key: tensor for key, tensor in {**tensors, **gradients}.items() if key not in self._kept}
-        self._seen = [Seen(tensor) for tensor in others.values()]
-        self.guard = WriteGuard([*tensors.values(), *gradients.values()], self._kept)
+        self._seen = [Seen(tensor) for key, tensor in tensors.items() if key not in self._kept]
+        self.guard = WriteGuard([*tensors.values()], self._kept)
 
     def put_back(self) -> Found:
         """Make the bytes of those that were written what they were."""
@@ -116,4 +113,4 @@ def lend(
     """
     if not first and sum(map(size, tensors.values())) < COPIED_WHOLE:
         return Copied({**tensors, **gradients})
-    return Guarded(tensors, gradients, copy_all=first or copy_all, tell=first)
+    return Guarded({**tensors, **gradients}, copy_all=first or copy_all, tell=first)

@@ -23,7 +23,7 @@ from cnnlog.capture.flags import kept_flags
 from cnnlog.capture.foreign import Watched, place
 from cnnlog.capture.kept import SMALL, copied, copy_back, size
 from cnnlog.capture.lent_tensors import lend
-from cnnlog.capture.muted import Muted, is_logger
+from cnnlog.capture.muted import Muted
 from cnnlog.capture.reach import Reach
 from cnnlog.capture.rng import PASS_SEED, kept_rng
 from cnnlog.capture.sharding import is_sharded, refuse_flattened, sharded
@@ -50,11 +50,14 @@ class _Known:
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, _Known] = weakref.WeakKeyDictionary()  # none before a model's first loan
+_has_run: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models through which a probe has gone while they were lent
 _unguarded: weakref.WeakSet[nn.Module] = weakref.WeakSet()  # models that do not run while torch's functions are watched
 
 
 @contextmanager
-def borrow(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iterator[Sequence[nn.Module]]:
+def borrow(
+    model: nn.Module, modules: Sequence[nn.Module] | None = None, *, runs: bool = True
+) -> Iterator[Sequence[nn.Module]]:
     """Lend a model for forward passes in eval mode without gradients, and give everything back afterwards.
 
     These are given back, also after an exception: training flags, buffers, parameters, sub-modules, attributes, and
@@ -64,9 +67,9 @@ def borrow(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iter
     the same at every loan. Meanwhile `self.log`, loggers and writers in forward do nothing, and a compiled model runs
     eagerly; it is not compiled again for that.
 
-    At a model's first loan all its parameters are copied. At later ones one is copied just before forward writes into
-    it. What forward changes and nobody can give back is warned of once: the place in a file or of an iterator, and
-    objects of other packages.
+    Until a probe has gone through a model, all its parameters are copied at each loan. Later, one is copied just before
+    forward writes into it. What forward changes and nobody can give back is warned of once: the place in a file or of
+    an iterator, and objects of other packages.
 
     If a model is sharded over several processes (FSDP2, DTensor), all of them must borrow it at the same time.
 
@@ -76,6 +79,7 @@ def borrow(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iter
         model: any module.
         modules: all of its modules, itself first, for those who have them already: to walk through a large model costs
             more than what is done at each module.
+        runs: it will run. If it is only read, no parameter is copied.
 
     Raises:
         ValueError: the model is sharded by FSDP 1 or ZeRO 3.
@@ -86,7 +90,7 @@ def borrow(model: nn.Module, modules: Sequence[nn.Module] | None = None) -> Iter
     with ExitStack() as stack:
         stack.enter_context(kept_flags())
         stack.enter_context(sharded(modules))
-        loan = _Loan(modules)
+        loan = _Loan(modules, runs=runs)
         stack.enter_context(kept_rng(loan.reach.generators, seed=PASS_SEED))
         # The cache of a training step around us keeps no cast of ours, which has no graph.
         stack.callback(torch.set_autocast_cache_enabled, torch.is_autocast_cache_enabled())
@@ -121,7 +125,16 @@ def may_write_parameters(model: nn.Module) -> bool:
     Args:
         model: any module.
     """
-    return model not in _known or _known[model].writes
+    return model not in _has_run or _known.get(model, _Known()).writes
+
+
+def has_run(model: nn.Module) -> None:
+    """Tell that a probe has gone through a lent model, so that from now on it is known what its forward does.
+
+    Args:
+        model: the one that was lent.
+    """
+    _has_run.add(model)
 
 
 class _Loan:
@@ -129,17 +142,18 @@ class _Loan:
 
     Args:
         modules: all of the model's, itself first.
+        runs: it will run.
 
     Attributes:
         reach: what can be reached from it.
         guard: to be active while it runs.
     """
 
-    def __init__(self, modules: Sequence[nn.Module]) -> None:
+    def __init__(self, modules: Sequence[nn.Module], *, runs: bool) -> None:
         self.model = modules[0]
         self.modules = modules
         self.reach = Reach(modules, ((hook, (None, "a global hook of torch")) for hook in _global_hooks()))
-        self._first = self.model not in _known
+        self._first = runs and self.model not in _has_run
         self._sharded = is_sharded(modules)
         self._elsewhere = [(module, module.training) for module in modules if "training" not in module.__dict__]
         self._foreign = Watched(self.reach.foreign if self._first else self.reach.foreign[:_WATCHED_LATER])
@@ -148,7 +162,7 @@ class _Loan:
             always = reach.buffers | {key: t for key, t in reach.tensors.items() if size(t) < SMALL}
             seldom = {key: t for key, t in (reach.tensors | reach.parameters).items() if key not in always}
             self._groups, self._always = copied(_without_lazy(always).values())
-            copy_all = self.model in _unguarded or (not self._first and _known[self.model].unseen)
+            copy_all = self.model in _unguarded or _known.get(self.model, _Known()).unseen
             self._seldom = lend(_without_lazy(seldom), reach.gradients, first=self._first, copy_all=copy_all)
         self.guard: AbstractContextManager[Any] = nullcontext() if self.model in _unguarded else self._seldom.guard
 
@@ -161,21 +175,25 @@ class _Loan:
                 attributes["training"] = False
             if type(module) in logging or "log" in attributes or "log_dict" in attributes:
                 _mute(module)
+        for owner, key in self.reach.loggers:
+            held = None if owner is None else owner[1]
+            if isinstance(held, nn.Module):  # others would have to be written anew
+                held.__dict__[str(key)] = Muted(held.__dict__[str(key)])
         for module, _ in self._elsewhere:
             module.training = False
 
     def give_back(self) -> None:
         """Undo everything, in place where others may hold the same object."""
-        self.reach.put_back(registered=not self._sharded)
-        for module, training in self._elsewhere:
-            module.training = training
-        with torch.no_grad():
+        with torch.no_grad():  # tensors first: they matter most
             for kept in self._always:
                 kept.put_in_place()
             copy_back(kept for kept in self._always if kept.changed(tell=False))
             for group in self._groups:
                 group.put_back()
             found = self._seldom.put_back()
+        errors = self.reach.put_back(registered=not self._sharded)
+        for module, training in self._elsewhere:
+            module.training = training
         known = _known.setdefault(self.model, _Known())
         known.writes |= found.written
         known.unseen |= found.unseen
@@ -186,6 +204,8 @@ class _Loan:
                 "when it was first run, and in a way that cannot be seen before: this probe has changed them. From now "
                 "on they are copied before each probe."
             )
+        if errors:
+            raise errors[0]
 
     def tell(self) -> None:
         """Warn of what could not be given back, of each thing once."""
@@ -218,9 +238,9 @@ def _mute(module: Any) -> None:
     attributes = module.__dict__
     if all(callable(attributes.get(name, getattr(type(module), name, None))) for name in _LOG):
         attributes["log"] = attributes["log_dict"] = lambda *_, **__: None
-    for name, value in [*attributes.items()]:
-        if is_logger(value) or (value is not None and name in ("_trainer", "_fabric")):
-            attributes[name] = Muted(value)
+    for name in ("_trainer", "_fabric"):
+        if attributes.get(name) is not None:
+            attributes[name] = Muted(attributes[name])
 
 
 def _without_lazy(tensors: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:

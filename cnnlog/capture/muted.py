@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 
-_LOGGERS = frozenset(("Logger", "SummaryWriter", "FileWriter"))
-_HOMES = frozenset(("lightning", "pytorch_lightning", "lightning_fabric", "torch", "tensorboard", "tensorboardX"))
+from cnnlog.capture.kinds_of_state import State, state_of
 
 
 def is_logger(thing: object) -> bool:
@@ -16,13 +14,7 @@ def is_logger(thing: object) -> bool:
     Args:
         thing: any object.
     """
-    cls: Any = type(thing)
-    return _is_logger(cls)
-
-
-@lru_cache(4096)
-def _is_logger(cls: Any) -> bool:
-    return any(base.__name__ in _LOGGERS and base.__module__.partition(".")[0] in _HOMES for base in cls.__mro__)
+    return state_of(thing, frozenset()) is State.LOGGER
 
 
 class Muted:

@@ -14,12 +14,13 @@ import torch
 from torch import nn
 
 from cnnlog.capture.before import Before
-from cnnlog.capture.contents import CELL, MISSING, OF_CLASSES, cell_content, names_in, plain_copy, slots_of
+from cnnlog.capture.contents import CELL, OF_CLASSES, names_in, plain_copy, slots_of, value_of
 from cnnlog.capture.kept import SMALL, size
 from cnnlog.capture.kinds_of_state import CONSTANT, State, is_foreign, own_packages, state_of
 
 OBJECTS_LIMIT = 10_000
 BYTES_LIMIT = 64_000_000
+_LONG, _BYTES_EACH = 1000, 64  # of longer containers each element counts as so many bytes: to compare them takes time
 _BELOW = frozenset(("builtins", "torch", "lightning", "pytorch_lightning", "lightning_fabric", "cnnlog"))
 _PLAIN_CONTAINERS = frozenset((dict, OrderedDict, list, set))
 # Where each module keeps its hooks; nearly always there are none.
@@ -50,6 +51,7 @@ class Reach:
         tensors: id -> tensor, of those that are none of these.
         generators: random number generators.
         foreign: what can only be watched, with its place.
+        loggers: the places of loggers and writers.
         stopped: where more than 10,000 objects or 64 MB had been found, and nothing further was looked at; or None.
     """
 
@@ -66,6 +68,7 @@ class Reach:
         self.tensors: dict[int, torch.Tensor] = {}
         self.generators: list[object] = []
         self.foreign: list[tuple[object, Where]] = []
+        self.loggers: list[Where] = []
         self.stopped: Where | None = None
         self._packages = own_packages(self.modules) if packages is None else packages
         self._before = Before()
@@ -144,7 +147,9 @@ class Reach:
         elif state is State.TUPLE:
             self._look_into(thing, where)
         elif state is State.TENSOR:
-            if size(thing) >= SMALL or self._fits(size(thing), where):
+            if thing.is_nested:
+                self.foreign.append((thing, where))
+            elif size(thing) >= SMALL or self._fits(size(thing), where):
                 self.tensors[id(thing)] = thing
         elif state is State.MODULE:
             self.modules.append(thing)
@@ -158,11 +163,15 @@ class Reach:
             self.generators.append(thing)
         elif state is State.FOREIGN:
             self.foreign.append((thing, where))
+        elif state is State.LOGGER:
+            self.loggers.append(where)
         elif state is not State.NOTHING:
             self._look_at_callable(thing, state, where)
 
     def _keep_container(self, thing: Any, where: Where) -> None:
-        content = dict(thing.items()) if isinstance(thing, dict) else plain_copy(thing)
+        content = plain_copy(thing)
+        if len(content) > _LONG and not self._fits(_BYTES_EACH * len(content), where):
+            return
         self._before.contents.append((thing, content))
         self._look_into(content, where)
         if type(thing) not in _PLAIN_CONTAINERS and not isinstance(thing, deque):
@@ -186,10 +195,7 @@ class Reach:
             for key, value in before.items():
                 self._look_at(value, (where, key))
         for slot in slots_of(thing):
-            try:
-                value = slot.__get__(thing, type(thing))
-            except AttributeError:
-                value = MISSING
+            value = value_of(slot, thing)
             self._before.slots.append((slot, thing, value))
             self._look_at(value, (where, slot.__name__))
         self._keep_class(type(thing))
@@ -222,7 +228,7 @@ class Reach:
         for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if id(cell) not in self._seen:
                 self._seen.add(id(cell))
-                value = cell_content(cell)
+                value = value_of(CELL, cell)
                 self._before.slots.append((CELL, cell, value))
                 self._look_at(value, (where, name))
         for part in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
@@ -276,13 +282,16 @@ class Reach:
             return False
         return True
 
-    def put_back(self, *, registered: bool) -> None:
+    def put_back(self, *, registered: bool) -> list[Exception]:
         """Make everything what it was; see `Before.put_back`.
 
         Args:
             registered: also modules' parameters that have been bound anew. FSDP2 swaps them in forward itself.
+
+        Returns:
+            What went wrong on the way.
         """
-        self._before.put_back(registered=registered)
+        return self._before.put_back(registered=registered)
 
 
 def _without_hooks(attributes: dict[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def unseen(record: Callable[_P, None]) -> Callable[_P, None]:
 
     @wraps(record)
     def unwatched_record(*args: _P.args, **kwargs: _P.kwargs) -> None:
-        if not _modes._len_torch_function_stack():
+        if not _is_ours_on_top():
             record(*args, **kwargs)
             return
         mode = _modes._pop_mode()
@@ -44,10 +44,16 @@ def unseen(record: Callable[_P, None]) -> Callable[_P, None]:
     return unwatched_record
 
 
+def _is_ours_on_top() -> bool:
+    """Whether the last mode is one of ours; one of the user's is left alone."""
+    mode = _modes._get_current_function_mode()
+    return mode is not None and type(mode).__module__.startswith("cnnlog.")
+
+
 @contextmanager
 def unwatched() -> Iterator[None]:
     """Let nobody watch torch's functions in between."""
-    if not _modes._len_torch_function_stack():
+    if not _is_ours_on_top():
         yield
         return
     mode = _modes._pop_mode()
@@ -81,6 +87,8 @@ class WriteGuard(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         writes = _writes.get(func)
         if writes is None:
+            if len(_writes) > _WRITES_LIMIT:  # of functions that somebody makes anew each time
+                _writes.clear()
             writes = _writes[func] = _may_write(func)
         if func is torch.Tensor.backward:  # it adds to gradients
             for tensor in self._watched:
@@ -109,6 +117,7 @@ class WriteGuard(TorchFunctionMode):
         self._kept[id(tensor)].keep()
 
 
+_WRITES_LIMIT = 10_000
 _writes: dict[Any, bool] = {}  # function -> whether it may write into what it is given
 
 

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cnnlog.capture.capture import capture, survey
 from cnnlog.capture.layers import LayerInfo
-from cnnlog.capture.loan import _Known, _known, borrow
+from cnnlog.capture.loan import borrow, has_run
 from cnnlog.capture.probe import Probe
 from cnnlog.snapshot import Snapshot
 
@@ -376,7 +376,7 @@ class Calls(TorchDispatchMode):
 def test_small_tensors_are_copied_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device each call costs more than what it copies; a deep network has hundreds of buffers."""
     net = nn.Sequential(*(nn.BatchNorm2d(2) for _ in range(50)))
-    survey(net, None)
+    has_run(net)
     monkeypatch.setattr("cnnlog.capture.kept._comparing_waits", lambda tensor: True)  # as on CUDA
     with Calls() as calls, borrow(net):
         pass
@@ -417,7 +417,7 @@ def test_a_capture_reads_no_value_from_a_device(careful: bool, monkeypatch: pyte
         monkeypatch.setattr("cnnlog.capture.kept._comparing_waits", lambda tensor: False)
     with FakeTensorMode(), torch.device("cuda"):
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(), nn.Conv2d(8, 8, 3))
-        _known[net] = _Known()  # the first loan is at the start, and may wait
+        has_run(net)  # the first loan is at the start, and may wait
         with nullcontext() if careful else pytest.raises(DataDependentOutputException):
             look(net, filters=["0", "4"], maps=["0", "4"], probe=torch.rand(2, 3, 9, 9))
     assert {tensor.device.type for tensor in seen} == {"cuda"}
@@ -499,6 +499,7 @@ def test_parameters_are_copied_at_the_first_loan_only(large: None) -> None:
     copied = []
     for _ in range(3):
         with CopiedBytes() as count, borrow(net):
+            has_run(net)
             copied.append(count.bytes)  # what is brought together to be compared afterwards is no copy
     assert copied == [sum(p.nbytes for p in net.parameters()), 0, 0]
 
@@ -557,7 +558,7 @@ def test_a_large_attribute_is_copied_only_while_it_may_be_written(large: None) -
     copied = []
     for _ in range(2):
         with CopiedBytes() as count, borrow(net):
-            pass
+            has_run(net)
         copied.append(count.bytes)
     assert copied[0] > 1_200_000
     assert copied[1] == 0

@@ -16,7 +16,7 @@ from cnnlog import open_run
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no os.fork here")
 
 START = """
-    import os, sys, threading, warnings
+    import os, sys, threading, time, warnings
     warnings.simplefilter("ignore")  # Python 3.12 warns of a fork beside threads
     import torch
     from cnnlog import FilterMonitor, Probe, watch
@@ -29,7 +29,9 @@ START = """
                       for top, _, names in os.walk(folder) for path in (os.path.join(top, name) for name in names))
 
     def child(what):
-        before = files()
+        before = None
+        while before != (before := files()):  # until the parent's own background has nothing left to write
+            time.sleep(0.5)
         pid = os.fork()
         if pid == 0:
             what()

@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging
 from support.training import TinyCNN, events, fit, image_steps, loader, probe, trainer
 from torch import nn
 
@@ -20,6 +20,13 @@ from cnnlog.recording.recorder import Recorder
 from cnnlog.runs.run import Run
 from cnnlog.runs.store import RunStore
 from cnnlog.snapshot import Snapshot
+
+try:
+    from lightning.pytorch.callbacks import EMAWeightAveraging, WeightAveraging
+except ImportError:
+    LIGHTNING_AVERAGES = False
+else:
+    LIGHTNING_AVERAGES = True
 
 LAYER = "net.0"
 
@@ -280,11 +287,11 @@ class Witness(L.Callback):
 
 
 AVERAGES: dict[str, Callable[[], L.Callback]] = {
-    "EMA": lambda: EMAWeightAveraging(decay=0.9),
-    "WeightAveraging": WeightAveraging,
     "SWA": lambda: StochasticWeightAveraging(1e-2, swa_epoch_start=1),
     "own": OwnAverage,
 }
+if LIGHTNING_AVERAGES:
+    AVERAGES |= {"EMA": lambda: EMAWeightAveraging(decay=0.9), "WeightAveraging": WeightAveraging}
 STOPS: dict[str, tuple[dict[str, Any], Callable[[], list[L.Callback]], int]] = {
     "by itself": ({"max_epochs": 4}, list, 4),
     "max_steps": ({"max_epochs": 9, "max_steps": 6}, list, 2),
@@ -312,6 +319,7 @@ def test_beside_averages_the_last_trained_state_is_kept(kind: str, first: bool, 
         assert weight(module).tobytes() != witness.trained.tobytes(), "the averages are in the module by now"
 
 
+@pytest.mark.skipif(not LIGHTNING_AVERAGES, reason="this Lightning has no WeightAveraging")
 @pytest.mark.parametrize("weights", ["train", "ema"])
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_ctrl_c_beside_averages(where: str, weights: str, tmp_path: Path) -> None:

@@ -243,7 +243,7 @@ NO_CLIPPING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Style:
-    """A way of training over 2 epochs of 5 batches, and the steps that it should give, by schedule."""
+    """A way of training over 2 epochs of 5 batches, and the steps that it should give, by schedule; the last, too."""
 
     build: Callable[[], nn.Module]
     every_step: Sequence[int]
@@ -253,12 +253,12 @@ class Style:
 
 
 STYLES = {
-    "automatic": Style(Adam, range(11), [0, 4, 8]),
+    "automatic": Style(Adam, range(11), [0, 4, 8, 10]),
     # the last batch of an epoch steps, too
-    "accumulation": Style(Adam, range(7), [0, 4], {"accumulate_grad_batches": 2}),
-    "lbfgs": Style(Quasi, range(11), [0, 4, 8]),
+    "accumulation": Style(Adam, range(7), [0, 4, 6], {"accumulate_grad_batches": 2}),
+    "lbfgs": Style(Quasi, range(11), [0, 4, 8, 10]),
     # each optimiser's step counts: 1, 2, 1, 2 and 1 in an epoch
-    "manual": Style(Manual, [0, 1, 3, 4, 6, 7, 8, 10, 11, 13, 14], [0, 4, 8, 13], NO_CLIPPING),
+    "manual": Style(Manual, [0, 1, 3, 4, 6, 7, 8, 10, 11, 13, 14], [0, 4, 8, 13, 14], NO_CLIPPING),
     "gan": Style(Gan, range(0, 21, 2), range(0, 21, 4), NO_CLIPPING, "discriminator"),
 }
 
