@@ -7,9 +7,11 @@ it until the next of these layers.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 from weakref import ref
 
@@ -26,7 +28,6 @@ _BEFORE_SPACE = {  # functions whose result has the channels before so many axes
 _SECOND = {"batch_norm", "group_norm", "instance_norm"}
 _LAST = {"linear", "embedding", "bilinear"}
 _TURNS = {"permute", "transpose", "swapaxes", "swapdims", "movedim", "moveaxis", "t"}
-_LARGE = 1009  # larger than what anybody would index
 _TAKES_AXES_AWAY = {
     *("sum", "mean", "amax", "amin", "max", "min", "norm", "logsumexp", "prod", "std", "var", "median", "select"),
     "__getitem",
@@ -182,14 +183,25 @@ def _turned(call: _Call, tensor: torch.Tensor, span: _Span) -> _Span | None:
 
     The same is done to a tensor without values, each of whose axes has a size of its own.
     """
-    sizes = range(_LARGE, _LARGE + tensor.dim())
-    like = torch.empty(tuple(sizes), device="meta")
+    sizes = _sizes(tensor.dim())
     try:
+        like = torch.empty(sizes, device="meta")
         moved = next(tensors_in(call.func(*(like if arg is tensor else arg for arg in call.args), **call.kwargs)))
     except (RuntimeError, IndexError, TypeError, NotImplementedError, StopIteration):
         return None
     shape = list(moved.shape)
     return tuple(sorted(shape.index(sizes[axis]) for axis in span if sizes[axis] in shape)) or None
+
+
+def _sizes(axes: int) -> tuple[int, ...]:
+    """Sizes that tell axes apart: primes, so that no product of some is another; fewer digits where there are many."""
+    return next(chosen for first in (1009, 101, 2) if math.prod(chosen := _primes(first, axes)) < 2**60 or first == 2)
+
+
+@lru_cache(64)
+def _primes(first: int, count: int) -> tuple[int, ...]:
+    found = (n for n in itertools.count(first) if all(n % d for d in range(2, math.isqrt(n) + 1)))
+    return tuple(itertools.islice(found, count))
 
 
 def _moved(before: tuple[int, ...], span: _Span, after: tuple[int, ...]) -> _Span | None:

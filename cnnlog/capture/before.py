@@ -36,6 +36,10 @@ class Before:
         self.slots: list[tuple[Any, Any, object]] = []
         self.bound: list[tuple[Any, dict[str, Any]]] = []
 
+    def trains(self) -> bool:
+        """Whether a parameter has got another gradient: then forward makes some itself, and may add to others."""
+        return any(parameter.grad is not gradient for parameter, gradient in self.gradients)
+
     def put_back(self, *, registered: bool) -> list[Exception]:
         """Make everything what it was. What is as it was is left alone, so that no guard on it is invalidated.
 

@@ -191,12 +191,13 @@ class _Loan:
             for group in self._groups:
                 group.put_back()
             found = self._seldom.put_back()
+        trains = self._first and self.reach.trains()
         errors = self.reach.put_back(registered=not self._sharded)
         for module, training in self._elsewhere:
             module.training = training
         known = _known.setdefault(self.model, _Known())
         known.writes |= found.written
-        known.unseen |= found.unseen
+        known.unseen |= found.unseen or trains
         if found.lost:
             shapes = ", ".join(str(list(tensor.shape)) for tensor in found.lost[:3])
             raise RuntimeError(

@@ -282,6 +282,10 @@ class Reach:
             return False
         return True
 
+    def trains(self) -> bool:
+        """Whether a parameter has got another gradient; see `Before.trains`."""
+        return self._before.trains()
+
     def put_back(self, *, registered: bool) -> list[Exception]:
         """Make everything what it was; see `Before.put_back`.
 

@@ -73,7 +73,8 @@ def _layers(names: Sequence[str]) -> str:
 def _probe(probe: Probe) -> str:
     key = getattr(probe, "key", None)
     named = f"{_short(str(key), 30)!r} " if key is not None else ""
-    low, high = float(probe.tensor.min()), float(probe.tensor.max())
+    values = probe.tensor.numpy()  # torch knows no smallest value of whole numbers without a sign
+    low, high = float(values.min()), float(values.max())
     names = _short(some(probe.names, 1), 40)
     return f"{named}{names} {list(probe.tensor.shape)} from {low:.3g} to {high:.3g}"
 

@@ -110,19 +110,34 @@ def hyper_parameters(*sources: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     left = [MOST_VALUES]
     for source in sources:
-        given = getattr(source, "hparams", None)
-        given = given if isinstance(given, Mapping) else getattr(given, "__dict__", {})
-        for name, value in given.items():
+        for name, value in _given(source):
             plain = _plain(value, DEEPEST, left)
             if name not in found and isinstance(name, str) and len(name) <= LONGEST_NAME and plain is not _NOT_PLAIN:
                 found[name] = plain
     return found
 
 
+def _given(source: Any) -> list[tuple[Any, Any]]:
+    """What a module has among its hyper-parameters; nothing where their class cannot say it."""
+    try:
+        given = getattr(source, "hparams", None)
+        return [*(given if isinstance(given, Mapping) else getattr(given, "__dict__", {})).items()]
+    except Exception:  # a value that is still missing, or refers to one
+        return []
+
+
 _NOT_PLAIN = object()
 
 
 def _plain(value: Any, deep: int, left: list[int]) -> Any:
+    """A value as JSON has it; `_NOT_PLAIN` if it has no such form, or its class cannot say it."""
+    try:
+        return _plainly(value, deep, left)
+    except Exception:
+        return _NOT_PLAIN
+
+
+def _plainly(value: Any, deep: int, left: list[int]) -> Any:
     """A value as JSON has it; `_NOT_PLAIN` if it has no such form.
 
     Args:

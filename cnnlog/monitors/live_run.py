@@ -7,6 +7,7 @@ and where the run goes. Everything between stands here once.
 from __future__ import annotations
 
 import os
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -320,6 +321,8 @@ class LiveRun:
                 wait=False,
             )
         except Exception as raised:
+            # the frames of the pass that failed hold its activations, and the training needs their memory
+            traceback.clear_frames(raised.__traceback__)
             error = raised
         error = self._sharded_over.agree(error)  # a step that one of them has no snapshot of is missing for all
         if error is not None:

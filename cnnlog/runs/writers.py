@@ -76,11 +76,8 @@ def _machine() -> str:
 
 def _started(pid: int) -> str:
     """When a process began, in the kernel's ticks; empty where that cannot be seen."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
-            return file.read().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    fields = _stat(pid)
+    return fields[19] if len(fields) > 19 else ""
 
 
 def _is_alive(pid: int) -> bool:
@@ -92,4 +89,19 @@ def _is_alive(pid: int) -> bool:
         return False
     except OSError:
         return True
-    return True
+    return _state(pid) != "Z"  # ended, and its parent has not asked for the end
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for the state of a process; empty where that cannot be seen."""
+    fields = _stat(pid)
+    return fields[0] if fields else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """What the kernel says of a process, behind its name; nothing where that cannot be seen."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()
+    except OSError:
+        return []

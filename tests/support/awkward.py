@@ -370,6 +370,104 @@ class OddArrays(Base):
         return self.numbers.sum() + len(self.objects[0])
 
 
+class LocksAnArray(Base):
+    def prepare(self) -> None:
+        self.locked, self.grown, self.numbers = np.zeros(3), np.zeros(2), [0]
+        self.register_buffer("count", torch.zeros(1))
+
+    def more(self, x: torch.Tensor) -> Any:
+        self.locked = self.locked if self.locked.flags.writeable else self.locked.copy()
+        self.locked += 1
+        if not self.training:
+            self.locked.setflags(write=False)
+        self.grown.resize(len(self.grown) + 1, refcheck=False)
+        self.numbers[0] += 1
+        self.get_buffer("count").add_(1)
+        return self.locked.sum() + len(self.grown) + self.numbers[0] + self.get_buffer("count").sum()
+
+
+class WritesUnderAGraph(Base):
+    def prepare(self) -> None:
+        self.register_buffer("kept", torch.zeros(1))
+
+    def more(self, x: torch.Tensor) -> Any:
+        kept = self.get_buffer("kept")
+        if self.training:
+            return kept.detach().sum()
+        with torch.enable_grad():
+            kept.add_(self.conv.weight.sum())
+        return kept.detach().sum()
+
+
+class SaysMore(dict[str, float]):
+    """A dict whose items are not what is in it."""
+
+    def items(self) -> Any:
+        return [(key, 2 * value) for key, value in super().items()]
+
+
+class OddDict(Base):
+    def prepare(self) -> None:
+        self.odd = SaysMore(a=1.0)
+
+    def more(self, x: torch.Tensor) -> Any:
+        if not self.training:
+            self.odd["b"] = 1.0
+        return self.odd["a"] + len(self.odd)
+
+
+class Transposes(Base):
+    def prepare(self) -> None:
+        self.square = nn.Parameter(torch.arange(9.0).reshape(3, 3))
+        self.register_buffer("plane", torch.arange(4.0).reshape(2, 2))
+
+    def more(self, x: torch.Tensor) -> Any:
+        plane = self.get_buffer("plane")
+        self.square.data = self.square.data.t()
+        plane.data = plane.data.t()
+        return self.square.detach()[0].sum() + plane[0].sum()
+
+
+class SharedBuffers(Base):
+    """A view of a small buffer sees what is written into it, also after the buffer was bound to other memory."""
+
+    def prepare(self) -> None:
+        self.register_buffer("whole", torch.zeros(4))
+        self.first = [self.get_buffer("whole")[:2]]
+
+    def more(self, x: torch.Tensor) -> Any:
+        whole = self.get_buffer("whole")
+        if self.training:
+            whole += 1
+        else:
+            whole.data = torch.full((4,), 9.0)
+        return self.first[0].sum()
+
+
+class OtherParameters(Base):
+    def more(self, x: torch.Tensor) -> Any:
+        if not self.training:
+            self.conv._parameters = {name: nn.Parameter(value * 2) for name, value in self.conv.named_parameters()}
+        return 0
+
+
+class LazyConjugates(Base):
+    def prepare(self) -> None:
+        self.register_buffer("large", torch.ones(90_000, dtype=torch.complex128).conj())
+        self.register_buffer("small", torch.full((2,), complex(float("nan"), 1), dtype=torch.complex128).conj())
+
+    def more(self, x: torch.Tensor) -> Any:
+        self.get_buffer("large").mul_(2)
+        return self.get_buffer("large").real[0]
+
+
+class UnseenGradients(Base):
+    def more(self, x: torch.Tensor) -> Any:
+        with torch.enable_grad():
+            torch.autograd.backward(self.conv.weight.sum() * 2)
+        return 0
+
+
 class TrainsItself(Base):
     """With an optimiser of its own, whose state is not given back."""
 
