@@ -22,7 +22,7 @@ _OTHERS: tuple[type, ...] = (torch.optim.Optimizer, torch.Generator, threading.T
 _OTHERS_BY_NAME = {("logging", "Logger"), ("multiprocessing", "BaseProcess"), ("multiprocessing", "BaseManager")}
 _OTHERS_BY_NAME |= {(home, "Trainer") for home in ("lightning", "pytorch_lightning")}
 # Packages whose objects show or write what a training does.
-_WRITERS = frozenset(("wandb", "mlflow", "comet_ml", "aim", "clearml", "trackio", "neptune", "tensorboard", "tensorboardX"))
+_WRITERS = frozenset(("wandb", "mlflow", "comet_ml", "aim", "clearml", "trackio", "neptune", "tensorboard"))
 _SEEN_THROUGH = frozenset(("torch", "torchvision", "lightning", "pytorch_lightning", "cnnlog"))
 # What one takes from them is gone, in a copy of the process as well.
 _SHARED: tuple[type, ...] = (Queue, SimpleQueue, queues.Queue, queues.SimpleQueue, Executor, socket)
@@ -116,8 +116,10 @@ def _is_pool(cls: Any) -> bool:
 
 def _gives(thing: Any) -> bool:
     """Whether it is a queue or an iterator in a manager's process. Other objects there cannot be given back."""
-    if not any(
-        base.__name__ == "BaseProxy" and base.__module__ == "multiprocessing.managers" for base in type(thing).__mro__
-    ):
-        return False
-    return "Queue" in thing._token.typeid or "Iterator" in thing._token.typeid
+    cls: Any = type(thing)
+    return _is_proxy(cls) and any(kind in thing._token.typeid for kind in ("Queue", "Iterator"))
+
+
+@functools.lru_cache(1024)
+def _is_proxy(cls: Any) -> bool:
+    return any((base.__module__, base.__name__) == ("multiprocessing.managers", "BaseProxy") for base in cls.__mro__)

@@ -121,8 +121,10 @@ class Edges:
         self._before = self._now()
 
     def moved(self) -> bool:
-        """Whether they are not as they were."""
-        return self._before != self._now()
+        """Whether they are not as they were; False if nobody can know."""
+        with suppress(Exception):  # its size may have been changed
+            return self._before != self._now()
+        return False
 
     def _now(self) -> list[bytes]:
         if isinstance(self._thing, torch.Tensor):

@@ -1,7 +1,8 @@
-"""What the reading of somebody's objects has opened: found below what is new, and closed where nobody else has it."""
+"""Files and the like that somebody's objects have open: put back where they were, or closed if they are new."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import deque
 from contextlib import suppress
@@ -12,6 +13,49 @@ from cnnlog.capture.kinds_of_data import LEAVES
 from cnnlog.capture.memory import KINDS
 
 _FIRST = 256  # of a long container these are looked at
+
+
+class Positions:
+    """Where open file objects stand."""
+
+    def __init__(self) -> None:
+        self._files: list[tuple[Any, int, int | None]] = []
+
+    def note(self, file: Any) -> bool:
+        """Note where a file stands.
+
+        Args:
+            file: of Python's `io`.
+
+        Returns:
+            Whether what is read from it is gone, as from a pipe.
+        """
+        gone = False
+        with suppress(OSError, ValueError, AttributeError):  # closed, or no file of the system's
+            gone = file.readable() and not file.seekable()
+            position: int | None = None
+            with suppress(OSError, ValueError):
+                position = file.tell()
+            try:
+                offset = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+            except (OSError, ValueError):
+                offset = -1
+            self._files.append((file, offset, position))
+        return gone
+
+    def put_back(self, *, read_here: bool) -> None:
+        """Make them stand where they stood.
+
+        Args:
+            read_here: they were read in this process, which has parts of them in its memory. If not, a forked one may
+                have moved the place in the file that both share.
+        """
+        for file, offset, position in self._files:
+            with suppress(Exception):
+                if read_here and position is not None:
+                    file.seek(position)
+                elif offset >= 0 and os.lseek(file.fileno(), 0, os.SEEK_CUR) != offset:
+                    os.lseek(file.fileno(), offset, os.SEEK_SET)
 
 
 def opened(new: list[Any], *, known: dict[int, object]) -> tuple[list[Any], list[int]]:

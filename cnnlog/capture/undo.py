@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import io
-import os
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -24,9 +23,9 @@ import torch
 from cnnlog.capture.contents import CELL, MISSING, OF_CLASSES, bind_again, names_in, set_slot
 from cnnlog.capture.descriptors import Descriptors
 from cnnlog.capture.kinds_of_data import is_leaf, is_object_of_a_library, is_of_a_library, of_a_library, used_up
-from cnnlog.capture.kinds_of_state import own_packages
+from cnnlog.capture.kinds_of_state import CONTAINERS, own_packages
 from cnnlog.capture.memory import KINDS, Bytes, Edges, Memory, size_of
-from cnnlog.capture.opened import close_all, of_slot, opened, python_slots
+from cnnlog.capture.opened import Positions, close_all, of_slot, opened, python_slots
 
 OBJECTS_LIMIT = 10_000
 BYTES_LIMIT = 64_000_000
@@ -54,12 +53,12 @@ class Noted:
         self.whole = True
         self._seen: dict[int, object] = {}
         self._spaces: set[tuple[int, frozenset[str]]] = set()
-        self._size = 0
+        self._found = self._size = 0
         self._bytes: list[Bytes] = []
         self._edges: list[Edges] = []
         self._undo: list[Callable[[], object]] = []
         self._changes: list[Callable[[], list[object]]] = []
-        self._files: list[tuple[Any, int, int | None]] = []
+        self._files = Positions()
         roots = list(roots)
         self._packages = own_packages(roots)
         self._descriptors = Descriptors(self._packages)
@@ -110,9 +109,7 @@ class Noted:
         for values in self._bytes:
             with suppress(Exception):
                 values.put_back(memory, only_shared=not read_here)
-        for file, offset, position in self._files:
-            with suppress(Exception):
-                file.seek(position) if read_here and position is not None else _put_back(file, offset)
+        self._files.put_back(read_here=read_here)
         self._descriptors.put_back()
         close_all(closeable)
         self._descriptors.close(numbers)
@@ -142,13 +139,14 @@ class Noted:
             self._descriptors.note(thing)
         if is_leaf(thing) or (issubclass(cls, (FunctionType, _lru_cache)) and is_of_a_library(thing)):
             return ()
-        if len(self._seen) >= OBJECTS_LIMIT:
+        self._found += not issubclass(cls, CONTAINERS) or len(thing) > 0  # a module has a dozen empty ones
+        if self._found > OBJECTS_LIMIT:
             self.whole = False
             return ()
         self._seen[id(thing)] = thing
         if issubclass(cls, KINDS):
             return self._note_values(thing)
-        if issubclass(cls, (list, dict, set, deque)):
+        if issubclass(cls, CONTAINERS):
             inside = self._note_container(thing)
         elif issubclass(cls, (tuple, frozenset)):
             inside = [part for part, _ in zip(thing, range(_FIRST), strict=False)]
@@ -224,7 +222,8 @@ class Noted:
             if thing.cache_info().currsize == 0:
                 self._undo.append(thing.cache_clear)
         elif isinstance(thing, (io.IOBase, io.TextIOBase)):
-            self._note_file(thing, in_library)
+            if self._files.note(thing) and not in_library:
+                self.shared = self.shared or type(thing).__name__
         elif isinstance(thing, (ctypes._SimpleCData, ctypes.Array, ctypes.Structure)):
             self._keep(thing)
         elif isinstance(thing, Iterator) and not hasattr(thing, "__dict__"):  # one of C's
@@ -285,25 +284,6 @@ class Noted:
         self._note_bound(cls, held, now)
         return [getattr(value, "__func__", getattr(value, "fget", value)) for value in held.values()]
 
-    def _note_file(self, file: Any, in_library: bool) -> None:
-        with suppress(OSError, ValueError, AttributeError):  # closed, or no file of the system's
-            if file.readable() and not file.seekable() and not in_library:
-                self.shared = self.shared or type(file).__name__
-            position: int | None = None
-            with suppress(OSError, ValueError):
-                position = file.tell()
-            try:
-                offset = os.lseek(file.fileno(), 0, os.SEEK_CUR)
-            except (OSError, ValueError):
-                offset = -1
-            self._files.append((file, offset, position))
-
 
 def _parts(item: Any) -> tuple[Any, ...]:
     return item if type(item) is tuple and len(item) <= _FIRST else (item,)
-
-
-def _put_back(file: Any, offset: int) -> None:
-    number = file.fileno()
-    if offset >= 0 and os.lseek(number, 0, os.SEEK_CUR) != offset:
-        os.lseek(number, offset, os.SEEK_SET)
