@@ -64,7 +64,8 @@ def first_sample(
         touched: what `use` may change besides, and should be given back.
 
     Raises:
-        NotRead: the data set or the collate function fails, the worker dies, or it takes longer than `TIME_LIMIT`.
+        NotRead: the data set or the collate function fails, the worker dies, or it takes longer than `TIME_LIMIT`; or
+            the sample would be missing in the training, because it comes from a queue, a pipe or a thread.
     """
     dataset, collate = loader.dataset, loader.collate_fn
     source = dataset.loader if isinstance(dataset, Batches) else dataset

@@ -212,7 +212,8 @@ class Probe:
 
         Raises:
             TypeError: the data set cannot be indexed, or `indices` are not whole numbers.
-            ValueError: there is no such index, no image in a sample, or the images have different sizes.
+            ValueError: there is no such index, no image in a sample, or the images have different sizes; or the data
+                set holds a queue, a pipe, an executor or a thread, and its image would be missing in the training.
 
         Example:
             >>> images = torch.utils.data.TensorDataset(torch.rand(10, 3, 32, 32), torch.zeros(10))
