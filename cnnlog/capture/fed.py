@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -155,14 +156,14 @@ def _leaves(
 def _parts(value: Any, depth: int) -> Iterator[tuple[str | None, Any, bool]]:
     """What lies in a batch or a part of it, with its name, and whether it is one of a list of images."""
     if isinstance(value, Mapping) or (hasattr(value, "keys") and hasattr(value, "items")):
-        for key, part in list(value.items())[:_PARTS]:
+        for key, part in [*islice(value.items(), _PARTS)]:
             yield str(key), part, False
     elif isinstance(value, tuple) and hasattr(value, "_fields"):
         for name, part in zip(value._fields, value, strict=True):
             yield name, part, False
     elif isinstance(value, Sequence):
         # the outermost sequence is the parts of a sample, each of them a stack; one inside it is a list of images
-        for part in value[:_PARTS]:
+        for part in [*islice(value, _PARTS)]:  # a deque has no slices
             yield None, part, depth > 0
     elif dataclasses.is_dataclass(value) and not isinstance(value, type):
         for one in dataclasses.fields(value):

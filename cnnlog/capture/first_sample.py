@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
-import random
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch.utils.data import (
     BatchSampler,
@@ -22,7 +20,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from cnnlog.capture.rng import generators_in, kept_rng
+from cnnlog.capture.rng import generators_in, kept_rng, seed_all, seed_these
 from cnnlog.capture.undo import Noted
 
 _T = TypeVar("_T")
@@ -33,6 +31,20 @@ _DEPTH = 5  # so far below a data set its random generators are looked for
 
 class NotRead(ValueError):
     """A sample could not be read; the text says why, in one clause."""
+
+
+class Batches(IterableDataset[Any]):
+    """Somebody's own loader, whose batches are samples of ours.
+
+    Args:
+        loader: gives batches.
+    """
+
+    def __init__(self, loader: Iterable[Any]) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader)
 
 
 def first_sample(
@@ -52,29 +64,35 @@ def first_sample(
         touched: what `use` may change besides, and should be given back.
 
     Raises:
-        NotRead: the data set or the collate function fails, the worker dies, or it takes longer than `TIME_LIMIT`.
+        NotRead: the data set or the collate function fails, the worker dies, or it takes longer than `TIME_LIMIT`; or
+            the sample would be missing in the training, because it comes from a queue, a pipe or a thread.
     """
     dataset, collate = loader.dataset, loader.collate_fn
-    kind = type(dataset).__name__
-    roots = [dataset, collate, loader.sampler, loader.batch_sampler, *touched]
+    source = dataset.loader if isinstance(dataset, Batches) else dataset
+    kind = type(source).__name__
+    roots = [source, collate, loader.sampler, loader.batch_sampler, *touched]
     noted = Noted(roots)
     apart = loader.num_workers > 0 or (noted.one_way and "fork" in multiprocessing.get_all_start_methods())
     if noted.shared or (noted.one_way and not apart):
-        raise NotRead(f"reading the first sample of the {kind} would use it up")
+        why = f", because of the {noted.shared} in it" if noted.shared else ""
+        raise NotRead(f"reading the first sample of the {kind} would use it up{why}")
     generators = generators_in(roots, depth=_DEPTH)
     reasons: list[str] = []
-    with warnings.catch_warnings(), kept_rng(generators):
+    with ExitStack() as stack:
+        if not apart:
+            stack.callback(noted.tell, kind)
+        stack.enter_context(warnings.catch_warnings())
+        stack.enter_context(kept_rng(generators))
         warnings.simplefilter("ignore")  # the same come in training
         for first in _first_indices(loader):
             try:
-                _seed_all(generators)
-                return _read(loader, first(), use, apart=apart, collate=collate if collated else _as_it_is)
+                seed_all(generators, SEED)
+                with noted.reading(here=not apart):
+                    return _read(loader, first(), use, apart=apart, collate=collate if collated else _as_it_is)
             except StopIteration:
                 reasons.append(f"the {kind} is empty")
             except Exception as error:  # the data set's and the collate function's are somebody's code
                 reasons.append(_last_line(error))
-            finally:
-                noted.give_back(read_here=not apart)
     raise NotRead(reasons[0])
 
 
@@ -139,36 +157,13 @@ class _Begin:
     def __call__(self, worker: int) -> None:
         info = get_worker_info()
         if info is not None:
-            _seed(generators_in([info.dataset], depth=_DEPTH))
+            seed_these(generators_in([info.dataset], depth=_DEPTH), SEED)
         if self.own is not None:
             self.own(worker)
 
 
 def _as_it_is(samples: Any) -> Any:
     return samples
-
-
-def _seed_all(generators: Iterable[object]) -> None:
-    """Seed the global generators and these. Their states are kept by the caller.
-
-    Not `torch.manual_seed`: where CUDA has not begun, it would seed it when it does.
-    """
-    torch.default_generator.manual_seed(SEED)
-    random.seed(SEED)
-    np.random.seed(SEED)  # noqa: NPY002 - the user's global generator, not one of ours
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed_all(SEED)
-    _seed(generators)
-
-
-def _seed(generators: Iterable[object]) -> None:
-    for generator in generators:
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(SEED)
-        elif isinstance(generator, (random.Random, np.random.RandomState)):
-            generator.seed(SEED)
-        elif isinstance(generator, np.random.Generator):
-            generator.bit_generator.state = type(generator.bit_generator)(SEED).state
 
 
 def _last_line(error: Exception) -> str:

@@ -8,7 +8,7 @@ import io
 import sys
 import types
 from collections import UserDict, UserList, UserString, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from functools import lru_cache
 from typing import Any
@@ -135,11 +135,11 @@ def is_foreign(package: str) -> bool:
     return "site-packages" in place or "dist-packages" in place
 
 
-def own_packages(modules: list[nn.Module]) -> frozenset[str]:
-    """The top-level packages in which a model's modules are written, without torch's and Lightning's.
+def own_packages(modules: Sequence[object]) -> frozenset[str]:
+    """The top-level packages in which modules or other objects are written, without torch's and Lightning's.
 
     Args:
-        modules: all of the model's.
+        modules: all of the model's, or any objects.
     """
     homes = {cls.__module__.partition(".")[0] for cls in {*map(type, modules)}}
     return frozenset(homes - _LIGHTNING - {"torch"})

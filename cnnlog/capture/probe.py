@@ -212,7 +212,8 @@ class Probe:
 
         Raises:
             TypeError: the data set cannot be indexed, or `indices` are not whole numbers.
-            ValueError: there is no such index, no image in a sample, or the images have different sizes.
+            ValueError: there is no such index, no image in a sample, or the images have different sizes; or the data
+                set holds a queue, a pipe, an executor or a thread, and its image would be missing in the training.
 
         Example:
             >>> images = torch.utils.data.TensorDataset(torch.rand(10, 3, 32, 32), torch.zeros(10))
@@ -236,12 +237,17 @@ class Probe:
                 raise ValueError(f"Image {index} was asked for, but the {kind} has {length}: choose another index.")
         names = [f"{kind}[{index}]" for index in indices]
         noted = Noted([dataset])
+        if noted.shared:
+            raise ValueError(
+                f"Taking an image of the {kind} would use up what its {noted.shared} gives to the training; pass a "
+                "Probe made otherwise, e.g. Probe.from_images(...)."
+            )
         try:
-            with kept_rng(generators_in([dataset], depth=5)):
+            with kept_rng(generators_in([dataset], depth=5)), noted.reading(here=True):
                 tensors = [sample_image(_taken(dataset, i), name) for i, name in zip(indices, names, strict=True)]
                 stacked = _stacked(tensors, names)
         finally:
-            noted.give_back(read_here=True)
+            noted.tell(kind)
         mean, std = normalisation_of(stacked, [dataset])
         return cls(stacked, names=names, mean=mean, std=std)
 

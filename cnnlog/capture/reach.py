@@ -188,7 +188,10 @@ class Reach:
             self._look_at(part, (where, key))
 
     def _keep_object(self, thing: Any, where: Where) -> None:
-        attributes = getattr(thing, "__dict__", None)
+        try:
+            attributes = getattr(thing, "__dict__", None)
+        except Exception:  # it stands for another object, and there is none yet
+            attributes = None
         if type(attributes) is dict:
             before = attributes.copy()
             self._before.objects.append((attributes, before))

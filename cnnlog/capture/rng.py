@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -35,26 +35,48 @@ def kept_rng(generators: Iterable[object] = (), *, seed: int | None = None) -> I
         for give_back in [*_global_states(), *(_state(generator) for generator in generators)]:
             stack.callback(give_back)
         if seed is not None:
-            _seed_all(generators, seed)
+            seed_all(generators, seed)
         yield
 
 
-def _seed_all(generators: Iterable[Any], seed: int) -> None:
+def seed_all(generators: Iterable[object], seed: int) -> None:
+    """Seed the global generators, and further ones. Their states are for the caller to keep: see `kept_rng`.
+
+    Args:
+        generators: of torch, NumPy or Python. One that cannot be seeded goes on from where it is.
+        seed: a whole number.
+    """
     torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed a device that is not yet in use, too
     random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - the global one, as the network uses it
+    with suppress(TypeError):  # it may have been given other bits than those which can be seeded
+        np.random.seed(seed)  # noqa: NPY002 - the global one, as the network uses it
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
     if torch.backends.mps.is_available():
         torch.mps.manual_seed(seed)
+    seed_these(generators, seed)
+
+
+def seed_these(generators: Iterable[object], seed: int) -> None:
+    """Seed some generators, and not the global ones.
+
+    Args:
+        generators: of torch, NumPy or Python. One that cannot be seeded goes on from where it is.
+        seed: a whole number.
+    """
     for generator in generators:
-        if isinstance(generator, torch.Generator):
-            generator.manual_seed(seed)
-        elif isinstance(generator, (random.Random, np.random.RandomState)):
-            generator.seed(seed)
-        else:
-            bits = generator.bit_generator
-            bits.state = type(bits)(seed).state
+        with suppress(Exception):  # of a class of the user's own, or with bits that cannot be seeded
+            _seed(generator, seed)
+
+
+def _seed(generator: Any, seed: int) -> None:
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, (random.Random, np.random.RandomState)):
+        generator.seed(seed)
+    else:
+        bits = generator.bit_generator
+        bits.state = type(bits)(seed).state
 
 
 def is_generator(cls: type) -> bool:
@@ -100,12 +122,17 @@ def _what(cls: type) -> tuple[bool, bool]:
     return any(base in _GENERATORS for base in cls.__mro__), any(base in _PLAIN for base in cls.__mro__)
 
 
-def _parts(thing: object) -> Iterable[object]:
-    if isinstance(thing, _CONTAINERS):
+def _parts(thing: Any) -> Iterable[object]:
+    cls: Any = type(thing)
+    if issubclass(cls, _CONTAINERS):
         return thing if len(thing) <= 256 else ()
-    if isinstance(thing, dict):
+    if issubclass(cls, dict):
         return thing.values() if len(thing) <= 256 else ()
-    return getattr(thing, "__dict__", {}).values()
+    try:
+        attributes = getattr(thing, "__dict__", None)
+    except Exception:  # it stands for another object, and there is none yet
+        return ()
+    return attributes.values() if attributes else ()
 
 
 def _global_states() -> list[Callable[[], Any]]:

@@ -70,10 +70,10 @@ class Choice:
                 probe = default_probe(self.trainer, say=warn)
             probe = self.sharded_over.share(probe)  # a data set that augments gives every process another image
             return run_as_fed(probe, over, scaled=warn)
-        except (TypeError, ValueError, LookupError) as error:
+        except Exception as error:  # loaders, data sets, hooks and models are somebody's code
             if self.needed:
                 raise
-            if isinstance(error, NotRead):
+            if isinstance(error, NotRead) or not isinstance(error, (TypeError, ValueError, LookupError)):
                 warn(f"no probe, so that filters are shown as they are stored: {error}")
             return None, over(None)  # only "auto" then knows no resolutions
 
@@ -133,7 +133,8 @@ def apart(probe: Probe, batch: Any) -> str | None:
         differs.append("another kind of numbers")
     if ours.dim() > 3 and ours.shape[1] != theirs.shape[1]:
         differs.append("other channels")
-    peaks = [_peak(ours), _peak(theirs)]
+    ends = _ends(ours), _ends(theirs)
+    peaks = [max(abs(low), abs(high)) for low, high in ends]
     if min(peaks) * PEAKS_APART < max(peaks):
         differs.append("peaks more than 8 times apart")
     sides = zip(ours.shape[2:], theirs.shape[2:], strict=True)
@@ -142,16 +143,22 @@ def apart(probe: Probe, batch: Any) -> str | None:
     if not differs:
         return None
     return (
-        f"the probe is not what the network is trained on ({', '.join(differs)}): the probe is {_told(ours)}, the "
-        f"first training batch {_told(theirs)}; pass a Probe made as your batches are"
+        f"the probe is not what the network is trained on ({', '.join(differs)}): the probe is "
+        f"{_told(ours, ends[0])}, the first training batch {_told(theirs, ends[1])}; pass a Probe "
+        "made as your batches are"
     )
 
 
-def _peak(tensor: torch.Tensor) -> float:
-    return float(tensor.double().abs().amax()) if tensor.device.type != "mps" else float(tensor.float().abs().amax())
+def _ends(tensor: torch.Tensor) -> tuple[float, float]:
+    """The smallest and the largest value, without a copy of the tensor where torch can do that."""
+    plain = tensor.as_subclass(torch.Tensor)
+    try:
+        low, high = torch.aminmax(plain)
+    except NotImplementedError:  # uint16, float8
+        low, high = torch.aminmax(plain.float())
+    return float(low), float(high)
 
 
-def _told(tensor: torch.Tensor) -> str:
-    values = tensor.float()
+def _told(tensor: torch.Tensor, ends: tuple[float, float]) -> str:
     kind = str(tensor.dtype).removeprefix("torch.")
-    return f"{kind} {list(tensor.shape)} from {float(values.amin()):.3g} to {float(values.amax()):.3g}"
+    return f"{kind} {list(tensor.shape)} from {ends[0]:.3g} to {ends[1]:.3g}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from types import FunctionType
@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import CombinedLoader
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from cnnlog.capture.fed import Fed, fed_image, kinds_in
-from cnnlog.capture.first_sample import NotRead, first_sample
+from cnnlog.capture.first_sample import Batches, NotRead, first_sample
 from cnnlog.capture.loan import borrow
 from cnnlog.capture.probe import Probe, probe_of_batch, sample_image
 from cnnlog.messages import some
@@ -93,22 +93,8 @@ def _of_torch(loader: Any) -> DataLoader[Any] | None:
     if dataset is not None and hasattr(dataset, "__getitem__"):
         return DataLoader(dataset)
     if isinstance(getattr(type(loader), "__iter__", None), FunctionType):  # its state can be given back
-        return DataLoader(_Batches(loader), batch_size=None, collate_fn=_unchanged)
+        return DataLoader(Batches(loader), batch_size=None, collate_fn=_unchanged)
     return None
-
-
-class _Batches(IterableDataset[Any]):
-    """Somebody's own loader, whose batches are samples of ours.
-
-    Args:
-        loader: gives batches.
-    """
-
-    def __init__(self, loader: Iterable[Any]) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -171,7 +157,7 @@ def _stage(trainer: L.Trainer, where: str) -> Iterator[None]:
 
 
 def _probe(loader: DataLoader[Any], fed: Fed) -> Probe:
-    source = loader.dataset.loader if isinstance(loader.dataset, _Batches) else loader.dataset
+    source = loader.dataset.loader if isinstance(loader.dataset, Batches) else loader.dataset
     name = f"{type(source).__name__}[0] {fed.key}".strip()
     return probe_of_batch(fed.tensor, name=name, made_by=[loader.dataset, loader.collate_fn])
 

@@ -46,10 +46,21 @@ def run_as_fed(
                     "255; pass a Probe if your training step scales or normalises otherwise"
                 )
                 return floats, ran
-        if not probe.tensor.is_floating_point():
+        if _type_matters(probe, run):
             kind = str(probe.tensor.dtype).removeprefix("torch.")
             raise ValueError(
                 f"{error} The probe is {kind}, and goes to the network as it is: if the network takes floating point, "
                 "scale it as in training, e.g. Probe.from_tensor(images.float() / 255)."
             ) from error
         raise
+
+
+def _type_matters(probe: Probe, run: Callable[[Probe], object]) -> bool:
+    """Whether whole numbers cannot go through, and the same as floating point can."""
+    if probe.tensor.is_floating_point():
+        return False
+    try:
+        run(Probe(probe.tensor.float() / 255, names=probe.names))
+    except Exception:  # something else is the matter, which the first error tells
+        return False
+    return True

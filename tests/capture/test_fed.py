@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import UserDict, namedtuple
+from collections import UserDict, deque, namedtuple
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,7 @@ CASES: dict[str, tuple[Any, Any, str]] = {
     "clip": ({"video": CLIP, "label": LABELS}, CLIP, "video"),
     "signal": ((WAVE, LABELS), WAVE, ""),
     "numpy": ({"image": X.numpy()}, X, "image"),
+    "deque": (deque([X, LABELS]), X, ""),
     "camel case": ({"targetImage": SMALL, "inputImage": X}, X, "inputImage"),
 }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import queue
+import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -156,6 +158,77 @@ def test_uint8_that_the_training_step_divides_is_divided_and_said(tmp_path: Path
         run(tmp_path / "given", InTheStep(), DataLoader(Items(as_bytes), 4), monitors=[FeatureMapMonitor(given)])
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_an_error_that_is_not_of_the_type_does_not_speak_of_it(given: bool, tmp_path: Path) -> None:
+    class Failing(Dividing):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("the hook wants a batch of 7")
+
+    monitors = [FeatureMapMonitor(Probe.from_tensor(as_bytes(IMAGES[:1], 0)[0]) if given else None, layers="net.0")]
+    with pytest.raises(ValueError, match="a batch of 7") as caught:
+        run(tmp_path, Failing(), DataLoader(Items(as_bytes), 4), monitors=monitors)
+    assert "The probe is uint8" not in str(caught.value)
+
+
+class Prefetching:
+    """A loader of one's own, which a thread fills."""
+
+    def __init__(self) -> None:
+        self.batches: queue.Queue[Any] = queue.Queue()
+        self.firsts: list[float] = []
+        threading.Thread(target=self.fill).start()
+
+    def fill(self) -> None:
+        for first in range(0, 8, 2):
+            self.batches.put((IMAGES[first : first + 2], first))
+
+    def __len__(self) -> int:
+        return 4
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(4):
+            batch, first = self.batches.get(timeout=10)
+            self.firsts.append(first)
+            yield batch, torch.zeros(2)
+
+
+class Unbound:
+    """Stands for an object that there is not yet, as those of web frameworks do."""
+
+    def __getattribute__(self, name: str) -> Any:
+        raise RuntimeError("working outside of a context")
+
+
+def test_a_loader_that_a_thread_fills_is_not_read(tmp_path: Path) -> None:
+    loader = Prefetching()
+    store, said = run(tmp_path, Any2(), loader, monitors=[FilterMonitor()])
+    assert store.manifest.probe == {}
+    assert loader.firsts == [0, 2, 4, 6]
+    assert "the first sample of the Prefetching would use it up, because of the Queue in it" in said[0]
+    with pytest.raises(ValueError, match=r"the first sample of the Prefetching .*pass a Probe"):
+        run(tmp_path / "maps", Any2(), Prefetching())
+
+
+def test_whatever_fails_about_a_probe_does_not_end_a_run_of_filters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = Items(lambda x, y: (x, y))
+    data.held = Unbound()  # type: ignore[attr-defined]
+    store, said = run(tmp_path / "a", Any2(), DataLoader(data, 4), monitors=[FilterMonitor()])
+    assert not said
+    assert store.read_probe().shape == (1, 3, 16, 16)
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("working outside of a context")
+
+    monkeypatch.setattr("cnnlog.monitors.chosen_probe.default_probe", fails)
+    store, said = run(tmp_path / "b", Any2(), DataLoader(data, 4), monitors=[FilterMonitor()])
+    assert store.steps == [0, 1]
+    assert "filters are shown as they are stored: working outside of a context" in said[0]
+    with pytest.raises(RuntimeError, match="outside of a context"):
+        run(tmp_path / "c", Any2(), DataLoader(data, 4))
+
+
 class Waves(L.LightningModule):
     def __init__(self) -> None:
         super().__init__()
@@ -291,6 +364,13 @@ def test_a_run_that_goes_on_keeps_its_probe(
         (torch.rand(1, 3, 16, 16), torch.zeros(4, dtype=torch.int64), None),
         (torch.rand(1, 3, 16, 16), [torch.rand(3, 16, 16)], None),
         (torch.rand(1, 1, 16, 16), torch.rand(4, 16, 16), None),
+        (torch.rand(1, 3, 16, 16), torch.rand(4, 3, 16, 16).to(torch.float8_e4m3fn), None),
+        (torch.full((1, 3, 4, 4), 127, dtype=torch.int8), torch.full((4, 3, 4, 4), -128, dtype=torch.int8), None),
+        (
+            torch.full((1, 3, 4, 4), 9, dtype=torch.int16),
+            torch.full((4, 3, 4, 4), 900, dtype=torch.uint16),
+            "peaks more than 8 times apart",
+        ),
         (torch.rand(1, 1, 16, 16), torch.rand(4, 16, 40), "sides more than twice apart"),
     ],
 )
