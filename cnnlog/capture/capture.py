@@ -23,6 +23,7 @@ from cnnlog.capture.reading import as_maps, first_tensor, noting
 from cnnlog.capture.seen import Infos, Seen
 from cnnlog.capture.sharding import is_sharded, plain_type, reshard
 from cnnlog.capture.transfer import departures, sent, to_host
+from cnnlog.capture.transforms import inside_transform, outside_transforms, unwrapped
 from cnnlog.capture.used_weights import (
     UsedWeights,
     evenly,
@@ -386,9 +387,19 @@ def _forward(
     """Run the probe with a temporary hook on every watched module; a failure says how far it came."""
     start = entry(model, through)
     tensor = in_precision(start, _tensor(probe).clone())  # forward may write into what it is given
-    record = unseen(record)
+    record_it = unseen(record)
+
+    def hook(name: str, module: nn.Module, output: object) -> None:
+        if not inside_transform():
+            record_it(name, module, output)
+            return
+        with outside_transforms():
+            plain = unwrapped(output)
+            if first_tensor(plain) is not None:  # else vmap has split it, and this is no output for the probe
+                record_it(name, module, plain)
+
     handles = [
-        module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
+        module.register_forward_hook(lambda module, _, output, name=name: hook(name, module, output))
         for name, module in watched.items()
     ]
     try:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -26,6 +28,8 @@ from cnnlog.capture.undo import Noted
 _T = TypeVar("_T")
 SEED = 20_260_101  # random transforms are drawn from it, so that the same source gives the same sample at every start
 TIME_LIMIT = 60.0  # seconds; of a worker that hangs
+_TRIED = 4  # samples, until one can be collated alone
+_PATIENCE = 2.0  # seconds, after which no other sample is tried
 _DEPTH = 5  # so far below a data set its random generators are looked for
 
 
@@ -48,7 +52,12 @@ class Batches(IterableDataset[Any]):
 
 
 def first_sample(
-    loader: DataLoader[Any], use: Callable[[Any], _T], *, collated: bool = True, touched: Iterable[object] = ()
+    loader: DataLoader[Any],
+    use: Callable[[Any], _T],
+    *,
+    collated: bool = True,
+    touched: Iterable[object] = (),
+    in_use: bool = False,
 ) -> _T:
     """What something makes of the first collated sample of a loader.
 
@@ -62,6 +71,7 @@ def first_sample(
         collated: by the loader's own collate function. If not, `use` is given a list of the sample as the data set has
             it.
         touched: what `use` may change besides, and should be given back.
+        in_use: the loader's own workers, if it has any, are reading already.
 
     Raises:
         NotRead: the data set or the collate function fails, the worker dies, or it takes longer than `TIME_LIMIT`; or
@@ -78,6 +88,7 @@ def first_sample(
         raise NotRead(f"reading the first sample of the {kind} would use it up{why}")
     generators = generators_in(roots, depth=_DEPTH)
     reasons: list[str] = []
+    begun = time.monotonic()
     with ExitStack() as stack:
         if not apart:
             stack.callback(noted.tell, kind)
@@ -87,12 +98,14 @@ def first_sample(
         for first in _first_indices(loader):
             try:
                 seed_all(generators, SEED)
-                with noted.reading(here=not apart):
+                with noted.reading(here=not apart, in_use=in_use and apart):
                     return _read(loader, first(), use, apart=apart, collate=collate if collated else _as_it_is)
             except StopIteration:
                 reasons.append(f"the {kind} is empty")
             except Exception as error:  # the data set's and the collate function's are somebody's code
                 reasons.append(_last_line(error))
+                if time.monotonic() - begun > _PATIENCE:  # each of the others would take as long
+                    break
     raise NotRead(reasons[0])
 
 
@@ -108,6 +121,8 @@ def _first_indices(loader: DataLoader[Any]) -> list[Callable[[], Any]]:
     if isinstance(sampler, BatchSampler) and batches is None:
         return [lambda: [0]]  # the data set is given the indices of a whole batch
     first: list[Callable[[], Any]] = [lambda: 0]
+    if isinstance(loader.dataset, Sized):  # a first one that cannot be read, or is left out of its batch
+        first += [partial(int, index) for index in range(1, min(_TRIED, len(loader.dataset)))]
     if batches is not None and type(batches) is not BatchSampler:
         return [*first, lambda: next(iter(next(iter(batches))))]
     if not isinstance(sampler, (SequentialSampler, RandomSampler, DistributedSampler)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -50,6 +52,13 @@ def _set_environment(before: dict[str, str]) -> None:
     os.environ.update(before)
 
 
+def _folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it is gone
+        return None
+
+
 def _autocast() -> list[tuple[str, bool, torch.dtype]]:
     return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda")]
 
@@ -80,4 +89,8 @@ _SWITCHES: list[Switch] = [
     (_autocast, _set_autocast),
     (np.geterr, lambda was: np.seterr(**was)),
     (lambda: dict(os.environ), _set_environment),
+    (gc.isenabled, lambda was: gc.enable() if was else gc.disable()),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (_folder, os.chdir),
+    (torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
 ]

@@ -84,11 +84,12 @@ def _amount(thing: Any) -> object:
     for cls, ask in _AMOUNTS:
         if isinstance(thing, cls):
             return ask(thing)
-    for name in ("qsize", "__len__"):
+    with suppress(TypeError, ValueError):  # a buffer, as a number that is shared with other processes is
+        held = memoryview(thing)
+        return held.tobytes() if held.nbytes <= 1 << 20 else held.nbytes
+    for name in ("qsize", "locked", "__len__"):
         if not isinstance(thing, type) and hasattr(thing, name):
             return getattr(thing, name)()
-    with suppress(TypeError, ValueError):  # no buffer, as a number that is shared with other processes is
-        return bytes(memoryview(thing)[: 1 << 16])
     return None
 
 

@@ -7,7 +7,7 @@ import functools
 import io
 import sys
 import types
-from collections import UserDict, UserList, UserString, deque
+from collections import ChainMap, UserDict, UserList, UserString, deque
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from functools import lru_cache
@@ -43,7 +43,7 @@ CONSTANT: frozenset[type] = frozenset((bool, int, float, complex, str, bytes, ty
 CONSTANT |= {types.ModuleType, torch.dtype, torch.device, torch.layout, torch.memory_format}
 
 CONTAINERS = (dict, list, set, deque)
-_LOOKED_INTO = (types.SimpleNamespace, UserDict, UserList, UserString)  # of the standard library
+_LOOKED_INTO = (types.SimpleNamespace, ChainMap, UserDict, UserList, UserString)  # of the standard library
 _WATCHED = (io.IOBase, torch.optim.Optimizer, functools._lru_cache_wrapper)
 _LIGHTNING = frozenset(("lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities"))
 # Whose instances run, feed or write the training: with all of their subclasses they are not looked into.

@@ -113,7 +113,7 @@ def layer_table(
     with borrow(model):
         # torchinfo would call these, and `.eval()` merges LoRA weights, `.train()` thaws frozen parts.
         part = entry(model, through)
-        example = in_precision(part, example)
+        example = in_precision(part, example).detach().clone()  # forward may write into what it is given
         part.__dict__["eval"] = part.__dict__["train"] = lambda *_: part
         with without_lazy(part.modules()):  # torchinfo counts what is in them
             found = torchinfo.summary(part, input_data=[example], verbose=0, mode="eval", depth=64)

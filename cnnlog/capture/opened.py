@@ -8,7 +8,7 @@ from collections import deque
 from contextlib import suppress
 from typing import Any
 
-from cnnlog.capture.contents import CELL, MISSING, cell_content, slots_of
+from cnnlog.capture.contents import CELL, MISSING, slots_of, value_of
 from cnnlog.capture.kinds_of_data import LEAVES
 from cnnlog.capture.memory import KINDS
 
@@ -126,7 +126,7 @@ def of_slot(slot: Any, thing: Any) -> Any:
         thing: the object, or the cell.
     """
     if slot is CELL:
-        return cell_content(thing)
+        return value_of(CELL, thing)
     try:
         return slot.__get__(thing, type(thing))
     except AttributeError:

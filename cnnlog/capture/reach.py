@@ -111,7 +111,7 @@ class Reach:
                 if isinstance(value, dict):  # of a scripted module it is none, and cannot be written
                     self._before.contents.append((value, held))
                 if key == "_buffers":
-                    self.buffers.update((id(tensor), tensor) for tensor in held.values() if tensor is not None)
+                    self._keep_buffers(held, where)
             else:
                 self._look_at(value, (where, key))
         if registered is not None:
@@ -123,12 +123,22 @@ class Reach:
                     self.parameters[id(tensor)] = tensor
                     self._keep_parameter(tensor, where)
 
+    def _keep_buffers(self, held: dict[str, Any], where: Where) -> None:
+        for tensor in held.values():
+            if tensor is not None and id(tensor) not in self.buffers:
+                self.buffers[id(tensor)] = tensor
+                self._keep_attributes(tensor, where)
+
     def _keep_parameter(self, parameter: Any, where: Where) -> None:
         gradient = parameter.grad
         self._before.gradients.append((parameter, gradient))
         if gradient is not None:
             self.gradients[id(gradient)] = gradient
-        attributes = parameter.__dict__
+        self._keep_attributes(parameter, where)
+
+    def _keep_attributes(self, tensor: Any, where: Where) -> None:
+        """What somebody has written onto a tensor."""
+        attributes = tensor.__dict__
         self._before.objects.append((attributes, attributes.copy()))
         for key, value in attributes.items():
             self._look_at(value, (where, key))
@@ -147,6 +157,7 @@ class Reach:
         elif state is State.TUPLE:
             self._look_into(thing, where)
         elif state is State.TENSOR:
+            self._keep_attributes(thing, where)
             if thing.is_nested:
                 self.foreign.append((thing, where))
             elif size(thing) >= SMALL or self._fits(size(thing), where):
@@ -208,7 +219,10 @@ class Reach:
         if array and not thing.flags.writeable:
             return
         if self._fits(thing.nbytes if array else len(memoryview(thing).cast("B")), where):
-            self._before.contents.append((thing, thing.copy() if array else thing[:]))
+            plain = thing.view(np.ndarray) if array and type(thing) is not np.ndarray else thing
+            self._before.contents.append((plain, plain.copy() if array else plain[:]))
+            if plain is not thing:  # a masked array has its mask among its attributes
+                self._keep_object(thing, where)
             if array and thing.dtype.hasobject:
                 self._look_into(thing.ravel().tolist(), where)
 
@@ -217,7 +231,7 @@ class Reach:
             self._look_at(thing.__self__, where)
             self._look_at(getattr(thing, "__func__", None), where)  # methods of lists have none
         elif state is State.PARTIAL:
-            for part in (thing.func, *thing.args, *thing.keywords.values()):
+            for part in (thing.func, *thing.args, thing.keywords):
                 self._look_at(part, where)
         elif isinstance(thing, property):
             for part in (thing.fget, thing.fset):

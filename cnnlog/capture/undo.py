@@ -67,18 +67,20 @@ class Noted:
             level = [part for thing, in_library in level for part in self._parts_of(thing, in_library)]
 
     @contextmanager
-    def reading(self, *, here: bool) -> Iterator[None]:
+    def reading(self, *, here: bool, in_use: bool = False) -> Iterator[None]:
         """Read through them, and give them back as they were.
 
         Args:
             here: they are read in this process. If not, it is another one, which may move the positions of open files
                 and write into shared memory, and nothing else; only that is put back.
+            in_use: further processes, which read for the training, may write into shared memory meanwhile; then it is
+                left as it is.
         """
         try:
             with self._descriptors.watched():
                 yield
         finally:
-            self._give_back(read_here=here)
+            self._give_back(read_here=here, with_memory=not in_use)
 
     def tell(self, kind: str) -> None:
         """Warn, once for each kind of data set, if something may not have been given back.
@@ -95,7 +97,7 @@ class Noted:
             stacklevel=4,
         )
 
-    def _give_back(self, *, read_here: bool) -> None:
+    def _give_back(self, *, read_here: bool, with_memory: bool) -> None:
         memory = Memory()
         new: list[object] = []
         for change in self._changes if read_here else ():
@@ -106,7 +108,7 @@ class Noted:
         for undo in self._undo if read_here else ():
             with suppress(Exception):  # of the many kinds of objects some refuse; the others are given back
                 undo()
-        for values in self._bytes:
+        for values in self._bytes if with_memory else ():
             with suppress(Exception):
                 values.put_back(memory, only_shared=not read_here)
         self._files.put_back(read_here=read_here)

@@ -20,6 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from cnnlog.capture.sharding import gathered, gathered_parameters, is_distributed, plain_type
 from cnnlog.capture.transfer import to_host
+from cnnlog.capture.transforms import inside_transform, outside_transforms, unwrapped
 from cnnlog.snapshot import FloatArray
 
 CONVOLUTIONS = {
@@ -406,6 +407,13 @@ class UsedWeights:
     def _see(self, func: Any, args: Any, kwargs: Any) -> None:
         layer = self._running[-1]
         weight = kwargs["weight"] if "weight" in kwargs else args[1]
+        if inside_transform():
+            with outside_transforms():
+                self._saw(layer, func, unwrapped(weight))
+        else:
+            self._saw(layer, func, weight)
+
+    def _saw(self, layer: nn.Module, func: Any, weight: Any) -> None:
         if layer not in self._shapes or layer in self.filters or not isinstance(weight, torch.Tensor):
             return
         if weight.dtype != self._sharded.get(layer, weight.dtype):

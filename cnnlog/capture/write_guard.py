@@ -138,7 +138,10 @@ def _memory(tensor: torch.Tensor) -> int:
     """What names the memory of a tensor; of those without any of their own it is the tensor itself."""
     if tensor.layout is not torch.strided or is_wrapper(tensor) or tensor.is_meta:
         return id(tensor)
-    return tensor.untyped_storage().data_ptr() or id(tensor)
+    try:
+        return tensor.untyped_storage().data_ptr() or id(tensor)
+    except (RuntimeError, NotImplementedError):  # inside a transform of torch.func, it wraps another
+        return id(tensor)
 
 
 def _tensors(given: Iterable[Any]) -> Iterator[torch.Tensor]:

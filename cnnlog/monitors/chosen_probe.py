@@ -128,6 +128,8 @@ def apart(probe: Probe, batch: Any) -> str | None:
         theirs = theirs[None] if fed.listed else theirs[:, None]  # the network adds the axis of the channel
     if ours.dim() != theirs.dim():
         return None  # latents beside images, clips beside frames
+    if theirs.dtype == torch.uint8 and _is_of_bytes(ours):
+        theirs = theirs.float() / 255  # as the training step does before forward
     differs = []
     if ours.is_floating_point() != theirs.is_floating_point():
         differs.append("another kind of numbers")
@@ -147,6 +149,15 @@ def apart(probe: Probe, batch: Any) -> str | None:
         f"{_told(ours, ends[0])}, the first training batch {_told(theirs, ends[1])}; pass a Probe "
         "made as your batches are"
     )
+
+
+def _is_of_bytes(tensor: torch.Tensor) -> bool:
+    """Whether values are bytes that were divided by 255."""
+    if not tensor.is_floating_point():
+        return False
+    bytes_of_it = tensor * 255
+    low, high = _ends(bytes_of_it)
+    return low >= 0 and high <= 256 and bool((bytes_of_it - bytes_of_it.round()).abs().max() < 1e-3)
 
 
 def _ends(tensor: torch.Tensor) -> tuple[float, float]:

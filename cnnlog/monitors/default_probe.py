@@ -44,7 +44,7 @@ def default_probe(trainer: L.Trainer, *, say: Callable[[str], object]) -> Probe:
             use = partial(_image, trainer, where, number) if collated else _raw_image
             touched = [_data_module(trainer)] if collated and _hooked(trainer) else []
             try:
-                fed = first_sample(loader, use, collated=collated, touched=touched)
+                fed = first_sample(loader, use, collated=collated, touched=touched, in_use=where == "training")
             except NotRead as error:
                 reasons.append(f"that of the {where} loader fails ({error})")
                 continue

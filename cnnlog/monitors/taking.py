@@ -110,8 +110,8 @@ class Taking:
         trainer, before = self._trainer, self._clock.global_step
         if self._due(Unit.STEP, before, before + max(1, len(trainer.optimizers))):
             return True
-        is_last = trainer.is_last_batch or trainer.max_steps == trainer.global_step + 1
-        return is_last and bool(self._due(Unit.EPOCH, trainer.current_epoch, trainer.current_epoch + 1))
+        # the end of an epoch may be that of the training, whose last state is captured in any case
+        return trainer.is_last_batch or trainer.max_steps == trainer.global_step + 1
 
     def _due(self, counted: Unit, before: int, now: int) -> frozenset[Kind]:
         """The kinds that are due between two counts.

@@ -10,6 +10,7 @@ import functools
 import os
 import random
 import weakref
+from collections import ChainMap
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -466,6 +467,52 @@ class UnseenGradients(Base):
         with torch.enable_grad():
             torch.autograd.backward(self.conv.weight.sum() * 2)
         return 0
+
+
+class MaskedArray(Base):
+    def prepare(self) -> None:
+        self.masked: Any = np.ma.array([0.0, 0.0], mask=[True, False])
+
+    def more(self, x: torch.Tensor) -> Any:
+        self.masked += 1
+        if not self.training:
+            self.masked[0] = 5.0
+        return float(self.masked.sum())
+
+
+class AttributesOfTensors(Base):
+    def prepare(self) -> None:
+        self.register_buffer("buffer", torch.zeros(1))
+        self.plain = torch.zeros(2)
+
+    def more(self, x: torch.Tensor) -> Any:
+        for tensor in (self.get_buffer("buffer"), self.plain):
+            counted: Any = tensor
+            counted.calls = getattr(counted, "calls", 0) + 1
+        return self.plain.calls  # type: ignore[attr-defined]
+
+
+class ChainedAndPartial(Base):
+    def prepare(self) -> None:
+        self.chained: Any = ChainMap({"n": 0}, {"m": 0})
+        self.partial: Any = functools.partial(dict, n=0)
+
+    def more(self, x: torch.Tensor) -> Any:
+        self.chained["n"] += 1
+        self.partial.keywords["n"] += 1
+        return self.chained["n"] + self.partial.keywords["n"]
+
+
+class Differentiates(Base):
+    """With transforms of torch.func, in which outputs and weights wrap others."""
+
+    def prepare(self) -> None:
+        self.seen: list[float] = []
+
+    def more(self, x: torch.Tensor) -> Any:
+        gradient = torch.func.grad(lambda z: self.conv(z).square().mean())(x)
+        self.seen.append(1.0)
+        return gradient.mean() + len(self.seen)
 
 
 class TrainsItself(Base):
