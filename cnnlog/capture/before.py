@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cnnlog.capture.contents import bind_again, refill, restore_content, same_content, same_items, set_slot
+from cnnlog.capture.contents import bind_again, refill, restore_content, same_content, same_items, set_slot, vars_of
 
 
 class Before:
@@ -22,6 +22,8 @@ class Before:
         empty: containers that held nothing, as most of a module's do.
         contents: containers and arrays.
         objects: dicts of attributes.
+        held: objects, and their dicts of attributes themselves.
+        classes: modules, and their classes.
         slots: slots, and closures' cells.
         bound: classes, and the variables of files.
     """
@@ -33,6 +35,8 @@ class Before:
         self.empty: list[Any] = []
         self.contents: list[tuple[Any, Any]] = []
         self.objects: list[tuple[Any, dict[str, Any]]] = []
+        self.held: list[tuple[Any, dict[str, Any]]] = []
+        self.classes: list[tuple[nn.Module, type]] = []
         self.slots: list[tuple[Any, Any, object]] = []
         self.bound: list[tuple[Any, dict[str, Any]]] = []
 
@@ -59,6 +63,23 @@ class Before:
 
     def _steps(self, *, registered: bool) -> Iterator[tuple[Any, ...]]:
         """What is not as it was: the function that mends it, and what that is given."""
+        yield from self._steps_of_modules(registered=registered)
+        for container, content in self.contents:
+            if not same_content(container, content):
+                yield restore_content, container, content
+        for thing, own in self.held:
+            if vars_of(thing) is not own:
+                yield setattr, thing, "__dict__", own
+        for held, before in self.objects:
+            if not same_items(held, before):
+                yield refill, held, before
+        yield from ((set_slot, slot, thing, value) for slot, thing, value in self.slots)
+        yield from ((bind_again, owner, bound) for owner, bound in self.bound)
+
+    def _steps_of_modules(self, *, registered: bool) -> Iterator[tuple[Any, ...]]:
+        for module, cls in self.classes:
+            if type(module) is not cls:
+                yield setattr, module, "__class__", cls
         for module, attributes in self.attributes:
             if not same_items(module.__dict__, attributes):
                 yield refill, module.__dict__, attributes
@@ -69,14 +90,6 @@ class Before:
                 yield _drop, parameters, [name for name in parameters if name not in before]
         if any(self.empty):
             yield from ((empty.clear,) for empty in self.empty)
-        for container, content in self.contents:
-            if not same_content(container, content):
-                yield restore_content, container, content
-        for held, before in self.objects:
-            if not same_items(held, before):
-                yield refill, held, before
-        yield from ((set_slot, slot, thing, value) for slot, thing, value in self.slots)
-        yield from ((bind_again, owner, bound) for owner, bound in self.bound)
         for parameter, gradient in self.gradients:
             if parameter.grad is not gradient:
                 yield setattr, parameter, "grad", gradient

@@ -130,6 +130,18 @@ def plain_copy(container: Any) -> Any:
     return list((list if isinstance(container, list) else deque).__iter__(container))
 
 
+def vars_of(thing: Any) -> Any:
+    """An object's dict of attributes; None where it has none, or its class cannot say it.
+
+    Args:
+        thing: any object.
+    """
+    try:
+        return getattr(thing, "__dict__", None)
+    except Exception:  # it stands for another object, and there is none yet
+        return None
+
+
 def refill(now: MutableMapping[str, Any], before: Mapping[str, Any], *, in_order: bool = False) -> None:
     """Make a dict of attributes what it was.
 

@@ -72,7 +72,8 @@ def _mark(thing: Any) -> _Mark | None:
             frame = thing.gi_frame
             return (frame is None or frame.f_lasti, *([] if frame is None else frame.f_locals.values()))
         if isinstance(thing, torch.optim.Optimizer):
-            attributes = dict(enumerate(chain.from_iterable(state.values() for state in thing.state.values())))
+            held = chain(thing.state.values(), thing.param_groups)  # tensors by parameter, learning rates by group
+            attributes = dict(enumerate(chain.from_iterable(part.values() for part in held)))
         if attributes:
             return tuple(chain.from_iterable((name, value, _amount(value)) for name, value in attributes.items()))
         return _place_of_iterator(thing) if hasattr(thing, "__next__") else (_amount(thing),)

@@ -11,7 +11,6 @@ import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import torch
@@ -24,7 +23,7 @@ from cnnlog.capture.foreign import Watched, place
 from cnnlog.capture.kept import SMALL, copied, copy_back, size
 from cnnlog.capture.lent_tensors import lend
 from cnnlog.capture.muted import Muted
-from cnnlog.capture.reach import Reach
+from cnnlog.capture.reach import Reach, Where
 from cnnlog.capture.rng import PASS_SEED, kept_rng
 from cnnlog.capture.sharding import is_sharded, refuse_flattened, sharded
 from cnnlog.capture.write_guard import unwatched
@@ -152,7 +151,7 @@ class _Loan:
     def __init__(self, modules: Sequence[nn.Module], *, runs: bool) -> None:
         self.model = modules[0]
         self.modules = modules
-        self.reach = Reach(modules, ((hook, (None, "a global hook of torch")) for hook in _global_hooks()))
+        self.reach = Reach(modules, _roots(modules))
         self._first = runs and self.model not in _has_run
         self._sharded = is_sharded(modules)
         self._elsewhere = [(module, module.training) for module in modules if "training" not in module.__dict__]
@@ -252,7 +251,10 @@ def _without_lazy(tensors: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
     return {key: tensor for key, tensor in tensors.items() if not is_lazy(tensor)}
 
 
-def _global_hooks() -> Iterator[Any]:
-    """What users have registered for all modules at once."""
-    hooks = (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
-    return chain.from_iterable(hook.values() for hook in hooks)
+def _roots(modules: Sequence[nn.Module]) -> Iterator[tuple[Any, Where]]:
+    """What forward can reach beside the modules: hooks of all modules, and what Lightning trains with."""
+    for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks):
+        yield from ((hook, (None, "a global hook of torch")) for hook in hooks.values())
+    trainer = modules[0].__dict__.get("_trainer")
+    if trainer is not None:
+        yield from ((optimizer, (None, "an optimiser")) for optimizer in getattr(trainer, "optimizers", None) or ())

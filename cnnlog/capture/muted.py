@@ -20,14 +20,17 @@ def is_logger(thing: object) -> bool:
 class Muted:
     """Stands for an object and passes everything on, but for loggers: in their place there is silence.
 
+    What is set on it stays here, and the object is left as it is.
+
     Args:
         held: a trainer or Fabric, which has loggers, or a logger itself.
     """
 
-    __slots__ = ("_held",)
+    __slots__ = ("_held", "_set")
 
     def __init__(self, held: Any) -> None:
         object.__setattr__(self, "_held", held)
+        object.__setattr__(self, "_set", {})
 
     @property  # type: ignore[misc] # so that isinstance() says what it says of the other
     def __class__(self) -> Any:
@@ -37,6 +40,8 @@ class Muted:
         held = self._held
         if is_logger(held):
             return _SILENCE
+        if name in self._set:
+            return self._set[name]
         if name == "logger":
             return None if held.logger is None else Muted(held.logger)
         if name == "loggers":
@@ -44,8 +49,7 @@ class Muted:
         return getattr(held, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not is_logger(self._held):
-            setattr(self._held, name, value)
+        self._set[name] = value
 
 
 class _Silence:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from cnnlog.capture.before import Before
-from cnnlog.capture.contents import CELL, OF_CLASSES, names_in, plain_copy, slots_of, value_of
+from cnnlog.capture.contents import CELL, OF_CLASSES, names_in, plain_copy, slots_of, value_of, vars_of
 from cnnlog.capture.kept import SMALL, size
 from cnnlog.capture.kinds_of_state import CONSTANT, State, is_foreign, own_packages, state_of
 
@@ -96,6 +96,7 @@ class Reach:
     def _keep_module(self, module: nn.Module, where: Where, *, found: bool = False) -> None:
         attributes = module.__dict__.copy()
         self._before.attributes.append((module, attributes))
+        self._before.classes.append((module, type(module)))
         registered = attributes.get("_parameters")
         empty = self._before.empty
         known = _without_hooks(attributes)
@@ -199,13 +200,11 @@ class Reach:
             self._look_at(part, (where, key))
 
     def _keep_object(self, thing: Any, where: Where) -> None:
-        try:
-            attributes = getattr(thing, "__dict__", None)
-        except Exception:  # it stands for another object, and there is none yet
-            attributes = None
+        attributes = vars_of(thing)
         if type(attributes) is dict:
             before = attributes.copy()
             self._before.objects.append((attributes, before))
+            self._before.held.append((thing, attributes))
             for key, value in before.items():
                 self._look_at(value, (where, key))
         for slot in slots_of(thing):

@@ -73,3 +73,57 @@ def test_a_look_writes_nothing_into_the_users_log(logger: type[Any], tmp_path: P
     watched = logged(tmp_path / "watched", logger, [FeatureMapMonitor(probe)])
     assert watched == plain
     assert "by the" in str(plain)
+
+
+class Steers(Talks):
+    """Steers the training from forward, in evaluation mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            self.trainer.should_stop = True
+            assert self.trainer.should_stop
+        output: torch.Tensor = self.conv(x)
+        return output
+
+
+def test_what_forward_sets_on_the_trainer_is_not_set(tmp_path: Path) -> None:
+    module = Steers()
+    run = L.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        logger=False,
+        callbacks=[FeatureMapMonitor(Probe(torch.rand(1, 3, 8, 8)))],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    run.fit(module, DataLoader(TensorDataset(torch.rand(4, 3, 8, 8)), batch_size=2))
+    assert run.global_step == 4
+    assert module.trainer is run
+
+
+class Schedules(Steers):
+    """Changes a learning rate in forward, in evaluation mode."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            for optimizer in self.trainer.optimizers:
+                optimizer.param_groups[0]["lr"] *= 0.5
+        output: torch.Tensor = self.conv(x)
+        return output
+
+
+def test_a_learning_rate_that_forward_changes_is_told(tmp_path: Path) -> None:
+    run = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        logger=False,
+        callbacks=[FeatureMapMonitor(Probe(torch.rand(1, 3, 8, 8)))],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.warns(UserWarning, match="changes what nobody can give back afterwards: an optimiser"):
+        run.fit(Schedules(), DataLoader(TensorDataset(torch.rand(4, 3, 8, 8)), batch_size=2))

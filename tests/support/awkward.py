@@ -503,6 +503,24 @@ class ChainedAndPartial(Base):
         return self.chained["n"] + self.partial.keywords["n"]
 
 
+class Held:
+    def __init__(self) -> None:
+        self.calls = 0
+
+
+class OtherAttributes(Base):
+    """Binds another dict of attributes to an object, and makes another class of a module."""
+
+    def prepare(self) -> None:
+        self.held = Held()
+
+    def more(self, x: torch.Tensor) -> Any:
+        self.held.__dict__ = {"calls": self.held.calls + 1}
+        if not self.training:
+            self.norm.__class__ = type("Other", (nn.BatchNorm2d,), {})
+        return self.held.calls + len(type(self.norm).__name__)
+
+
 class Differentiates(Base):
     """With transforms of torch.func, in which outputs and weights wrap others."""
 
