@@ -24,8 +24,8 @@ def announcement(
 ) -> str:
     """What is watched, when, of which probe, and where it is kept, in at most 300 characters.
 
-    Where the line would be longer, it names TensorBoard's folder alone, which has the run's in it; then it says less of
-    the probe, before it names no folder.
+    Where the line would be longer, it names TensorBoard's folder alone, which has the run's in it; then it does not say
+    how large a snapshot is, before it names only a part of a folder.
 
     Args:
         watched: the layers.
@@ -49,10 +49,9 @@ def announcement(
     view = f"; view: tensorboard --logdir {shlex.quote(logdir)}" if folder is not None and logdir is not None else ""
     average = " with averaged weights" if averaged else ""
     start = f"cnnlog watches {_short(what, 110)}{average}, {_short(when, 60)}"
-    briefly = f"; probe {list(probe.tensor.shape)}" if probe is not None else ""
     for line in (
         f"{start}{on}: {kept}{where}{view}",
-        *(f"{start}{probed}: {kept}{end}" for end in (view, where) if end for probed in (on, briefly, "")),
+        *(f"{start}{on}{size_of_it}{end}" for end in (view, where) if end for size_of_it in (f": {kept}", "")),
     ):
         if len(line) <= LONGEST:
             return line

@@ -165,7 +165,7 @@ def _ends(tensor: torch.Tensor) -> tuple[float, float]:
     plain = tensor.as_subclass(torch.Tensor)
     try:
         low, high = torch.aminmax(plain)
-    except NotImplementedError:  # uint16, float8
+    except RuntimeError:  # uint16, float8
         low, high = torch.aminmax(plain.float())
     return float(low), float(high)
 

@@ -216,6 +216,7 @@ def test_the_options_in_the_text_exist() -> None:
         "--memory",
         "--compare",
         "--page",
+        "--family",
     }  # scripts
     elsewhere |= {"--weights", "--lr", "--warmup", "--epochs"}  # of examples/finetune.py
     for page in EVERY:
