@@ -167,6 +167,8 @@ def same_items(a: dict[Any, Any], b: dict[Any, Any]) -> bool:
         a: the one; what a subclass may do when it is read is passed by.
         b: the other, a plain dict.
     """
+    if type(a) is dict:  # as nearly always, and thousands of times
+        return len(a) == len(b) and all(map(is_, a, b)) and all(map(is_, a.values(), b.values()))
     base: Any = OrderedDict if isinstance(a, OrderedDict) else dict
     return (
         dict.__len__(a) == len(b) and all(map(is_, base.__iter__(a), b)) and all(map(is_, base.values(a), b.values()))

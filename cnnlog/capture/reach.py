@@ -25,6 +25,7 @@ _BELOW = frozenset(("builtins", "torch", "lightning", "pytorch_lightning", "ligh
 _PLAIN_CONTAINERS = frozenset((dict, OrderedDict, list, set))
 # Where each module keeps its hooks; nearly always there are none.
 _HOOKS = tuple(key for key, value in vars(nn.Module()).items() if type(value) in _PLAIN_CONTAINERS and "hook" in key)
+_HOOK_NAMES = frozenset(_HOOKS)
 _hooks_of = itemgetter(*_HOOKS)
 
 Where = tuple["Where | None", object]
@@ -99,11 +100,14 @@ class Reach:
         self._before.classes.append((module, type(module)))
         registered = attributes.get("_parameters")
         empty = self._before.empty
-        known = _without_hooks(attributes)
-        empty += known.values()
+        hooks = _hooks_of(attributes) if attributes.keys() >= _HOOK_NAMES else ()
+        known = () if any(hooks) else _HOOK_NAMES
+        empty += hooks if known else ()
         for key, value in attributes.items():
+            if key in known:
+                continue
             cls = type(value)
-            if cls in CONSTANT or key in known or value is registered:
+            if cls in CONSTANT or value is registered:
                 continue
             if cls in _PLAIN_CONTAINERS and not value:
                 empty.append(value)
@@ -140,6 +144,9 @@ class Reach:
     def _keep_attributes(self, tensor: Any, where: Where) -> None:
         """What somebody has written onto a tensor."""
         attributes = tensor.__dict__
+        if not attributes:
+            self._before.empty.append(attributes)
+            return
         self._before.objects.append((attributes, attributes.copy()))
         for key, value in attributes.items():
             self._look_at(value, (where, key))
@@ -312,12 +319,3 @@ class Reach:
             What went wrong on the way.
         """
         return self._before.put_back(registered=registered)
-
-
-def _without_hooks(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Where a module without any keeps its hooks; nothing of one that has some."""
-    try:
-        hooks = _hooks_of(attributes)
-    except KeyError:  # a module of another version of torch
-        return {}
-    return {} if any(hooks) else dict(zip(_HOOKS, hooks, strict=True))
