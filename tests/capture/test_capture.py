@@ -526,13 +526,8 @@ def test_a_model_that_begins_to_write_its_parameters_gets_them_back() -> None:
         assert torch.equal(net.conv.weight, before)
 
 
-class LateUnseen(nn.Module):
+class LateUnseen(LateWriter):
     """Begins to write into a parameter where Python is not asked."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(3, 4, 3)
-        self.writes = False
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.writes:

@@ -58,7 +58,7 @@ def logged(folder: Path, logger: type[Any], callbacks: list[L.Callback]) -> obje
         enable_model_summary=False,
         log_every_n_steps=1,
     )
-    trainer.fit(Talks(), DataLoader(TensorDataset(torch.rand(4, 3, 8, 8)), batch_size=2))
+    trainer.fit(Talks(), batches())
     if logger is CSVLogger:
         return (folder / "log" / "version_0" / "metrics.csv").read_text()
     events = EventAccumulator(str(folder / "log" / "version_0")).Reload()
@@ -75,6 +75,23 @@ def test_a_look_writes_nothing_into_the_users_log(logger: type[Any], tmp_path: P
     assert "by the" in str(plain)
 
 
+def batches() -> DataLoader[Any]:
+    return DataLoader(TensorDataset(torch.rand(4, 3, 8, 8)), batch_size=2)
+
+
+def watched(folder: Path, **options: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        callbacks=[FeatureMapMonitor(Probe(torch.rand(1, 3, 8, 8)))],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+        **options,
+    )
+
+
 class Steers(Talks):
     """Steers the training from forward, in evaluation mode."""
 
@@ -88,17 +105,8 @@ class Steers(Talks):
 
 def test_what_forward_sets_on_the_trainer_is_not_set(tmp_path: Path) -> None:
     module = Steers()
-    run = L.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        logger=False,
-        callbacks=[FeatureMapMonitor(Probe(torch.rand(1, 3, 8, 8)))],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
-    run.fit(module, DataLoader(TensorDataset(torch.rand(4, 3, 8, 8)), batch_size=2))
+    run = watched(tmp_path, max_epochs=2)
+    run.fit(module, batches())
     assert run.global_step == 4
     assert module.trainer is run
 
@@ -115,15 +123,6 @@ class Schedules(Steers):
 
 
 def test_a_learning_rate_that_forward_changes_is_told(tmp_path: Path) -> None:
-    run = L.Trainer(
-        accelerator="cpu",
-        max_epochs=1,
-        logger=False,
-        callbacks=[FeatureMapMonitor(Probe(torch.rand(1, 3, 8, 8)))],
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=tmp_path,
-    )
+    run = watched(tmp_path, max_epochs=1)
     with pytest.warns(UserWarning, match="changes what nobody can give back afterwards: an optimiser"):
-        run.fit(Schedules(), DataLoader(TensorDataset(torch.rand(4, 3, 8, 8)), batch_size=2))
+        run.fit(Schedules(), batches())
